@@ -1,0 +1,69 @@
+"""Batches straight from tensors: no workers, no per-sample Python."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A 64-bit seed for one epoch of one run, well apart from those of neighbouring seeds and epochs."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+
+
+class EpochShuffle(Sampler[int]):
+    """A permutation of ``range(length)`` that is a function of ``(seed, epoch)`` and of nothing else.
+
+    Lightning calls :meth:`set_epoch` before each epoch. Torch's ``RandomSampler`` draws from the global generator
+    instead, so its order depends on all that was drawn before, and a resumed run starts with epoch 0's order again.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+    def order(self) -> Tensor:
+        """``(length,)`` int64 positions, in this epoch's order."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        return torch.randperm(self.length, generator=generator)
+
+
+class TensorLoader:
+    """Iterates over ``(images, labels)`` batches gathered from tensors that stay where they are.
+
+    Args:
+        images: ``(N, 3, H, W)`` uint8.
+        labels: ``(N,)`` int64 on the same device.
+        indices: ``(M,)`` int64, the images of this split.
+        batch_size: at least 1.
+        sampler: order of the training images; None for evaluation, in order. With a sampler the last incomplete
+            batch is dropped, unless it is the only one.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, indices: Tensor, batch_size: int, sampler: EpochShuffle | None = None
+    ):
+        self.images, self.labels, self.indices = images, labels, indices
+        self.batch_size, self.sampler = batch_size, sampler
+        self.batch_sampler = None  # Lightning reads it where there is a sampler
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.indices), self.batch_size)
+        if self.sampler is not None:
+            return max(full, 1)
+        return full + (rest > 0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = self.indices if self.sampler is None else self.indices[self.sampler.order()]
+        for batch in indices.split(self.batch_size)[: len(self)]:
+            yield self.images[batch], self.labels[batch]

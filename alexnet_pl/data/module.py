@@ -1,0 +1,134 @@
+"""What every data set of this project shares: split, resize once, batches from tensors, normalise on the device."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
+
+from alexnet_pl.augment import normalize
+from alexnet_pl.data.loader import EpochShuffle, TensorLoader
+from alexnet_pl.data.split import stratified_split
+from alexnet_pl.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """``images`` is ``(N, H, W, 3)`` uint8, ``labels`` is ``(N,)`` int64 in ``range(len(class_names))``."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A data set as it was found: ``train`` is still to be split, ``description`` is for people and result.json."""
+
+    train: LabelledImages
+    test: LabelledImages
+    description: str
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Stratified train/validation split and a test set apart, as uint8 tensors that are decoded and resized once.
+
+    Batches are ``(images, labels)``: float32 ``(B, 3, image_size, image_size)``, normalised, and int64 ``(B,)``.
+    Resizing matches PIL's bilinear filter to within two grey levels. Only training batches are augmented.
+
+    Args:
+        image_size: side in pixels that images are resized to.
+        batch_size: images a step, at least 1.
+        val_fraction: fraction of the training images held out for validation, in (0, 1).
+        seed: of the shuffling.
+        split_seed: of the split, apart from ``seed``.
+        mean, std: of the normalisation, one number a channel on the [0, 1] pixel scale.
+        augment: applied to uint8 training batches on their device.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    name: str
+    class_names: Sequence[str]
+
+    def __init__(
+        self,
+        image_size: int,
+        batch_size: int,
+        val_fraction: float,
+        seed: int,
+        split_seed: int,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"data.{name}={value} is not possible: it is a whole number, 1 or more.")
+        if not 0 < val_fraction < 1:
+            raise ConfigError(f"data.val_fraction={val_fraction} is not possible: it is above 0 and below 1.")
+        self.image_size, self.batch_size, self.val_fraction = image_size, batch_size, val_fraction
+        self.seed, self.split_seed = seed, split_seed
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.augment = augment or nn.Identity()
+        self._loaders: dict[str, TensorLoader] = {}
+        self.description = ""
+
+    @abstractmethod
+    def load(self) -> ImageSource:
+        """Read the data set into memory.
+
+        Raises:
+            DataError: images are missing or damaged.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, split and resize; the second call does nothing."""
+        if self._loaders:
+            return
+        source = self.load()
+        self.description = source.description
+        train, val = stratified_split(source.train.labels, self.val_fraction, self.split_seed)
+        images, labels = self._tensors(source.train)
+        test_images, test_labels = self._tensors(source.test)
+        shuffle = EpochShuffle(len(train), self.seed)
+        everything = np.arange(len(test_labels))
+        self._loaders = {
+            "train": TensorLoader(images, labels, torch.from_numpy(train), self.batch_size, shuffle),
+            "val": TensorLoader(images, labels, torch.from_numpy(val), self.batch_size),
+            "test": TensorLoader(test_images, test_labels, torch.from_numpy(everything), self.batch_size),
+        }
+
+    def _tensors(self, labelled: LabelledImages) -> tuple[Tensor, Tensor]:
+        images = torch.from_numpy(labelled.images).permute(0, 3, 1, 2)
+        # In slices: the resize works on float copies, which for the whole of CIFAR-10 would take gigabytes.
+        size = [self.image_size, self.image_size]
+        resized = torch.empty(len(images), 3, *size, dtype=torch.uint8)
+        for start in range(0, len(images), 2048):
+            resized[start : start + 2048] = resize(images[start : start + 2048], size, antialias=True)
+        return resized, torch.from_numpy(labelled.labels)
+
+    def counts(self) -> dict[str, int]:
+        """Number of images in ``train``, ``val`` and ``test``."""
+        return {split: len(loader.indices) for split, loader in self._loaders.items()}
+
+    def train_dataloader(self) -> TensorLoader:
+        return self._loaders["train"]
+
+    def val_dataloader(self) -> TensorLoader:
+        return self._loaders["val"]
+
+    def test_dataloader(self) -> TensorLoader:
+        return self._loaders["test"]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels = batch
+        if self.trainer is not None and self.trainer.training:
+            images = self.augment(images)
+        return normalize(images, self.mean, self.std), labels

@@ -1,0 +1,67 @@
+"""Errors that a person can act on, and the one place that turns them into a line on the terminal."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what was wrong, what is allowed and what to do next."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that cannot work: a value out of range, an input too small for the network."""
+
+
+class DataError(UserError, RuntimeError):
+    """Images that are missing, incomplete or damaged. The message names the file and the ways out."""
+
+
+EXIT_CODE = 2
+"""Exit status after a UserError or a configuration that Hydra refuses."""
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_SHOW_TRACEBACK = os.environ.get(_FULL_ERROR, "0") not in ("", "0")  # read before one_line_errors sets it
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors that a person can mend into one line on stderr and exit code 2.
+
+    With ``HYDRA_FULL_ERROR=1`` in the environment every error keeps its traceback. Errors that are not the
+    user's (bugs) always keep it.
+    """
+    # Hydra prints a page and exits by itself unless this is set; then the exception reaches us.
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    except Exception as error:
+        message = None if _SHOW_TRACEBACK else _message_for_people(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def _message_for_people(error: BaseException) -> str | None:
+    """The message to print instead of a traceback, or None where only a traceback helps."""
+    from hydra.errors import HydraException, InstantiationException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause: BaseException | None = error
+    while cause is not None:  # hydra.utils.instantiate wraps what a constructor raised
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__
+
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, value = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={value} does not exist. Choose one of: {', '.join(sorted(error.options))}."
+    if isinstance(error, InstantiationException):
+        # A constructor was called with the wrong arguments: a key too many or too few in the config. Anything
+        # else that a constructor raises is a bug, whose traceback is wanted.
+        return str(error.__cause__) if isinstance(error.__cause__, TypeError) else None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(str(error).split())
+    return None

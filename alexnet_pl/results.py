@@ -1,0 +1,85 @@
+"""result.json and the table at the end of a run: what was measured, on what, with which versions."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "scikit-learn")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, this project and the packages that a figure may depend on."""
+    versions = {"python": platform.python_version()}
+    for package in ("alexnet_pl", *PACKAGES):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with ``-dirty`` behind it where tracked files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *command: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()
+
+
+def device_name(device: torch.device) -> str:
+    """Such as ``cuda (NVIDIA H100 80GB HBM3)`` or ``cpu (AMD EPYC, 2 cores)``."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({_cpu_model()}, {len(_usable_cores())} cores)"
+    return device.type
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> range | set[int]:
+    return os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    os.replace(scratch, path)
+
+
+def results_table(result: dict[str, Any]) -> str:
+    """Loss, accuracy and error of validation and test, as aligned text.
+
+    Validation figures are those of the best epoch, test figures those of its checkpoint.
+    """
+    lines = [f"{'':12}{'loss':>10}{'top-1 acc':>12}{'top-1 err':>12}{'top-5 acc':>12}{'top-5 err':>12}"]
+    for split, label in (("val", "validation"), ("test", "test")):
+        top1, top5 = result[f"{split}/acc"], result[f"{split}/acc_top5"]
+        lines.append(
+            f"{label:12}{result[f'{split}/loss']:10.4f}{top1:12.4f}{1 - top1:12.4f}{top5:12.4f}{1 - top5:12.4f}"
+        )
+    return "\n".join(lines)
