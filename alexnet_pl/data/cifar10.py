@@ -149,7 +149,11 @@ def load_class_folders(root: Path) -> ImageSource:
 
 
 def _list_images(root: Path, split: str) -> list[tuple[Path, int]]:
-    """Image files of one split with their labels, in the official order of classes, sorted within a class."""
+    """Image files of one split with their labels, taken from the classes in turn.
+
+    Any first part of the list is then balanced, as it nearly is in the official files: ``trainer.limit_val_batches``
+    does not leave one class alone.
+    """
     folder = root / split
     present = {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
     if missing := [name for name in CLASS_NAMES if name not in present]:
@@ -162,8 +166,8 @@ def _list_images(root: Path, split: str) -> list[tuple[Path, int]]:
         images = [path for path in images if not path.name.startswith(".")]
         if not images:
             raise DataError(f"{folder / name} holds no png or jpg image. {WAYS_OUT}")
-        files += [(path, label) for path in images]
-    return files
+        files += [(rank, label, path) for rank, path in enumerate(images)]
+    return [(path, label) for _, label, path in sorted(files)]
 
 
 def _fingerprint(root: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
