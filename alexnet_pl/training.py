@@ -53,10 +53,10 @@ def run(cfg: DictConfig) -> float:
     loggers = instantiate(cfg.logger)
     trainer = make_trainer(cfg, [*callbacks.values()], [*loggers.values()])
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     data.prepare_data()
     data.setup()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)  # from here on the folder holds a run
     counts, parameters = data.counts(), sum(p.numel() for p in model.net.parameters())
     device = device_name(trainer.strategy.root_device)
     log.info(f"data    {data.description}")
