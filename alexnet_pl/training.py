@@ -33,6 +33,7 @@ def run(cfg: DictConfig) -> float:
         DataError: missing or damaged images.
     """
     quiet_lightning()
+    commit = git_commit()  # now: the checkout may change while the run goes on
     run_dir = Path(cfg.run_dir)
     refuse_used_folder(run_dir)
     settle(cfg)
@@ -92,7 +93,7 @@ def run(cfg: DictConfig) -> float:
         "seed": cfg.seed,
         "split_seed": cfg.split_seed,
         "versions": package_versions(),
-        "git_commit": git_commit(),
+        "git_commit": commit,
     }
     write_result(run_dir / "result.json", result)
     log.info(f"\n{results_table(result)}\n")
