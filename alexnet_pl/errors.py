@@ -59,9 +59,9 @@ def _message_for_people(error: BaseException) -> str | None:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={value} does not exist. Choose one of: {', '.join(sorted(error.options))}."
     if isinstance(error, InstantiationException):
-        # A constructor was called with the wrong arguments: a key too many or too few in the config. Anything
-        # else that a constructor raises is a bug, whose traceback is wanted.
-        return str(error.__cause__) if isinstance(error.__cause__, TypeError) else None
+        # A constructor refused its arguments: a key too many, a value it cannot take.
+        reason = " ".join(str(error.__cause__ or error).split())
+        return f"{reason} (a traceback: {_FULL_ERROR}=1)"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(error).split())
     return None

@@ -1,0 +1,66 @@
+# make help lists the targets. Everything runs in .venv, which `setup` makes from requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+LOGDIR ?= $(wildcard runs multirun)
+PORT ?= 6006
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart train test lint format sweep dashboard lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: $(VENV)/.installed ## make .venv from requirements.lock (does nothing when it is up to date)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "error: $$($(PYTHON) --version 2>&1) does not fit, 3.11 to 3.13 does: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@# The installer first, with the hash it has in the lock file; then pip where uv cannot reach the package index.
+	@awk '/^uv==/ {found = 1} found {print} found && !/\\$$/ {exit}' requirements.lock > $(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock || \
+		$(BIN)/python -m pip install --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: setup ## train AlexNet on the embedded digits, about a minute on two CPU cores
+	$(BIN)/python train.py model=alexnet_lrn data=digits
+	@echo
+	@echo "Next:"
+	@echo "  $(BIN)/python train.py model=alexnet_lrn data=cifar10     CIFAR-10 (170 MB, downloaded once; or data.root=FOLDER)"
+	@echo "  make sweep                                            LRN against BatchNorm, overlapping against not"
+	@echo "  make dashboard                                        TensorBoard on all runs"
+
+train: setup ## one run: make train ARGS="model=alexnet_bn data=cifar10"
+	$(BIN)/python train.py $(ARGS)
+
+sweep: setup ## every combination: make sweep ARGS="model=alexnet_lrn,alexnet_bn seed=1,2,3"
+	$(BIN)/python train.py -m $(or $(ARGS),model=alexnet_lrn$(comma)alexnet_bn model/pool=overlapping$(comma)non_overlapping)
+
+comma := ,
+
+dashboard: setup ## TensorBoard on runs/ and multirun/: make dashboard LOGDIR=… PORT=…
+	@test -n "$(LOGDIR)" || { echo "error: there are no runs yet. Try: make quickstart"; exit 1; }
+	$(BIN)/tensorboard --port $(PORT) --logdir_spec "$$(for d in $(LOGDIR); do printf '%s:%s,' "$$(basename $$d)" "$$d"; done | sed 's/,$$//')"
+
+test: setup ## the tests, without network and without CIFAR-10
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup ## resolve pyproject.toml anew into requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --quiet -o requirements.lock
+
+clean: ## remove .venv and caches; runs/, multirun/ and data/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

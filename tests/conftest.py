@@ -1,0 +1,64 @@
+"""Shared by the tests: composing configurations, running train.py, small CIFAR-10 trees."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+
+from alexnet_pl.data.cifar10 import CLASS_NAMES
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the cache of decoded images out of the home folder, and the user's CIFAR-10 out of the tests."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("CIFAR10_ROOT", None)
+
+
+def config(*overrides: str, run_dir: Path = Path("unused")) -> DictConfig:
+    """What ``train.py`` with these overrides hands to ``alexnet_pl.training.run``."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return compose("train", overrides=[*overrides, f"run_dir={run_dir}"])
+
+
+def train(*overrides: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``train.py`` as a user does, from another folder."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "train.py"), *overrides],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+TreeMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> TreeMaker:
+    """Make a CIFAR-10 tree of class folders with images of noise around a level that tells the class."""
+
+    def make(train_per_class: int = 10, test_per_class: int = 2, suffix: str = "png") -> Path:
+        root = tmp_path / "cifar10"
+        random = np.random.default_rng(0)
+        for split, count in (("train", train_per_class), ("test", test_per_class)):
+            for label, name in enumerate(CLASS_NAMES):
+                folder = root / split / name
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    pixels = random.integers(label * 20, label * 20 + 40, (32, 32, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{index:04}.{suffix}")
+        return root
+
+    return make

@@ -1,0 +1,58 @@
+"""The files around the code: every option composes, the lock file, the make targets."""
+
+import re
+import subprocess
+
+import pytest
+from conftest import REPOSITORY, config
+from hydra.utils import instantiate
+
+GROUPS = sorted(
+    path.relative_to(REPOSITORY / "conf").with_suffix("")
+    for path in (REPOSITORY / "conf").rglob("*.yaml")
+    if path.parent.name != "conf"
+)
+
+
+@pytest.mark.parametrize("option", GROUPS, ids=str)
+def test_every_option_composes_and_is_instantiated(option, tmp_path):
+    cfg = config(f"{option.parent}={option.name}", "model.image_size=50", run_dir=tmp_path)
+    for part in ("model", "data", "augment", "optimizer", "scheduler", "callbacks", "logger", "trainer"):
+        overrides = {"precision": "32-true", "logger": False} if part == "trainer" else {}
+        assert instantiate(cfg[part], **overrides) is not None
+
+
+def test_the_tutorial_experiment_is_the_tutorials_run():
+    cfg = config("experiment=tutorial", "data.root=/nowhere")
+    assert cfg.model._target_ == "alexnet_pl.alexnet.AlexNet"
+    assert cfg.model.norm._target_ == "torch.nn.BatchNorm2d"
+    assert (cfg.model.image_size, cfg.data.batch_size, cfg.data.val_fraction) == (50, 128, 0.1)
+    assert (cfg.optimizer._target_, cfg.optimizer.lr) == ("torch.optim.Adam", 1e-3)
+    assert (cfg.scheduler.factor, cfg.scheduler.patience, cfg.trainer.max_epochs) == (0.1, 2, 30)
+    assert list(cfg.data.mean) == list(cfg.data.std) == [0.5] * 3
+
+
+def test_the_lock_file_has_hashes_and_names_no_host():
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    pins = re.findall(r"^([a-z0-9._-]+)==([^ ]+)(.*?)(?=^\S)", lock + "\nend", re.MULTILINE | re.DOTALL)
+    assert len(pins) > 50
+    assert all("--hash=sha256:" in rest for _, _, rest in pins)
+    assert "://" not in lock
+    assert "index-url" not in lock
+    assert {"torch", "torchvision", "lightning", "hydra-core", "pytest", "ruff", "uv"} <= {name for name, _, _ in pins}
+
+
+def test_make_help_lists_the_targets():
+    listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "quickstart", "train", "test", "lint", "sweep", "dashboard", "clean"):
+        assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE), target
+
+
+def test_set_up_is_done_once():
+    """Touching nothing, make has nothing to install."""
+    if not (REPOSITORY / ".venv" / ".installed").exists():
+        pytest.skip("not running from the .venv that make sets up")
+    planned = subprocess.run(
+        ["make", "--dry-run", "setup"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    assert "pip install" not in planned
