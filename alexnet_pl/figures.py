@@ -69,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run folder, with the name to show for it")
     parser.add_argument(
-        "--out", type=Path, default=Path("learning-curves.png"), help="picture to write (png, svg, pdf)"
+        "--out", type=Path, default=Path("learning-curves.png"), help="picture to write: png, svg or pdf"
     )
     parser.add_argument(
         "--published", nargs="*", default=[], metavar="NAME=ACCURACY", help="accuracies to compare with"

@@ -137,9 +137,7 @@ def conv_block(
         ConfigError: unknown ``norm_placement``.
     """
     if norm_placement not in NORM_PLACEMENTS:
-        raise ConfigError(
-            f"norm_placement={norm_placement} does not exist. Choose one of: {', '.join(NORM_PLACEMENTS)}."
-        )
+        raise ConfigError(f"norm_placement={norm_placement} does not exist; it is {' or '.join(NORM_PLACEMENTS)}.")
     act = (f"act{index}", activation())
     normed = [] if norm is None else [(f"norm{index}", norm(conv.out_channels))]
     pooled = [] if pool is None else [(f"pool{index}", pool(pool_padding))]

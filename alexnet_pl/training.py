@@ -62,9 +62,8 @@ def run(cfg: DictConfig) -> float:
     device = device_name(trainer.strategy.root_device)
     log.info(f"data    {data.description}")
     log.info(f"        {counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test images")
-    log.info(
-        f"model   {type(model.net).__name__}, {parameters:,} parameters, input {cfg.data.image_size}×{cfg.data.image_size}"
-    )
+    side = cfg.data.image_size
+    log.info(f"model   {type(model.net).__name__}, {parameters:,} parameters, input {side}×{side}")
     log.info(f"device  {device}, precision {cfg.trainer.precision}")
     log.info(f"run     {run_dir}")
 

@@ -192,7 +192,7 @@ def test_only_training_images_are_augmented(tmp_path):
 
 @pytest.mark.parametrize("setting", ["data.batch_size=0", "data.val_fraction=0", "data.val_fraction=1.5"])
 def test_data_settings_out_of_range_are_named(setting):
-    with pytest.raises(Exception, match=setting) as refusal:  # noqa: PT011 - hydra wraps it
+    with pytest.raises(Exception, match=setting) as refusal:
         data_module("data=digits", setting)
     assert isinstance(refusal.value.__cause__, ConfigError)
 

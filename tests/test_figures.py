@@ -7,8 +7,11 @@ from alexnet_pl.errors import UserError
 from alexnet_pl.figures import COLOURS, learning_curves, read_curves
 
 CURVES = {
-    "train/loss": [2.0, 1.0, 0.5], "val/loss": [2.1, 1.5, 1.4], "train/acc": [0.2, 0.6, 0.9], "val/acc": [0.2, 0.5, 0.55],
-}  # fmt: skip
+    "train/loss": [2.0, 1.0, 0.5],
+    "val/loss": [2.1, 1.5, 1.4],
+    "train/acc": [0.2, 0.6, 0.9],
+    "val/acc": [0.2, 0.5, 0.55],
+}
 
 
 def test_learning_curves_draw_every_run_against_its_epochs():
