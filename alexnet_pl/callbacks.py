@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 
 from alexnet_pl.data.loader import epoch_seed
 
@@ -54,3 +55,13 @@ class EpochReport(Callback):
             f"epoch {epoch:>{len(str(epochs))}}/{epochs}  {seconds:6.1f} s  {rate:6,.0f} images/s  "
             f"val loss {values['val/loss']:.4f}  val acc {values['val/acc']:.4f}"
         )
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar on a terminal, with epochs counted from 1 as everywhere else in this project."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(len(self.validation_description))

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexnet_pl.callbacks import EpochReport, ReseedEachEpoch
+from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.data.module import ImageDataModule
 from alexnet_pl.errors import ConfigError
@@ -133,7 +132,7 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> T
     from rich import get_console
 
     on_terminal = get_console().is_terminal
-    bar = [RichProgressBar(leave=False)] if on_terminal else []
+    bar = [ProgressBar()] if on_terminal else []
     callbacks = [*callbacks, ReseedEachEpoch(cfg.seed), EpochReport(), *bar]
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_progress_bar=on_terminal)
 

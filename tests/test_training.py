@@ -3,11 +3,14 @@
 import csv
 import json
 import math
+import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import config, train
+from conftest import REPOSITORY, config, train
 from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import OmegaConf
@@ -302,3 +305,34 @@ def test_help_and_cfg_answer_without_running(tmp_path):
     printed = train("--cfg", "job", "model=alexnet_bn", "optimizer.lr=0.5", cwd=tmp_path)
     assert OmegaConf.create(printed.stdout).optimizer.lr == 0.5
     assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_gets_a_progress_bar_that_counts_as_the_lines_do(tmp_path):
+    """Under a real pseudo-terminal: the bar and the lines of an epoch give it the same number."""
+    import pty
+
+    command = [
+        sys.executable,
+        str(REPOSITORY / "train.py"),
+        "model=lenet5",
+        "trainer=smoke",
+        f"hydra.run.dir={tmp_path}/r",
+    ]
+    shown = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        data = os.read(descriptor, 65536)
+        shown.extend(data)
+        return data
+
+    environment = {"TERM": "xterm-256color", "COLUMNS": "120"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        assert pty.spawn(command, read) == 0
+    text = shown.decode()
+    assert "━" in text
+    for epoch in ("1/2", "2/2"):
+        assert re.search(rf"epoch {epoch} .*s .*val loss", text)
+        assert re.search(rf"epoch {epoch}.*━", text)
+    assert "Epoch" not in text
