@@ -1,4 +1,4 @@
-"""What happens at the edges of an epoch: reseeding, timing, and the line a person reads in the log."""
+"""What happens around steps and epochs: reseeding, stopping at NaN, timing, and the line a person reads."""
 
 import logging
 import time
@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
+from torch.optim import Optimizer
 
 from alexnet_pl.data.loader import epoch_seed
+from alexnet_pl.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,57 @@ class ReseedEachEpoch(Callback):
         torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch))
 
 
+class NonFiniteError(UserError):
+    """The loss, a gradient or the loss scale says that training has broken down."""
+
+    exit_code = 1
+
+
+class StopWhenNotFinite(Callback):
+    """Stops at the step whose loss or gradient is NaN or infinite, before it reaches the weights.
+
+    With a float16 loss scaler an infinite gradient is part of the method (the step is skipped and the scale halved),
+    so there it is ``max_skipped`` such steps in a row that stop the run.
+    """
+
+    def __init__(self, max_skipped: int = 25):
+        self.max_skipped, self._skipped, self._scale = max_skipped, 0, 0.0
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            self._stop(trainer, "loss", "nan" if loss.isnan() else "infinite")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if not torch.isfinite(norm):
+                self._stop(trainer, "gradient", "nan" if norm.isnan() else "infinite")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is None:
+            return
+        scale = scaler.get_scale()
+        self._skipped = self._skipped + 1 if scale < self._scale else 0
+        self._scale = scale
+        if self._skipped >= self.max_skipped:
+            self._stop(trainer, f"gradient, in {self._skipped} steps in a row,", "infinite")
+
+    def _stop(self, trainer: Trainer, what: str, how: str) -> None:
+        batch = trainer.fit_loop.epoch_loop.batch_idx
+        images = trainer.train_dataloader.batches()[batch].tolist()
+        listed = ", ".join(map(str, images[:8])) + (", …" if len(images) > 8 else "")
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        raise NonFiniteError(
+            f"the {what} is {how} at step {trainer.global_step} (epoch {trainer.current_epoch + 1}, batch {batch}, "
+            f"{len(images)} images: {listed}; learning rate {rate:g}).\n"
+            f"The checkpoints before it are kept. Try a smaller optimizer.lr, or trainer.precision=32-true."
+        )
+
+
 class EpochReport(Callback):
     """Logs ``epoch_seconds`` (training and validation) and ``images_per_second`` (training alone), and one line."""
 
@@ -30,6 +84,14 @@ class EpochReport(Callback):
         self._start = 0.0
         self._trained = 0.0
         self._images = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": time.perf_counter() - self._start, "images": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on inside an epoch; at the start of one, what is loaded here is set anew."""
+        self._start = time.perf_counter() - state_dict["seconds"]
+        self._images = state_dict["images"]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._trained = time.perf_counter()

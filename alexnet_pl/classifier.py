@@ -81,6 +81,17 @@ class ImageClassifier(LightningModule):
         self.log_dict({**values, **errors})
         metrics.reset()
 
+    def running_metrics(self) -> dict[str, dict[str, Tensor]]:
+        """What the training metrics have counted in this epoch so far: metric → state → tensor."""
+        return {name: dict(metric.metric_state) for name, metric in self.train_metrics.items(keep_base=True)}
+
+    def load_running_metrics(self, states: dict[str, dict[str, Tensor]]) -> None:
+        """Go on counting from what :meth:`running_metrics` gave."""
+        for name, metric in self.train_metrics.items(keep_base=True):
+            for state, value in states[name].items():
+                setattr(metric, state, value.to(metric.device))
+            metric._update_count = 1  # else compute() warns that nothing was counted
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.parameters())
         if self.make_scheduler is None:

@@ -21,6 +21,14 @@ class MetricsCSV(Logger):
         self.path = Path(path)
         self.rows: dict[int, dict[str, Any]] = {}
 
+    def resume(self, epochs: int) -> None:
+        """Read back the rows of the first ``epochs`` epochs; what was written after them is made anew."""
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+            whole = ({**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows)
+            self.rows = {row["epoch"]: row for row in whole if row["epoch"] <= epochs}
+
     @property
     def name(self) -> str:
         return "metrics"

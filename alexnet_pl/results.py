@@ -71,6 +71,15 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     os.replace(scratch, path)
 
 
+def finished_result(run_dir: Path) -> dict[str, Any] | None:
+    """The result of a run that has finished; None of one that has not, or whose result.json is damaged."""
+    try:
+        result = json.loads((run_dir / "result.json").read_text())
+        return result if result["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def results_table(result: dict[str, Any]) -> str:
     """Loss, accuracy and error of validation and test, as aligned text.
 

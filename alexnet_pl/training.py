@@ -1,7 +1,7 @@
 """One run from a config: seed → build → fit → test the best checkpoint → write result.json → return the score."""
 
 import logging
-import time
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,37 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
+from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpointIO, latest_valid, set_position
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.data.module import ImageDataModule
-from alexnet_pl.errors import ConfigError
+from alexnet_pl.errors import ConfigError, UserError
 from alexnet_pl.metrics_csv import MetricsCSV
-from alexnet_pl.results import device_name, git_commit, package_versions, results_table, write_result
+from alexnet_pl.results import device_name, finished_result, git_commit, package_versions, results_table, write_result
+from alexnet_pl.resuming import (
+    Changes,
+    apply_changes,
+    changes,
+    check_fit,
+    named_on_the_command_line,
+    saved_config,
+    warm_start,
+)
+from alexnet_pl.stopping import RunStopped, StopRequest
 
 log = logging.getLogger(__name__)
 
 
+class OutOfMemory(UserError):
+    """The device's or the machine's memory does not hold a batch."""
+
+    exit_code = 1
+
+
 def run(cfg: DictConfig) -> float:
     """Train and test what ``cfg`` (``conf/train.yaml``) describes, into the folder ``cfg.run_dir``.
+
+    With ``cfg.resume`` go on with the run in that folder, as if it had never stopped. A SIGINT, SIGTERM or SIGUSR1
+    ends the process with 128 + its number after what has been learned is saved.
 
     Returns:
         The best validation accuracy, in [0, 1]: what a sweep maximises. Never a test figure.
@@ -30,12 +50,47 @@ def run(cfg: DictConfig) -> float:
     Raises:
         ConfigError: a setting that cannot work; raised before any data is read.
         DataError: missing or damaged images.
+        CheckpointError: a checkpoint that cannot be written or read.
+        NonFiniteError: training has broken down.
+        OutOfMemory: with a batch size to try.
     """
     quiet_lightning()
+    stop = StopRequest()
+    stop.install()
+    try:
+        return _run(cfg, stop)
+    except RunStopped as stopped:
+        log.info(f"stopped by {stopped}")
+        if (Path(cfg.run_dir) / "config.yaml").exists():
+            log.info(f"go on with: python train.py resume={cfg.run_dir}")
+        sys.exit(stopped.exit_code)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory with data.batch_size={cfg.data.batch_size}. "
+            f"Try data.batch_size={max(1, cfg.data.batch_size // 2)}."
+        ) from error
+    finally:
+        stop.restore()
+
+
+def _run(cfg: DictConfig, stop: StopRequest) -> float:
     commit = git_commit()  # now: the checkout may change while the run goes on
     run_dir = Path(cfg.run_dir)
-    refuse_used_folder(run_dir)
     settle(cfg)
+    changed: Changes = {}
+    if cfg.resume is None:
+        refuse_used_folder(run_dir)
+    else:
+        saved = saved_config(run_dir)
+        changed = changes(saved, cfg, named_on_the_command_line())
+        apply_changes(saved, changed, cfg.resume_with_changes)
+        if not changed and (result := finished_result(run_dir)):
+            log.info(f"{run_dir} has finished; there is nothing to resume.\n\n{results_table(result)}")
+            return result["val/acc"]
+        cfg = saved
+
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)
     if cfg.model.num_classes < len(data.class_names):
@@ -49,8 +104,26 @@ def run(cfg: DictConfig) -> float:
         scheduler=instantiate(cfg.get("scheduler")),
         hyperparameters=OmegaConf.to_container(cfg, resolve=True),
     )
+    start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
+    if cfg.init_from is not None:
+        start = warm_start(model.net, Path(cfg.init_from))
+    if (run_dir / "config.yaml").exists() and (found := latest_valid(run_dir / "checkpoints")):
+        resumed_from, checkpoint = found
+        check_fit(model.net, checkpoint, resumed_from)
+        position = checkpoint["position"]
+        start = f"from {resumed_from.name}: {describe(position)}"
+
     callbacks = instantiate(cfg.callbacks)
+    best: BestCheckpoint = callbacks.best
+    resume: ResumeCheckpoint = callbacks.resume
+    resume.stop, resume.rebuild_schedule = stop, bool(changed)
+    resume.changed_rate = changed["optimizer.lr"][1] if "optimizer.lr" in changed else None
+    with open_dict(cfg):
+        cfg.logger.tensorboard.purge_step = position["step"] or None
     loggers = instantiate(cfg.logger)
+    metrics: MetricsCSV = loggers.csv
+    if cfg.resume is not None or resumed_from is not None:
+        metrics.resume(position["epoch"])
     trainer = make_trainer(cfg, [*callbacks.values()], [*loggers.values()])
 
     data.prepare_data()
@@ -58,32 +131,30 @@ def run(cfg: DictConfig) -> float:
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)  # from here on the folder holds a run
     counts, parameters = data.counts(), sum(p.numel() for p in model.net.parameters())
-    device = device_name(trainer.strategy.root_device)
+    device, side = device_name(trainer.strategy.root_device), cfg.data.image_size
     log.info(f"data    {data.description}")
     log.info(f"        {counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test images")
-    side = cfg.data.image_size
     log.info(f"model   {type(model.net).__name__}, {parameters:,} parameters, input {side}×{side}")
     log.info(f"device  {device}, precision {cfg.trainer.precision}")
+    log.info(f"start   {start}")
+    for key, (before, now) in changed.items():
+        log.info(f"change  {key}: {before} → {now}")
     log.info(f"run     {run_dir}")
 
-    start = time.perf_counter()
-    trainer.fit(model, datamodule=data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    seconds = time.perf_counter() - start
-    test = trainer.test(model, datamodule=data, ckpt_path=callbacks.best.best_model_path, verbose=False)[0]
+    set_position(trainer, position)
+    data.train_dataloader().start = position["batch"]
+    trainer.fit(model, datamodule=data, ckpt_path=resumed_from)
+    test = trainer.test(model, datamodule=data, ckpt_path=best.path, verbose=False)[0]
 
-    metrics: MetricsCSV = loggers.csv
-    best_epoch = torch.load(callbacks.best.best_model_path, weights_only=True, map_location="cpu")["epoch"] + 1
-    metrics.record(best_epoch, test)
+    metrics.record(best.epoch, test)
     rows = metrics.rows
     result: dict[str, Any] = {
         "status": "finished",
-        **{f"val/{name}": rows[best_epoch][f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
+        **{f"val/{name}": rows[best.epoch][f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
         **{f"test/{name}": test[f"test/{name}"] for name in ("acc", "acc_top5", "loss")},
-        "best_epoch": best_epoch,
+        "best_epoch": best.epoch,
         "epochs": len(rows),
-        "seconds": seconds,
+        "seconds": sum(row["epoch_seconds"] for row in rows.values()),
         "images_per_second": sum(row["images_per_second"] for row in rows.values()) / len(rows),
         "data": {"name": data.name, "source": data.description, **counts},
         "model": type(model.net).__name__,
@@ -97,9 +168,19 @@ def run(cfg: DictConfig) -> float:
     }
     write_result(run_dir / "result.json", result)
     log.info(f"\n{results_table(result)}\n")
-    log.info(f"best epoch {best_epoch} of {len(rows)}, {seconds:.0f} s, {result['images_per_second']:,.0f} images/s")
+    log.info(
+        f"best epoch {best.epoch} of {len(rows)}, {result['seconds']:.0f} s, "
+        f"{result['images_per_second']:,.0f} images/s"
+    )
     log.info(f"run folder {run_dir}")
     return result["val/acc"]
+
+
+def describe(position: dict[str, int]) -> str:
+    """Where a resumed run goes on, for people."""
+    if position["batch"]:
+        return f"goes on inside epoch {position['epoch'] + 1}, after batch {position['batch']}"
+    return f"goes on after epoch {position['epoch']}"
 
 
 def settle(cfg: DictConfig) -> None:
@@ -110,6 +191,8 @@ def settle(cfg: DictConfig) -> None:
     """
     with open_dict(cfg):
         cfg.model.image_size = cfg.data.image_size
+        if "root" in cfg.data:  # a resumed run may be called from another folder
+            cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
 
@@ -133,8 +216,16 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> T
 
     on_terminal = get_console().is_terminal
     bar = [ProgressBar()] if on_terminal else []
-    callbacks = [*callbacks, ReseedEachEpoch(cfg.seed), EpochReport(), *bar]
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, enable_progress_bar=on_terminal)
+    # The report counts a batch before the checkpoint callback saves the count.
+    callbacks = [EpochReport(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
+    return instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[SafeCheckpointIO()],
+        enable_progress_bar=on_terminal,
+        enable_checkpointing=False,  # Lightning's own; the callbacks above save
+    )
 
 
 def refuse_used_folder(run_dir: Path) -> None:
@@ -144,11 +235,14 @@ def refuse_used_folder(run_dir: Path) -> None:
         ConfigError: the folder holds a run.
     """
     if (run_dir / "config.yaml").exists():
-        raise ConfigError(f"{run_dir} already holds a run. Choose another hydra.run.dir, or delete that folder.")
+        raise ConfigError(
+            f"{run_dir} already holds a run.\nGo on with it by resume={run_dir}, or choose another hydra.run.dir."
+        )
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's banners out of the log; its warnings stay, but for two that nobody here can act on."""
+    """Keep Lightning's banners out of the log; its warnings stay, but for those that nobody here can act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # between lightning and newer torch
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # nothing is logged by step
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # TensorLoader.start resumes it

@@ -48,6 +48,9 @@ class TensorLoader:
         batch_size: at least 1.
         sampler: order of the training images; None for evaluation, in order. With a sampler the last incomplete
             batch is dropped, unless it is the only one.
+
+    Attributes:
+        start: batch that the next iteration, and only that one, begins with: where a resumed run goes on.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class TensorLoader:
         self.images, self.labels, self.indices = images, labels, indices
         self.batch_size, self.sampler = batch_size, sampler
         self.batch_sampler = None  # Lightning reads it where there is a sampler
+        self.start = 0
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.indices), self.batch_size)
@@ -64,6 +68,11 @@ class TensorLoader:
         return full + (rest > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        indices = self.indices if self.sampler is None else self.indices[self.sampler.order()]
-        for batch in indices.split(self.batch_size)[: len(self)]:
+        start, self.start = self.start, 0
+        for batch in self.batches()[start:]:
             yield self.images[batch], self.labels[batch]
+
+    def batches(self) -> list[Tensor]:
+        """The indices of each batch of this epoch's iteration."""
+        indices = self.indices if self.sampler is None else self.indices[self.sampler.order()]
+        return list(indices.split(self.batch_size)[: len(self)])

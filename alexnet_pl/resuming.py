@@ -1,0 +1,162 @@
+"""Going on with a run in its folder, and starting a new one from another's weights."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from alexnet_pl.checkpoints import BEST, CheckpointError, read_checkpoint
+from alexnet_pl.errors import ConfigError
+
+ABOUT_RESUMING = ("resume", "resume_with_changes", "run_dir")
+"""Keys that say how a run is called, not what it computes."""
+
+Changes = dict[str, tuple[Any, Any]]
+
+
+def saved_config(run_dir: Path) -> DictConfig:
+    """The configuration that a run was started with, its paths adapted to where the folder lies now.
+
+    Raises:
+        ConfigError: ``run_dir`` is no run folder, or its config.yaml is damaged.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"resume={run_dir} is no run folder: it has no config.yaml.")
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        before = plain["run_dir"]
+    except Exception as error:  # yaml's and OmegaConf's own, and a key that is not there
+        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    return OmegaConf.create(_relocated(plain, before, str(run_dir)))
+
+
+def _relocated(node: Any, before: str, now: str) -> Any:
+    if isinstance(node, dict):
+        return {key: _relocated(value, before, now) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_relocated(value, before, now) for value in node]
+    if isinstance(node, str) and (node == before or node.startswith(before + "/")):
+        return now + node.removeprefix(before)
+    return node
+
+
+def named_on_the_command_line() -> list[str]:
+    """Keys and groups that were set beside ``resume``, such as ``optimizer.lr`` and ``model/norm``."""
+    if not HydraConfig.initialized():
+        return []
+    keys = [override.split("=", 1)[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    return [key for key in keys if key not in ABOUT_RESUMING]
+
+
+def changes(saved: DictConfig, now: DictConfig, named: list[str]) -> Changes:
+    """What the settings ``named`` on the command line would change: key → (before, now).
+
+    Args:
+        saved: the run's configuration.
+        now: the one composed from the command line, settled.
+        named: keys or groups; a group stands for all keys in it, ``experiment`` for all there are.
+    """
+    before, after = _leaves(saved), _leaves(now)
+    prefixes = [name.replace("/", ".") for name in named]
+    everything = "experiment" in prefixes
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+        and key not in ABOUT_RESUMING
+        and (everything or any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes))
+    }
+
+
+def _leaves(config: DictConfig) -> dict[str, Any]:
+    """``{"optimizer.lr": 0.001, …}``; a list counts as one value."""
+    found = {}
+
+    def visit(node: Any, path: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                visit(value, f"{path}.{key}" if path else str(key))
+        else:
+            found[path] = node
+
+    visit(OmegaConf.to_container(config, resolve=True), "")
+    return found
+
+
+def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
+    """Put the changes into ``saved``.
+
+    Raises:
+        ConfigError: changes that were not allowed, or that make it another network, with the keys.
+    """
+    listed = ", ".join(f"{key} ({before} → {now})" for key, (before, now) in changed.items())
+    if changed and not allowed:
+        raise ConfigError(
+            f"resume would change {listed}.\nLeave these out to go on as before, or allow them with "
+            "resume_with_changes=true (the learning-rate schedule then starts anew)."
+        )
+    if network := [key for key in changed if key.startswith("model.")]:
+        raise ConfigError(
+            f"resume cannot change the network: {', '.join(network)}. Start a new run, with init_from=… if you like."
+        )
+    for key, (_, now) in changed.items():
+        OmegaConf.update(saved, key, now, force_add=True)
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def differing_keys(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Which names of two state dicts do not fit: ``missing``, ``unexpected`` and ``mis-shaped``, with shapes."""
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and wanted[name].shape != found[name].shape
+    ]
+    return {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "mis-shaped": shapes,
+    }
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's own entries of a checkpoint's state dict."""
+    return {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
+
+
+def check_fit(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another network.
+
+    Raises:
+        CheckpointError: with the names that do not fit.
+    """
+    differing = _listed(differing_keys(net.state_dict(), network_weights(checkpoint)))
+    if differing:
+        raise CheckpointError(f"{path} is of another network: {differing}")
+
+
+def warm_start(net: nn.Module, source: Path) -> str:
+    """Load the weights that fit from a checkpoint or a run folder's best one, and say which do not.
+
+    Returns:
+        One line for the log.
+
+    Raises:
+        CheckpointError: nothing fits, or the checkpoint cannot be read.
+    """
+    path = source / "checkpoints" / BEST if source.is_dir() else source
+    weights, own = network_weights(read_checkpoint(path)), net.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    differing = _listed(differing_keys(own, weights))
+    if not fitting:
+        raise CheckpointError(f"init_from={source} has no weights for this network: {differing}")
+    net.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of {len(own)} weights from {path}" + (f"; {differing}" if differing else "")
+
+
+def _listed(differing: dict[str, list[str]]) -> str:
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in differing.items() if names)

@@ -1,0 +1,61 @@
+"""Signals that ask a run to stop: it saves first, and its exit status says which signal it was."""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class RunStopped(BaseException):
+    """A signal stopped the run. Not an Exception: nothing that handles errors should take it for one."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell and SLURM expect: 130 after SIGINT, 143 after SIGTERM."""
+        return 128 + self.number
+
+
+class StopRequest:
+    """Remembers the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT ends the process at once.
+
+    Attributes:
+        received: number of the signal, None before one.
+        wait: while True the signal is only remembered, for whoever can save; else it raises :class:`RunStopped`.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.wait = False
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take over the signals. Does nothing outside the main thread, where Python does not allow it."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            before = signal.signal(number, self._receive)
+            self._before.setdefault(number, before)
+
+    def restore(self) -> None:
+        """Give the signals back to those who had them before :meth:`install`."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        again = self.received is not None
+        if again and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.received = number
+        if not self.wait:
+            raise RunStopped(number)
+        if not again:
+            hint = "; once more ends it at once, without saving" if number == signal.SIGINT else ""
+            os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: saving, then stopping{hint}\n".encode())

@@ -1,0 +1,241 @@
+"""A run that was stopped and resumed is the run that was never stopped, bit for bit."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import config
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from alexnet_pl.checkpoints import CheckpointError, read_checkpoint
+from alexnet_pl.classifier import ImageClassifier
+from alexnet_pl.data.digits import DigitsDataModule
+from alexnet_pl.errors import ConfigError
+from alexnet_pl.results import finished_result
+from alexnet_pl.resuming import changes
+from alexnet_pl.training import run
+
+# AlexNet for its dropout and augmentation for its random draws: 20 batches an epoch, three epochs.
+RUN = (
+    "model=alexnet_bn", "model.channels=[8,12,16,16,12]", "model.fc_width=32", "data=digits", "augment=crop_flip",
+    "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=3", "scheduler.patience=0",
+    "+scheduler.threshold=0.5",
+)  # fmt: skip
+TIMING = {"epoch_seconds", "images_per_second"}
+
+
+def figures(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name not in TIMING} for row in csv.DictReader(file)]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run_dir / "checkpoints" / "latest.ckpt")["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    run(config(*RUN, run_dir=run_dir))
+    return run_dir
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM, phase: str = "training") -> None:
+    """Send this process a real signal in the middle of a step, counted from 1 over all that follow."""
+    method, taken = f"{phase}_step", []
+    real = getattr(ImageClassifier, method)
+
+    def stopping(self, batch, batch_idx):
+        taken.append(batch_idx)
+        if len(taken) == step:
+            os.kill(os.getpid(), number)
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, method, stopping)
+
+
+def run_until_stopped(cfg, monkeypatch, step: int, exit_code: int = 143, **how) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(step, patch, **how)
+        with pytest.raises(SystemExit) as exit:
+            run(cfg)
+    assert exit.value.code == exit_code
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    assert figures(resumed) == figures(whole)
+    expected = weights(whole)
+    for name, value in weights(resumed).items():
+        assert torch.equal(value, expected[name]), name
+    ours, theirs = finished_result(resumed), finished_result(whole)
+    for key in ("val/acc", "val/loss", "test/acc", "test/loss", "best_epoch", "epochs"):
+        assert ours[key] == theirs[key], key
+    logged = [EventAccumulator(str(folder / "tensorboard")).Reload() for folder in (resumed, whole)]
+    for name in ("train/loss", "val/loss", "lr"):
+        steps = [[(event.step, event.value) for event in events.Scalars(name)] for events in logged]
+        assert steps[0] == steps[1], name
+
+
+@pytest.mark.parametrize("step", [1, 19, 20, 27, 60])
+def test_resumed_is_uninterrupted_bit_for_bit(step, uninterrupted, tmp_path, monkeypatch):
+    """Stopped by a real SIGTERM in the first, a middle, the last and a first step of an epoch."""
+    run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, step)
+    assert not (tmp_path / "run" / "result.json").exists()
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_resumed_many_times_is_uninterrupted(uninterrupted, tmp_path, monkeypatch, caplog):
+    run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 5)
+    caplog.set_level("INFO")
+    for step in (3, 11, 1, 20):  # counted anew in each process
+        run_until_stopped(config("resume=here", run_dir=tmp_path / "run"), monkeypatch, step)
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    assert_same_run(tmp_path / "run", uninterrupted)
+    started = [record.getMessage() for record in caplog.records if record.getMessage().startswith("start")]
+    assert started[0] == "start   from latest.ckpt: goes on inside epoch 1, after batch 5"
+    assert started[2] == "start   from latest.ckpt: goes on inside epoch 1, after batch 19"
+    assert started[3] == "start   from latest.ckpt: goes on after epoch 1"
+
+
+@pytest.mark.parametrize("phase", ["validation", "test"])
+def test_stopped_in_evaluation(phase, uninterrupted, tmp_path, monkeypatch):
+    run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 2, phase=phase)
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_moved_run_goes_on_where_it_lies_now(uninterrupted, tmp_path, monkeypatch):
+    run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 33)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run(config("resume=here", run_dir=tmp_path / "moved"))
+    assert_same_run(tmp_path / "moved", uninterrupted)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+)
+def test_exit_status_tells_the_signal(number, code, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 3, code, number=number)
+    assert caplog.records[-1].getMessage() == f"go on with: python train.py resume={tmp_path / 'run'}"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # given back
+
+
+def test_a_run_stopped_before_its_first_batch_can_be_resumed(uninterrupted, tmp_path, monkeypatch):
+    """The signal arrives while data is loaded: nothing is saved yet, and the folder is free or resumable."""
+    with monkeypatch.context() as patch:
+        patch.setattr(DigitsDataModule, "load", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run(config(*RUN, run_dir=tmp_path / "run"))
+    run(config(*RUN, run_dir=tmp_path / "run"))
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_checkpoint_is_written_inside_an_epoch_every_few_minutes(uninterrupted, tmp_path, monkeypatch):
+    """With the interval at 0 after every batch; and the run is not changed by it."""
+    saved = []
+    real = torch.save
+    monkeypatch.setattr(torch, "save", lambda obj, file: saved.append(obj.get("position")) or real(obj, file))
+    run(config(*RUN, "callbacks.resume.every_minutes=0", run_dir=tmp_path / "run"))
+    inside = [position["step"] for position in saved if position and position["batch"]]
+    assert inside == [step for step in range(1, 60) if step % 20]
+    assert_same_run(tmp_path / "run", uninterrupted)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["SHA256SUMS", "best.ckpt", "latest.ckpt", "previous.ckpt"]
+
+
+# --- what resume refuses --------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_left_alone(uninterrupted, caplog):
+    caplog.set_level("INFO")
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    assert run(config("resume=here", run_dir=uninterrupted)) == finished_result(uninterrupted)["val/acc"]
+    assert "has finished" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+
+
+def test_changes_are_found_where_they_are_named(uninterrupted):
+    saved = OmegaConf.load(uninterrupted / "config.yaml")
+    assert changes(saved, config(), []) == {}
+    assert changes(saved, config(*RUN), ["model", "data", "trainer.max_epochs", "augment"]) == {}
+    now = config(*RUN, "optimizer.lr=0.5", "seed=9", "model/norm=lrn")
+    assert changes(saved, now, ["optimizer.lr", "seed"]) == {"optimizer.lr": (0.001, 0.5), "seed": (1, 9)}
+    assert set(changes(saved, now, ["model/norm"])) >= {"model.norm._target_"}
+    assert "trainer.max_epochs" in changes(saved, config("experiment=tutorial"), ["experiment"])
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> Path:
+    run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 30)
+    return tmp_path / "run"
+
+
+def resume_with(monkeypatch, run_dir: Path, *overrides: str) -> None:
+    """Resume with settings beside it, as the command line would hand them over."""
+    monkeypatch.setattr("alexnet_pl.training.named_on_the_command_line", lambda: [o.split("=")[0] for o in overrides])
+    run(config("resume=here", *overrides, run_dir=run_dir))
+
+
+def test_changed_settings_are_refused_with_their_names(stopped, monkeypatch):
+    with pytest.raises(ConfigError, match=r"optimizer.lr \(0.001 → 0.5\), trainer.max_epochs \(3 → 9\)"):
+        resume_with(monkeypatch, stopped, "optimizer.lr=0.5", "trainer.max_epochs=9")
+    with pytest.raises(ConfigError, match=r"seed \(1 → 3\)"):
+        resume_with(monkeypatch, stopped, "seed=3")
+    monkeypatch.setattr("alexnet_pl.training.named_on_the_command_line", lambda: ["model.fc_width"])
+    with pytest.raises(ConfigError, match="cannot change the network: model.fc_width"):
+        run(config("model.fc_width=64", "resume=here", "resume_with_changes=true", run_dir=stopped))
+
+
+def test_changes_that_are_allowed_take_effect(stopped, monkeypatch):
+    monkeypatch.setattr(
+        "alexnet_pl.training.named_on_the_command_line", lambda: ["optimizer.lr", "trainer.max_epochs"]
+    )
+    run(config("resume=here", "resume_with_changes=true", "optimizer.lr=0.0005", "trainer.max_epochs=4",
+               run_dir=stopped))  # fmt: skip
+    rows = figures(stopped)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[1]["lr"]) == pytest.approx(0.0005)
+    assert OmegaConf.load(stopped / "config.yaml").trainer.max_epochs == 4
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no run folder"):
+        run(config("resume=here", run_dir=tmp_path))
+    (tmp_path / "config.yaml").write_text("{ this is: not")
+    with pytest.raises(ConfigError, match="config.yaml is damaged"):
+        run(config("resume=here", run_dir=tmp_path))
+
+
+# --- starting from another run's weights ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["", "checkpoints/best.ckpt"])
+def test_a_warm_start_begins_with_the_other_runs_weights(source, uninterrupted, tmp_path, caplog):
+    caplog.set_level("INFO")
+    still = ("trainer.max_epochs=1", "optimizer.lr=1e-12", "model.dropout=0", f"init_from={uninterrupted / source}")
+    run(config(*RUN, *still, run_dir=tmp_path / "run"))
+    best = read_checkpoint(uninterrupted / "checkpoints" / "best.ckpt")["state_dict"]
+    for name, value in weights(tmp_path / "run").items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(value, best[name])
+    assert "weights from" in caplog.text
+
+
+def test_a_warm_start_names_what_does_not_fit(uninterrupted, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run(config(*RUN, "trainer=smoke", "model.fc_width=48", "model/norm=lrn", "model.bias_before_norm=true",
+               f"init_from={uninterrupted}", run_dir=tmp_path / "run"))  # fmt: skip
+    (line,) = [record.getMessage() for record in caplog.records if "weights from" in record.getMessage()]
+    assert "missing: features.conv1.bias, features.conv2.bias" in line
+    assert "unexpected: features.norm1.weight" in line
+    assert "mis-shaped: classifier.fc6.weight (32, 12) instead of (48, 12)" in line
+    with pytest.raises(CheckpointError, match="has no weights for this network"):
+        run(config("model=lenet5", "model.channels=[5,7]", "model.fc_widths=[3,4]", "trainer=smoke",
+                   f"init_from={uninterrupted}", run_dir=tmp_path / "other"))  # fmt: skip
