@@ -8,7 +8,7 @@ LOGDIR ?= $(wildcard runs multirun)
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train test lint format sweep dashboard lock clean
+.PHONY: help setup quickstart train test test-faults lint format sweep dashboard lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -49,6 +49,9 @@ dashboard: setup ## TensorBoard on runs/ and multirun/: make dashboard LOGDIR=â€
 
 test: setup ## the tests, without network and without CIFAR-10
 	$(BIN)/pytest $(ARGS)
+
+test-faults: setup ## what can go wrong, with a table of what happens then: some minutes
+	$(BIN)/pytest -m fault tests/faults $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

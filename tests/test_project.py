@@ -1,7 +1,10 @@
 """The files around the code: every option composes, the lock file, the make targets."""
 
+import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, config
@@ -56,3 +59,30 @@ def test_set_up_is_done_once():
         ["make", "--dry-run", "setup"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout
     assert "pip install" not in planned
+
+
+def test_the_table_of_faults_shows_the_worst_of_each_row(tmp_path: Path):
+    (tmp_path / "test_examples.py").write_text(
+        """
+import pytest
+
+@pytest.mark.fault("flood", "boats float")
+@pytest.mark.parametrize("works", [True, False])
+def test_flood(works):
+    assert works
+
+@pytest.mark.fault("fire", "rain")
+def test_fire():
+    pass
+
+@pytest.mark.fault("frost", "wool")
+def test_frost(request):
+    pytest.skip("summer")
+"""
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "faults.conftest", "-o", "markers=fault", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")}
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    rows = [re.split(r"  +", line)[:3] for line in shown.stdout.splitlines()]
+    for row in (["fire", "rain", "yes"], ["flood", "boats float", "NO"], ["frost", "wool", "not tried"]):
+        assert row in rows, shown.stdout

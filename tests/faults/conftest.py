@@ -1,0 +1,38 @@
+"""The table at the end of ``make test-faults``: each fault, what it leads to, and whether that held.
+
+A test of a fault is marked ``@pytest.mark.fault("name of the fault", "promised outcome")``. Tests that bear the same
+name (the cases of a parametrised test) share a row.
+"""
+
+import pytest
+
+RANK = ("passed", "skipped", "failed", "error")
+"""What pytest says of a test, the worse the later. A row shows the worst of its tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if label := item.get_closest_marker("fault"):
+            name, outcome = label.args
+            item.user_properties.append(("fault", (name, outcome)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for verdict in RANK:
+        for report in terminalreporter.stats.get(verdict, []):
+            if fault := dict(report.user_properties).get("fault"):
+                rows.setdefault(fault, []).append((verdict, report.duration))
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    lines = [("fault", "outcome", "held", "")]
+    for (name, outcome), tests in sorted(rows.items()):
+        worst = max((verdict for verdict, _ in tests), key=RANK.index)
+        seconds = sum(duration for _, duration in tests)
+        held = {"passed": "yes", "skipped": "not tried"}.get(worst, "NO")
+        lines.append((name, outcome, held, f"{len(tests)} test{'s' * (len(tests) > 1)}, {seconds:.0f} s"))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        terminalreporter.write_line("  ".join(cells).rstrip())
