@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,10 @@ def run(cfg: DictConfig) -> float:
         if (Path(cfg.run_dir) / "config.yaml").exists():
             log.info(f"go on with: python train.py resume={cfg.run_dir}")
         sys.exit(stopped.exit_code)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+    except RuntimeError as error:
+        # What torch's allocator for the CPU says, on Linux and on Windows.
+        on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not on_cpu:
             raise
         raise OutOfMemory(
             f"out of memory with data.batch_size={cfg.data.batch_size}. "
@@ -79,6 +82,7 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
     commit = git_commit()  # now: the checkout may change while the run goes on
     run_dir = Path(cfg.run_dir)
     settle(cfg)
+    refuse_unwritable(run_dir)
     changed: Changes = {}
     if cfg.resume is None:
         refuse_used_folder(run_dir)
@@ -238,6 +242,22 @@ def refuse_used_folder(run_dir: Path) -> None:
         raise ConfigError(
             f"{run_dir} already holds a run.\nGo on with it by resume={run_dir}, or choose another hydra.run.dir."
         )
+
+
+def refuse_unwritable(run_dir: Path) -> None:
+    """Find out now, not when the first checkpoint is due.
+
+    Raises:
+        ConfigError: nothing can be written where the run folder is or would be.
+    """
+    folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}): a run there would be lost.\nChoose another hydra.run.dir."
+        ) from error
 
 
 def quiet_lightning() -> None:

@@ -1,0 +1,106 @@
+"""Runs in processes of their own that start in a moment, and networks that break down when they are told to.
+
+A fork server imports torch and Lightning once; every run is then a real process with real signals, without the ten
+seconds of imports.
+"""
+
+import logging
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import config
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["alexnet_pl.training"])
+
+DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true")
+
+
+class Run:
+    """One run as a process; what it prints goes to a file beside its folder."""
+
+    def __init__(self, *overrides: str, run_dir: Path, memory: int | None = None):
+        self.run_dir, self.output = run_dir, run_dir.with_name(f"{run_dir.name}.{time.monotonic_ns()}.log")
+        self.output.touch()
+        cfg = config(*overrides, run_dir=run_dir)
+        self.process = CONTEXT.Process(target=_run, args=(cfg, self.output, memory))
+        self.process.start()
+
+    def wait(self, seconds: float = 120) -> int:
+        """Exit status, negative after a signal that nobody handled."""
+        self.process.join(seconds)
+        assert not self.process.is_alive(), "the run hangs"
+        return self.process.exitcode
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.text.splitlines() if line.startswith("error: ")]
+
+
+def _run(cfg: DictConfig, output: Path, memory: int | None) -> None:
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+
+    from alexnet_pl.errors import one_line_errors
+    from alexnet_pl.training import run
+
+    if memory is not None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+    with one_line_errors():
+        run(cfg)
+
+
+def wait_for(condition: Callable[[], object], run: Run | None = None, seconds: float = 120) -> None:
+    """Until ``condition`` holds; fails when the run ends first."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        assert run is None or run.process.is_alive(), run.text
+        time.sleep(0.001)
+
+
+class BreakingNet(nn.Module):
+    """A linear classifier whose fifth training step goes wrong.
+
+    Args:
+        how: ``nan loss``, ``inf loss``, ``nan gradient``, ``inf gradient``, or ``slow``: every step takes two seconds.
+    """
+
+    def __init__(self, how: str, num_classes: int, image_size: int):
+        super().__init__()
+        self.linear, self.how, self.steps = nn.Linear(3 * image_size**2, num_classes), how, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(images.flatten(1))
+        self.steps += self.training
+        if self.training and self.how == "slow":
+            time.sleep(2)
+        if not self.training or self.steps != 5 or self.how == "slow":
+            return logits
+        value, _, where = self.how.partition(" ")
+        if where == "gradient":
+            logits.register_hook(lambda gradient: gradient * float(value))
+            return logits
+        # Minus infinity for every class but 0 makes the loss of the others infinite.
+        broken = torch.full_like(logits, -torch.inf if value == "inf" else torch.nan)
+        broken[:, 0] = 0
+        return logits + broken.where(broken.isfinite(), broken)
