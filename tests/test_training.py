@@ -136,8 +136,17 @@ def test_best_checkpoint_gives_the_reported_figures_and_identical_logits(finishe
 
 def test_latest_checkpoint_is_of_the_last_epoch(finished):
     run_dir, _ = finished
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["best.ckpt", "latest.ckpt"]
-    assert torch.load(run_dir / "checkpoints" / "latest.ckpt", weights_only=True)["epoch"] == 2
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [
+        "SHA256SUMS",
+        "best.ckpt",
+        "latest.ckpt",
+        "previous.ckpt",
+    ]
+    assert torch.load(run_dir / "checkpoints" / "latest.ckpt", weights_only=True)["position"] == {
+        "epoch": 3,
+        "batch": 0,
+        "step": 60,
+    }
 
 
 def test_same_seed_same_numbers(finished, tmp_path):
