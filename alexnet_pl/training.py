@@ -4,6 +4,7 @@ import logging
 import sys
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,11 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         num_classes=cfg.model.num_classes,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.get("scheduler")),
-        hyperparameters=OmegaConf.to_container(cfg, resolve=True),
+        hyperparameters={
+            **OmegaConf.to_container(cfg, resolve=True),
+            "class_names": list(data.class_names),
+            "version": version("alexnet_pl"),
+        },
     )
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
     if cfg.init_from is not None:
