@@ -101,7 +101,7 @@ def model_section(run: TrainedRun) -> str:
 
 def use_section(run: TrainedRun) -> str:
     return (
-        f"Sorting pictures that look like those of {run.result['data']['name']} into its {len(run.class_names)} classes; "
+        f"Sorting pictures like those of {run.result['data']['name']} into its {len(run.class_names)} classes; "
         "study of the 2012 network. Not for decisions about people, nor where a mistake is costly."
     )
 
@@ -109,9 +109,11 @@ def use_section(run: TrainedRun) -> str:
 def data_section(result: dict[str, Any]) -> str:
     data = result["data"]
     known = DATA_SOURCES.get(data["name"], f"{data['name']}; its source and licence are not known to this program.")
+    copy = data["source"].partition(" in ")[0]  # without the folder, which is of one machine
     return (
-        f"{known}\n\n{data['train']:,} images to train on, {data['val']:,} held out for validation by a stratified split "
-        f"(`split_seed={result['split_seed']}`), {data['test']:,} to test on, read once, with the best checkpoint."
+        f"{known}\n\nCopy used: {copy}. {data['train']:,} images to train on, {data['val']:,} held out for validation "
+        f"by a stratified split (`split_seed={result['split_seed']}`), {data['test']:,} to test on, read once, with the "
+        "best checkpoint."
     )
 
 
@@ -144,10 +146,9 @@ def results_section(run: TrainedRun) -> str:
         [
             *lines,
             "",
-            f"Test accuracy {result['test/acc']:.4f}; with the {result['data']['test']:,} test images alone as the source "
-            f"of chance, 95% of intervals like {low:.4f} to {high:.4f} hold the true value. One seed: how much another "
-            "one would change is not in this figure. The checkpoint was chosen by the validation accuracy, which is "
-            "therefore a little too good.",
+            f"Test accuracy {result['test/acc']:.4f}, 95% interval {low:.4f} to {high:.4f} (Wilson), which counts the "
+            f"chance in the choice of {result['data']['test']:,} test images and nothing else: this is one seed. The "
+            "checkpoint was chosen by its validation accuracy, so that the validation figures are optimistic.",
         ]
     )
 
@@ -157,7 +158,7 @@ def limits_section(run: TrainedRun) -> str:
         [
             "- It answers with one of its classes whatever the picture shows; there is no *none of these*.",
             f"- Pictures are squeezed to {run.preprocess.image_size}×{run.preprocess.image_size}: small things vanish.",
-            "- Probabilities are the softmax as trained, not calibrated: `alexnet_pl.evaluate` gives the calibration error.",
+            "- Probabilities are the softmax as trained; `alexnet_pl.evaluate` gives its calibration error.",
             "- Nothing was measured on other data, on corrupted pictures, or by groups of people.",
             "- `result.json` is from the device and precision above; another device may differ in the last digits.",
         ]
@@ -185,6 +186,8 @@ def layers(model: dict[str, Any]) -> dict[str, str]:
 def described(section: dict[str, Any]) -> str:
     """A configuration section in one line: ``Adam (lr 0.001, fused True)``."""
     name = section["_target_"].rpartition(".")[2]
+    if name == "Identity":
+        return "none"
     settings = ", ".join(f"{key} {value}" for key, value in section.items() if not key.startswith("_"))
     return f"{name} ({settings})" if settings else name
 

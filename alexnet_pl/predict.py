@@ -119,7 +119,10 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
     answered = [prediction for prediction in predictions if prediction.error is None][:DRAWN]
     if not answered:
         raise UserError(f"{path} was not written: no picture was answered.")
-    figure = picture_bars([(read_picture(each.path), each.path.name, each.top) for each in answered])
+    pictures = [read_picture(each.path) for each in answered]
+    for picture in pictures:
+        picture.thumbnail((300, 300))
+    figure = picture_bars([(p, each.path.name, each.top) for p, each in zip(pictures, answered, strict=True)])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
