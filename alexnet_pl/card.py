@@ -112,8 +112,8 @@ def data_section(result: dict[str, Any]) -> str:
     copy = data["source"].partition(" in ")[0]  # without the folder, which is of one machine
     return (
         f"{known}\n\nCopy used: {copy}. {data['train']:,} images to train on, {data['val']:,} held out for validation "
-        f"by a stratified split (`split_seed={result['split_seed']}`), {data['test']:,} to test on, read once, with the "
-        "best checkpoint."
+        f"by a stratified split (`split_seed={result['split_seed']}`), {data['test']:,} to test on, read once, "
+        "with the best checkpoint."
     )
 
 
