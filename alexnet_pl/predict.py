@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from alexnet_pl.augment import normalize
-from alexnet_pl.errors import EXIT_CODE, DataError, UserError, one_line_errors
+from alexnet_pl.errors import DataError, UserError, one_line_errors
 from alexnet_pl.figures import picture_bars
 from alexnet_pl.pictures import picture_files, read_picture
 from alexnet_pl.runs import RUN_HELP, TrainedRun, load_run
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.bars:
         draw(predictions, given.bars)
     if any(prediction.error is not None for prediction in predictions):
-        sys.exit(EXIT_CODE)
+        sys.exit(UserError.exit_code)
 
 
 def _positive(text: str) -> int:
