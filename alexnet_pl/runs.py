@@ -1,8 +1,6 @@
 """Loading a trained run, from its folder or from a checkpoint file alone: ``load_run``."""
 
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +12,7 @@ from hydra.utils import get_class, instantiate
 from packaging.version import Version
 from torch import Tensor, nn
 
+from alexnet_pl.checkpoints import read_checkpoint
 from alexnet_pl.errors import UserError
 from alexnet_pl.pictures import Preprocess
 
@@ -82,7 +81,7 @@ def load_run(run: str | Path) -> TrainedRun:
         UserError: no run, a missing or damaged file, a file from a newer version; one line each.
     """
     path = checkpoint_file(Path(run))
-    checkpoint = read_checkpoint(path)
+    checkpoint = classifier_checkpoint(path)
     config = checkpoint["hyper_parameters"]
     refuse_newer(path, config.get("version"))
     try:
@@ -119,21 +118,15 @@ def checkpoint_file(run: Path) -> Path:
     raise UserError(f"{run} is no run folder: it has no {CHECKPOINT}.")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint of :class:`alexnet_pl.classifier.ImageClassifier` on the CPU, with nothing executed.
+def classifier_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of :class:`alexnet_pl.classifier.ImageClassifier` on the CPU, with nothing executed.
 
     Raises:
         UserError: no checkpoint, a damaged one, one with more than tensors and plain values, or another project's.
     """
-    try:
-        # Mapped: the optimiser's state, twice the weights, stays on disk.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is no checkpoint, or holds more than tensors and plain values; not loaded.") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no checkpoint, or a damaged one.") from error
+    checkpoint = read_checkpoint(path)
     parts = {"state_dict": Mapping, "hyper_parameters": Mapping, "epoch": int}
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), v) for k, v in parts.items()):
+    if not all(isinstance(checkpoint.get(k), v) for k, v in parts.items()):
         raise UserError(f"{path} is no checkpoint of an alexnet_pl run: it lacks {', '.join(parts)}.")
     if missing := [part for part in ("model", "data") if part not in checkpoint["hyper_parameters"]]:
         raise UserError(f"{path} is no checkpoint of an alexnet_pl run: its configuration lacks {', '.join(missing)}.")
