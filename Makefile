@@ -8,7 +8,7 @@ LOGDIR ?= $(wildcard runs multirun)
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train test test-faults test-browser lint format sweep dashboard lock clean
+.PHONY: help setup quickstart train test test-faults test-browser lint format sweep dashboard lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -69,6 +69,14 @@ format: setup ## let ruff mend what it can
 
 lock: setup ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --quiet -o requirements.lock
+
+audit: setup ## known vulnerabilities in what requirements.lock pins (asks the package index)
+	@report="$$($(BIN)/uv tool run pip-audit@2.10.1 --disable-pip --require-hashes --progress-spinner off -r requirements.lock 2>&1)"; \
+	status=$$?; missed=$$(echo "$$report" | grep -c 'could not be audited'); \
+	if echo "$$report" | grep -q '^Found .*known vulnerabilit'; then echo "$$report" | grep -v 'could not be audited'; exit 1; \
+	elif [ $$status -ne 0 ]; then echo "the audit could not be done: $$(echo "$$report" | tail -n 1)"; \
+	elif [ $$missed -gt 0 ]; then echo "the audit could not be done for $$missed packages: the index says nothing about them"; \
+	else echo "no known vulnerabilities"; fi
 
 clean: ## remove .venv and caches; runs/, multirun/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

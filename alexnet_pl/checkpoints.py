@@ -84,9 +84,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     # Between the two renames of write_checkpoint, previous.ckpt is still noted as latest.ckpt.
     names = (path.name, LATEST) if path.name == PREVIOUS else (path.name,)
     digests = {digest for name, digest in _sums_lines(path.parent) if name in names}
-    if digests and _sha256(path) not in digests:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {path.parent / SUMS}.")
     try:
+        if digests and _sha256(path) not in digests:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {path.parent / SUMS}.")
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(

@@ -1,10 +1,15 @@
 """Errors that a person can act on, and the one place that turns them into a line on the terminal."""
 
+import difflib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 
 class UserError(Exception):
@@ -29,6 +34,14 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SHOW_TRACEBACK = os.environ.get(_FULL_ERROR, "0") not in ("", "0")  # read before one_line_errors sets it
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence, with a space before it: the known name nearest to ``name``, or all of them where none is near."""
+    known = [str(other) for other in known]
+    if near := difflib.get_close_matches(name, known, n=1):
+        return f" Did you mean {near[0]}?"
+    return f" There is: {', '.join(known)}." if known else ""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn errors that a person can mend into one line on stderr and exit code 2.
@@ -51,8 +64,8 @@ def one_line_errors() -> Iterator[None]:
 
 def _for_people(error: BaseException) -> tuple[str, int] | None:
     """The message to print instead of a traceback and the exit status; None where only a traceback helps."""
-    from hydra.errors import HydraException, InstantiationException, MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
+    from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
     cause: BaseException | None = error
     while cause is not None:  # hydra.utils.instantiate wraps what a constructor raised
@@ -67,8 +80,26 @@ def _for_people(error: BaseException) -> tuple[str, int] | None:
         # A constructor refused its arguments: a key too many, a value it cannot take.
         reason = " ".join(str(error.__cause__ or error).split())
         return f"{reason} (a traceback: {_FULL_ERROR}=1)", 2
+    if isinstance(error, ConfigCompositionException) and isinstance(
+        error.__cause__, ConfigKeyError | ConfigAttributeError
+    ):
+        return _unknown_key(str(error).rpartition(" +")[2], error.__cause__), 2
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
+        return "A group cannot be null. To leave one out, put a tilde before its name: ~scheduler", 2
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(error).split()), 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}.", 1
     return None
+
+
+def _unknown_key(override: str, error: "ConfigKeyError | ConfigAttributeError") -> str:
+    """The message for an override such as ``model.widht=8`` of a key that the configuration does not have."""
+    from omegaconf import OmegaConf
+
+    path = str(error.full_key)
+    section, separator, _ = path.rpartition("/" if "/" in path else ".")
+    root = error.parent_node._get_root()
+    known = OmegaConf.select(root, section.replace("/", ".")) if section else root
+    hint = did_you_mean(path, (f"{section}{separator}{key}" for key in known if key != "hydra"))
+    return f"{override}: there is no key {path}.{hint} What conf/ leaves out is added with a plus: +{override}"

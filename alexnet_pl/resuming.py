@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from alexnet_pl.checkpoints import BEST, CheckpointError, read_checkpoint
 from alexnet_pl.errors import ConfigError
+from alexnet_pl.validation import check_targets
 
 ABOUT_RESUMING = ("resume", "resume_with_changes", "run_dir")
 """Keys that say how a run is called, not what it computes."""
@@ -20,7 +21,7 @@ def saved_config(run_dir: Path) -> DictConfig:
     """The configuration that a run was started with, its paths adapted to where the folder lies now.
 
     Raises:
-        ConfigError: ``run_dir`` is no run folder, or its config.yaml is damaged.
+        ConfigError: ``run_dir`` is no run folder, or its config.yaml is damaged or names what it may not.
     """
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -30,6 +31,7 @@ def saved_config(run_dir: Path) -> DictConfig:
         before = plain["run_dir"]
     except Exception as error:  # yaml's and OmegaConf's own, and a key that is not there
         raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    check_targets(plain)
     return OmegaConf.create(_relocated(plain, before, str(run_dir)))
 
 

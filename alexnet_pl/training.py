@@ -30,6 +30,7 @@ from alexnet_pl.resuming import (
     warm_start,
 )
 from alexnet_pl.stopping import RunStopped, StopRequest
+from alexnet_pl.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def run(cfg: DictConfig) -> float:
 def _run(cfg: DictConfig, stop: StopRequest) -> float:
     commit = git_commit()  # now: the checkout may change while the run goes on
     run_dir = Path(cfg.run_dir)
+    validate(cfg)
     settle(cfg)
     refuse_unwritable(run_dir)
     changed: Changes = {}
@@ -95,6 +97,7 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
             log.info(f"{run_dir} has finished; there is nothing to resume.\n\n{results_table(result)}")
             return result["val/acc"]
         cfg = saved
+        validate(cfg)  # for this machine, and with the changes
 
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)

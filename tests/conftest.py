@@ -1,9 +1,18 @@
 """Shared by the tests: composing configurations, running train.py, small CIFAR-10 trees."""
 
+import http.server
+import json
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import md5
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +20,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data.cifar10 import CLASS_NAMES
 
@@ -42,6 +52,48 @@ def train(*overrides: str, cwd: Path, **environment: str) -> subprocess.Complete
     )
 
 
+START_MANY = f"""
+import json, os, runpy, sys
+import alexnet_pl.training  # loaded once for all: that is most of a short run's time
+
+at_once, *commands = json.loads(sys.argv[1])
+started = []
+for index, overrides in enumerate(commands):
+    if (pid := os.fork()) == 0:
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{{index}}.{{name}}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
+        sys.argv = ["train.py", *overrides]
+        runpy.run_path({str(REPOSITORY / "train.py")!r}, run_name="__main__")
+        sys.exit()
+    started.append(pid if at_once else os.waitpid(pid, 0)[1])
+statuses = [os.waitpid(pid, 0)[1] for pid in started] if at_once else started
+print(json.dumps([os.waitstatus_to_exitcode(status) for status in statuses]))
+"""
+
+
+def train_many(
+    commands: Sequence[Sequence[str]], cwd: Path, at_once: bool = False
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run ``train.py`` once for each list of overrides, in a process each, one after the other or all at once.
+
+    The processes are forked from one that has loaded torch: in seconds instead of half a minute, and at once means
+    within milliseconds. What they print is left in ``cwd`` as ``0.out``, ``0.err``, ``1.out``, …
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", START_MANY, json.dumps([at_once, *commands])],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [
+        subprocess.CompletedProcess(command, code, (cwd / f"{i}.out").read_text(), (cwd / f"{i}.err").read_text())
+        for i, (command, code) in enumerate(zip(commands, json.loads(done.stdout), strict=True))
+    ]
+
+
 TreeMaker = Callable[..., Path]
 
 
@@ -62,3 +114,57 @@ def class_folders(tmp_path: Path) -> TreeMaker:
         return root
 
     return make
+
+
+@dataclass
+class OfficialArchive:
+    """The archive that is served, and the paths that were asked for so far."""
+
+    path: Path
+    requests: list[str]
+
+
+@pytest.fixture
+def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OfficialArchive]:
+    """A server with a CIFAR-10 archive of 100 + 20 images; torchvision is told its address and MD5 sums."""
+    source = tmp_path / "source" / CIFAR10.base_folder
+    source.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    sums = {}
+    for name, count in [*((f"data_batch_{i}", 20) for i in range(1, 6)), ("test_batch", 20)]:
+        batch = {"data": random.integers(0, 256, (count, 3072), dtype=np.uint8), "labels": [*range(10)] * (count // 10)}
+        (source / name).write_bytes(pickle.dumps(batch))
+    (source / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASS_NAMES)}))
+    for path in source.iterdir():
+        sums[path.name] = md5(path.read_bytes()).hexdigest()
+    served = tmp_path / "served"
+    served.mkdir()
+    archive = served / CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, CIFAR10.base_folder)
+
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=served)
+
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            time.sleep(0.5)  # long enough for a second process to come along
+            with suppress(ConnectionError):  # who asks hangs up early: torchvision looks for a redirection first
+                super().do_GET()
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR10.filename}")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()).hexdigest())
+    for listing in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, listing, [[name, sums[name]] for name, _ in getattr(CIFAR10, listing)])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    yield OfficialArchive(archive, requests)
+    server.shutdown()
+    server.server_close()

@@ -1,10 +1,7 @@
 """The split, the loader, the sources and what is refused, on real files."""
 
-import http.server
 import pickle
 import shutil
-import tarfile
-import threading
 from hashlib import md5
 
 import numpy as np
@@ -282,38 +279,6 @@ def test_incomplete_and_foreign_trees_are_refused(class_folders):
 # --- the official archive, a small one, from a server on this machine -----------------------------------------------
 
 
-@pytest.fixture
-def official(tmp_path, monkeypatch):
-    """A server with a CIFAR-10 archive of 100 + 20 images; torchvision is told its address and MD5 sums."""
-    source = tmp_path / "source" / CIFAR10.base_folder
-    source.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    sums = {}
-    for name, count in [*((f"data_batch_{i}", 20) for i in range(1, 6)), ("test_batch", 20)]:
-        batch = {"data": random.integers(0, 256, (count, 3072), dtype=np.uint8), "labels": [*range(10)] * (count // 10)}
-        (source / name).write_bytes(pickle.dumps(batch))
-    (source / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASS_NAMES)}))
-    for path in source.iterdir():
-        sums[path.name] = md5(path.read_bytes()).hexdigest()
-    served = tmp_path / "served"
-    served.mkdir()
-    archive = served / CIFAR10.filename
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(source, CIFAR10.base_folder)
-
-    handler = lambda *args: http.server.SimpleHTTPRequestHandler(*args, directory=served)  # noqa: E731
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{CIFAR10.filename}")
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()).hexdigest())
-    for listing in ("train_list", "test_list"):
-        monkeypatch.setattr(CIFAR10, listing, [[name, sums[name]] for name, _ in getattr(CIFAR10, listing)])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
-    yield archive
-    server.shutdown()
-    server.server_close()
-
-
 def test_the_official_archive_is_downloaded_and_used_again(official, tmp_path):
     root = tmp_path / "new" / "data"
     module = data_module("data=cifar10", f"data.root={root}")
@@ -321,7 +286,7 @@ def test_the_official_archive_is_downloaded_and_used_again(official, tmp_path):
     assert module.description.startswith("official cifar-10-batches-py")
     assert [path.name for path in root.iterdir()] == [CIFAR10.base_folder]
 
-    official.unlink()  # the second time there is nothing to download, and no need to
+    official.path.unlink()  # the second time there is nothing to download, and no need to
     again = data_module("data=cifar10", f"data.root={root}")
     assert torch.equal(again.test_dataloader().images, module.test_dataloader().images)
 
@@ -329,7 +294,7 @@ def test_the_official_archive_is_downloaded_and_used_again(official, tmp_path):
 def test_an_archive_in_place_is_unpacked_without_a_download(official, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
-    official.rename(root / official.name)
+    official.path.rename(root / official.path.name)
     assert data_module("data=cifar10", f"data.root={root}").counts()["test"] == 20
 
 
@@ -348,7 +313,7 @@ def assert_refused(root, *fragments):
 
 
 def test_a_truncated_download_leaves_nothing_behind(official, tmp_path):
-    official.write_bytes(official.read_bytes()[:-50])
+    official.path.write_bytes(official.path.read_bytes()[:-50])
     root = tmp_path / "data"
     assert_refused(root, str(root))
     assert not root.exists()
@@ -357,9 +322,9 @@ def test_a_truncated_download_leaves_nothing_behind(official, tmp_path):
 def test_a_truncated_archive_in_place_is_named_and_kept(official, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
-    (root / official.name).write_bytes(official.read_bytes()[:-50])
-    assert_refused(root, str(root / official.name), "truncated or damaged")
-    assert [path.name for path in root.iterdir()] == [official.name]
+    (root / official.path.name).write_bytes(official.path.read_bytes()[:-50])
+    assert_refused(root, str(root / official.path.name), "truncated or damaged")
+    assert [path.name for path in root.iterdir()] == [official.path.name]
 
 
 def test_without_a_network_the_ways_out_are_named(official, tmp_path, monkeypatch):

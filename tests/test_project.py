@@ -47,8 +47,38 @@ def test_the_lock_file_has_hashes_and_names_no_host():
 
 def test_make_help_lists_the_targets():
     listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for target in ("setup", "quickstart", "train", "test", "test-browser", "lint", "sweep", "dashboard", "clean"):
+    for target in (
+        "setup",
+        "quickstart",
+        "train",
+        "test",
+        "test-browser",
+        "lint",
+        "sweep",
+        "dashboard",
+        "audit",
+        "clean",
+    ):
         assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE), target
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "said", "code"),
+    [
+        ("No known vulnerabilities found", 0, "no known vulnerabilities", 0),
+        ("Found 2 known vulnerabilities in 1 package\nNameless 1.0 CVE-1", 1, "Nameless 1.0 CVE-1", 2),  # 2 is make's
+        ("a lot\nConnection refused", 1, "the audit could not be done: Connection refused", 0),
+        ("x could not be audited: x\ny could not be audited: y", 0, "the audit could not be done for 2 packages", 0),
+    ],
+)
+def test_the_audit_fails_on_vulnerabilities_alone(tmp_path, report, status, said, code):
+    (tmp_path / "report").write_text(report)
+    (tmp_path / "uv").write_text(f"#!/bin/sh\ncat '{tmp_path}/report'\nexit {status}\n")
+    (tmp_path / "uv").chmod(0o755)
+    command = ["make", "--old-file=setup", "audit", f"BIN={tmp_path}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert said in done.stdout
+    assert done.returncode == code
 
 
 def test_set_up_is_done_once():

@@ -273,8 +273,11 @@ def test_the_log_reads_well_and_without_control_characters(tmp_path):
         (["data.image_size=32"], "error: image_size=32 is too small for AlexNet: the smallest that works is 47"),
         (["model/norm=layer"], "error: model/norm=layer does not exist. Choose one of: batch, lrn, none."),
         (["model=vgg"], "error: model=vgg does not exist. Choose one of: alexnet_bn, alexnet_lrn, alexnet_plain, "),
-        (["+model.depth=8"], "unexpected keyword argument 'depth'"),
-        (["model.widht=8"], "error: Could not override 'model.widht'"),
+        (["+model.depth=8"], "error: model.depth=8 is not possible: AlexNet has no argument depth."),
+        (["model.widht=8"], "error: model.widht=8: there is no key model.widht. Did you mean model.fc_width?"),
+        (["mdoel=lenet5"], "error: mdoel=lenet5: there is no key mdoel. Did you mean model?"),
+        (["model/nrom=batch"], "error: model/nrom=batch: there is no key model/nrom. Did you mean model/norm?"),
+        (["scheduler=null"], "error: A group cannot be null. To leave one out, put a tilde before its name: ~sch"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(tmp_path, overrides, message):

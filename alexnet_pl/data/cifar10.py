@@ -6,14 +6,16 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+from torchvision.datasets.utils import check_integrity, download_url
 
 from alexnet_pl.data.module import ImageDataModule, ImageSource, LabelledImages
 from alexnet_pl.errors import DataError
@@ -90,33 +92,74 @@ def load_official(root: Path) -> ImageSource:
 def fetch_official(root: Path) -> None:
     """Download the official archive through torchvision and unpack it into ``root``, whole or not at all.
 
-    An archive that already lies in ``root`` is used instead.
+    An archive that already lies in ``root`` is used instead. Of several processes at once one does it and the others
+    wait; the lock is the system's, so it ends with its owner, however that ends.
 
     Raises:
-        DataError: no network, a truncated or damaged archive, a folder that cannot be written.
+        DataError: no network, a truncated or damaged archive or one that would write elsewhere, a folder that cannot
+            be written.
     """
     existed = root.exists()
-    archive = root / CIFAR10.filename
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is a rename: what bears the final name is complete.
-        with tempfile.TemporaryDirectory(dir=root, prefix=".cifar10-") as scratch:
-            if archive.is_file():
-                if not check_integrity(str(archive), CIFAR10.tgz_md5):
-                    raise DataError(f"{archive} is truncated or damaged (wrong MD5). Delete it. {WAYS_OUT}")
-            else:
-                print(f"downloading CIFAR-10 (170 MB) to {root.resolve()}")
-                download_url(CIFAR10.url, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
-                archive = Path(scratch) / CIFAR10.filename
-            extract_archive(str(archive), scratch)
-            (Path(scratch) / CIFAR10.base_folder).rename(official_folder(root))
-    except (OSError, RuntimeError, tarfile.TarError) as error:
+        with _one_at_a_time(root / ".cifar10.lock"):
+            if official_folder(root).is_dir():  # another process has done it while this one waited
+                return
+            for abandoned in root.glob(".cifar10-*/"):  # of a process that was killed: nobody else is at work
+                shutil.rmtree(abandoned, ignore_errors=True)
+            # Beside the target, so that the last step is a rename: what bears the final name is complete.
+            with tempfile.TemporaryDirectory(dir=root, prefix=".cifar10-") as scratch:
+                archive = root / CIFAR10.filename
+                if archive.is_file():
+                    if not check_integrity(str(archive), CIFAR10.tgz_md5):
+                        raise DataError(f"{archive} is truncated or damaged (wrong MD5). Delete it. {WAYS_OUT}")
+                else:
+                    print(f"downloading CIFAR-10 (170 MB) to {root.resolve()}")
+                    download_url(CIFAR10.url, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
+                    archive = Path(scratch) / CIFAR10.filename
+                extract(archive, Path(scratch))
+                (Path(scratch) / CIFAR10.base_folder).rename(official_folder(root))
+    except (OSError, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
         if not existed and root.is_dir() and not any(root.iterdir()):
             root.rmdir()
         if isinstance(error, DataError):
             raise
         reason = " ".join(str(error).split())
         raise DataError(f"No CIFAR-10 in {root}, and the download failed: {reason}\n{WAYS_OUT}") from error
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive of plain files and folders, all of which stay inside ``folder``.
+
+    Everything is looked at before anything is written. Links and devices are refused as well, wherever they lead:
+    CIFAR-10 has none. The ``data`` filter, which Python has from 3.11.4 on, would let some links pass.
+
+    Raises:
+        DataError: names the member that is refused.
+        tarfile.TarError, EOFError, zlib.error: a damaged archive.
+    """
+    with tarfile.open(archive) as tar:
+        members = tar.getmembers()
+        for member in members:
+            inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+            if not inside or not (member.isfile() or member.isdir()):
+                raise DataError(
+                    f"{archive} is refused, nothing was unpacked: {member.name!r} is no file inside it. {WAYS_OUT}"
+                )
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(folder, members, filter="data")
+        else:
+            tar.extractall(folder, members)
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Wait until no other process holds ``lock``, and leave no file behind."""
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it notices, and makes a new one
 
 
 # --- class folders --------------------------------------------------------------------------------------------------
@@ -126,7 +169,7 @@ def load_class_folders(root: Path) -> ImageSource:
     """Read ``train/<class>/*`` and ``test/<class>/*``, decoding once: later calls read a cache of the pixels.
 
     The cache lies under ``$XDG_CACHE_HOME/alexnet_pl`` (``~/.cache/alexnet_pl``), and is rebuilt when a file was
-    added, removed or changed.
+    added, removed or changed. Of several processes at once one decodes and the others wait for its cache.
 
     Raises:
         DataError: a missing or unknown class folder, an image that cannot be read or is not 32×32.
@@ -136,9 +179,12 @@ def load_class_folders(root: Path) -> ImageSource:
     cache = cache_folder() / f"cifar10-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
     arrays = _read_cache(cache, fingerprint)
     if arrays is None:
-        print(f"decoding {sum(map(len, files.values())):,} images once, to {cache}")
-        arrays = {split: np.stack([_decode(path) for path, _ in files[split]]) for split in files}
-        _write_cache(cache, fingerprint, arrays)
+        with _cache_lock(cache):
+            arrays = _read_cache(cache, fingerprint)  # another process may have made it while this one waited
+            if arrays is None:
+                print(f"decoding {sum(map(len, files.values())):,} images once, to {cache}")
+                arrays = {split: np.stack([_decode(path) for path, _ in files[split]]) for split in files}
+                _write_cache(cache, fingerprint, arrays)
     sets = (
         LabelledImages(arrays[split], np.array([label for _, label in files[split]], dtype=np.int64)) for split in files
     )
@@ -206,6 +252,22 @@ def _read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
             return {split: stored[split] for split in ("train", "test")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+@contextmanager
+def _cache_lock(cache: Path) -> Iterator[None]:
+    """Let one process at a time make ``cache``; all at once where the folder cannot be written, and nothing is kept."""
+    lock = cache.with_suffix(".lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError:
+        yield
+        return
+    with _one_at_a_time(lock):
+        for abandoned in cache.parent.glob(f".{cache.stem}-*/"):  # of a process that was killed while it wrote
+            shutil.rmtree(abandoned, ignore_errors=True)
+        yield
 
 
 def _write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:

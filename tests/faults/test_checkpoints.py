@@ -29,6 +29,20 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in weights(one).items())
 
 
+def wait_for_save(run: Run) -> None:
+    """Until ``run`` has put a new latest.ckpt in place. Only its time stamp is looked at: the run goes on writing."""
+    latest = run.run_dir / "checkpoints" / LATEST
+
+    def stamp() -> int | None:
+        try:
+            return latest.stat().st_mtime_ns
+        except FileNotFoundError:  # there is none yet, or it is being replaced
+            return None
+
+    before = stamp()
+    wait_for(lambda: stamp() not in (None, before), run)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs, never to be written to."""
@@ -56,19 +70,14 @@ def test_killed_twenty_times(tmp_path):
     while kills < 20 and finished_result(run_dir) is None:
         run = Run(*(["resume=here"] if (run_dir / "config.yaml").exists() else settings), run_dir=run_dir)
         before = step
-
-        def moved_on(before=before):
-            found = latest_valid(run_dir / "checkpoints")
-            return found is not None and found[1]["position"]["step"] > before
-
-        wait_for(moved_on, run)
+        wait_for_save(run)
         time.sleep(moments.uniform(0, 0.3))
         run.process.kill()
         run.process.join()
         kills += 1
         path, checkpoint = latest_valid(run_dir / "checkpoints")
         step = checkpoint["position"]["step"]
-        assert step > before
+        assert step > before, f"{path.name} did not move on"
         metrics = run_dir / "metrics.csv"
         epochs_seen = len(metrics.read_text().splitlines()) - 1 if metrics.exists() else 0
         assert step >= 20 * epochs_seen - 1, "more than one interval is lost"
@@ -119,11 +128,10 @@ def test_a_full_disk(small_disk, tmp_path, monkeypatch, temporary):
     run_dir = small_disk / "run"
     run = Run(*DIGITS, "trainer.max_epochs=30", EVERY_STEP, run_dir=run_dir)
     wait_for(lambda: (run_dir / "checkpoints" / PREVIOUS).exists(), run)
-    with (small_disk / "filler").open("wb") as filler:
+    with (small_disk / "filler").open("wb", buffering=0) as filler:
         try:
             while True:
                 filler.write(bytes(4096))
-                filler.flush()
         except OSError:
             pass
     assert run.wait() == 1

@@ -1,40 +1,17 @@
 """Faults around the folder a run writes into."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
-
-START_TOGETHER = f"""
-import os, runpy, sys
-import alexnet_pl.training  # loaded once for all: the runs then start within milliseconds of each other
-
-runs = []
-for _ in range(8):
-    if (run := os.fork()) == 0:
-        runpy.run_path({str(REPOSITORY / "train.py")!r}, run_name="__main__")
-        sys.exit()
-    runs.append(run)
-print("statuses", [os.waitpid(run, 0)[1] for run in runs])
-"""
+from conftest import train_many
 
 
 @pytest.mark.fault("8 runs started in the same second", "8 folders, each with a finished run")
 def test_runs_started_together_have_folders_of_their_own(tmp_path: Path):
-    settings = ("model=lenet5", "data=digits", "trainer=smoke", "trainer.accelerator=cpu")
-    started = subprocess.run(
-        [sys.executable, "-u", "-c", START_TOGETHER, *settings],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert f"statuses {[0] * 8}" in started.stdout, started.stderr
-    folders = set(re.findall(r"^run folder (.*)$", started.stdout, re.MULTILINE))
+    command = ["model=lenet5", "data=digits", "trainer=smoke", "trainer.accelerator=cpu"]
+    runs = train_many([command] * 8, tmp_path, at_once=True)
+    assert [run.returncode for run in runs] == [0] * 8, [run.stderr for run in runs]
+    folders = {Path(re.search("^run folder (.*)$", run.stdout, re.MULTILINE)[1]) for run in runs}
     assert len(folders) == 8
-    assert all((Path(folder) / "result.json").is_file() for folder in folders)
+    assert all((folder / "result.json").is_file() for folder in folders)
