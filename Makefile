@@ -8,7 +8,7 @@ LOGDIR ?= $(wildcard runs multirun)
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train test test-faults lint format sweep dashboard lock audit clean
+.PHONY: help setup quickstart train test test-faults test-browser lint format sweep dashboard lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -52,6 +52,12 @@ test: setup ## the tests, without network and without CIFAR-10
 
 test-faults: setup ## what can go wrong, with a table of what happens then: some minutes
 	$(BIN)/pytest -m fault tests/faults $(ARGS)
+
+test-browser: setup ## the page of alexnet_pl.serve in headless Chromium; installs Gradio and Playwright into .venv
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "error: there is no Chromium. Install it, such as with: apt-get install chromium"; exit 1; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[serve]' playwright
+	$(BIN)/pytest -m browser $(ARGS)
 
 lint: setup ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -17,15 +17,35 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         images: ``(N, C, H, W)`` uint8.
         mean, std: one number a channel, in units of the [0, 1] pixel scale.
     """
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), images.device)
+    scale, shift = scale_and_shift(tuple(mean), tuple(std), images.device)
     return images.float().mul_(scale).add_(shift)
 
 
 @lru_cache
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Each ``(1, C, 1, 1)``; cached, because a copy to the device in every step would stall it."""
+def scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What :func:`normalize` multiplies by and what it adds then, each ``(1, C, 1, 1)`` float32.
+
+    Cached, because a copy to the device in every step would stall it.
+    """
     m, s = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
     return (1 / (255 * s)).float().to(device), (-m / s).float().to(device)
+
+
+def ten_views(images: Tensor, size: int) -> Tensor:
+    """The paper's test views: the four corners, the centre, and the mirror image of each.
+
+    Args:
+        images: ``(N, C, B, B)`` with B at least ``size``. For 256 → 224 the corners are at (0, 0), (0, 32), (32, 0)
+            and (32, 32) and the centre at (16, 16), as in the paper.
+        size: side of a view in pixels.
+
+    Returns:
+        ``(10, N, C, size, size)``.
+    """
+    room = images.shape[-1] - size
+    corners = [(0, 0), (0, room), (room // 2, room // 2), (room, 0), (room, room)]
+    views = [images[..., top : top + size, left : left + size] for top, left in corners]
+    return torch.stack([*views, *(view.flip(-1) for view in views)])
 
 
 class RandomCropFlip(nn.Module):

@@ -5,10 +5,14 @@
 
 import argparse
 import csv
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from alexnet_pl.errors import UserError, one_line_errors
 
@@ -47,6 +51,54 @@ def learning_curves(runs: dict[str, Curves], published: dict[str, float] | None 
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
     return figure
+
+
+def picture_bars(answers: Sequence[tuple[Image.Image, str, Sequence[tuple[str, float]]]]) -> Figure:
+    """Pictures with the likeliest classes below as bars, as in figure 4 of the paper.
+
+    Args:
+        answers: picture, title, and ``(name, probability)`` pairs, the likeliest first.
+    """
+    columns = min(5, len(answers))
+    rows = math.ceil(len(answers) / columns)
+    bars = max(len(top) for _, _, top in answers)
+    heights = [2.0, 0.3 + 0.2 * bars]
+    figure = Figure(figsize=(2.2 * columns, sum(heights) * rows), layout="constrained")
+    grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights * rows})
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for index, (picture, title, top) in enumerate(answers):
+        row, column = divmod(index, columns)
+        above, below = grid[2 * row, column], grid[2 * row + 1, column]
+        above.imshow(picture)
+        above.set_title(title if len(title) <= 24 else f"…{title[-23:]}", fontsize=8, parse_math=False)
+        below.barh(range(len(top)), [value for _, value in top], color=COLOURS[5], height=0.8)
+        for place, (name, value) in enumerate(top):
+            below.text(0.02, place, f"{name} {value:.3f}", va="center", fontsize=7, parse_math=False)
+        below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
+    return figure
+
+
+def response_grid(maps: np.ndarray) -> np.ndarray:
+    """Feature maps side by side, near a square, each scaled from its own least to its own largest value.
+
+    Args:
+        maps: ``(C, H, W)`` floating.
+
+    Returns:
+        uint8 ``(rows · (H + 1) + 1, columns · (W + 1) + 1)``, with lines of one pixel between the maps.
+    """
+    count, height, width = maps.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    scaled = np.rint(255 * (maps - low) / np.maximum(high - low, np.finfo(maps.dtype).tiny)).astype(np.uint8)
+    grid = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 64, dtype=np.uint8)
+    for index, image in enumerate(scaled):
+        row, column = divmod(index, columns)
+        top, left = 1 + row * (height + 1), 1 + column * (width + 1)
+        grid[top : top + height, left : left + width] = image
+    return grid
 
 
 def read_curves(run_dir: Path) -> Curves:

@@ -5,24 +5,24 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from alexnet_pl import __version__
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "scikit-learn")
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, this project and the packages that a figure may depend on."""
-    versions = {"python": platform.python_version()}
-    for package in ("alexnet_pl", *PACKAGES):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that was never installed
-            continue
-    return versions
+    return {
+        "python": platform.python_version(),
+        "alexnet_pl": __version__,
+        **{package: version(package) for package in PACKAGES},
+    }
 
 
 def git_commit() -> str | None:

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from alexnet_pl import __version__
 from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
 from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpointIO, latest_valid, set_position
 from alexnet_pl.classifier import ImageClassifier
@@ -109,7 +110,11 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         num_classes=cfg.model.num_classes,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.get("scheduler")),
-        hyperparameters=OmegaConf.to_container(cfg, resolve=True),
+        hyperparameters={
+            **OmegaConf.to_container(cfg, resolve=True),
+            "class_names": list(data.class_names),
+            "version": __version__,
+        },
     )
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
     if cfg.init_from is not None:

@@ -47,7 +47,18 @@ def test_the_lock_file_has_hashes_and_names_no_host():
 
 def test_make_help_lists_the_targets():
     listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for target in ("setup", "quickstart", "train", "test", "lint", "sweep", "dashboard", "audit", "clean"):
+    for target in (
+        "setup",
+        "quickstart",
+        "train",
+        "test",
+        "test-browser",
+        "lint",
+        "sweep",
+        "dashboard",
+        "audit",
+        "clean",
+    ):
         assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE), target
 
 

@@ -26,7 +26,7 @@ def test_the_model_variant_example_works(tmp_path: Path):
     assert done.stdout.count("run folder ") == 2
     # Half the width: about a quarter of the parameters of convolutions and fully connected layers.
     counts = [int(count.replace(",", "")) for count in re.findall(r"AlexNet, ([\d,]+) parameters", done.stdout)]
-    assert counts == [5_577_834, 5_577_834]
+    assert counts == [5_427_066, 5_427_066]
 
 
 def test_every_file_and_folder_it_names_exists():

@@ -1,0 +1,232 @@
+"""A local web page for a trained run: ``python -m alexnet_pl.serve RUN``; see ``--help``."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from alexnet_pl.augment import normalize
+from alexnet_pl.errors import DataError, UserError, one_line_errors
+from alexnet_pl.evaluate import find_data
+from alexnet_pl.figures import response_grid
+from alexnet_pl.pictures import read_picture
+from alexnet_pl.runs import RUN_HELP, TrainedRun, load_run
+
+if TYPE_CHECKING:
+    import gradio
+
+MAX_UPLOAD = "10mb"
+MAX_PIXELS = 40_000_000
+"""Largest picture that a visitor may have decoded."""
+NEIGHBOURS = 6
+"""As in figure 4 of the paper."""
+
+DESCRIPTION = f"""\
+A web page on this machine: drop a picture in and see the five likeliest classes, what the first convolution answers,
+and the training images with the nearest features in front of the last layer (as in figure 4 of the paper).
+
+The page is at 127.0.0.1, so that no other machine reaches it. Uploads of more than {MAX_UPLOAD} or
+{MAX_PIXELS:,} pixels and files that are no pictures are refused, and nothing is sent elsewhere."""
+
+EPILOG = """\
+It needs the extra "serve": pip install 'alexnet_pl[serve]'. Without the training data it works, but shows no
+neighbours."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a network does with images.
+
+    Attributes:
+        probabilities: ``(N, classes)``.
+        conv1: ``(N, C, H, W)``, the output of the first convolution.
+        features: ``(N, F)``, the input of the last linear layer (fc8's in AlexNet: fc7 after its activation).
+    """
+
+    probabilities: Tensor
+    conv1: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """``images`` ``(M, 3, S, S)`` uint8, their ``labels`` ``(M,)`` and ``features`` ``(M, F)`` float32."""
+
+    images: Tensor
+    labels: Tensor
+    features: Tensor
+
+    def nearest(self, features: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+        """Euclidean distances and positions, ``(count,)`` each, of the nearest to one ``(F,)`` feature vector."""
+        distances = torch.linalg.vector_norm(self.features - features, dim=1)
+        return distances.topk(min(count, len(distances)), largest=False)
+
+
+def respond(run: TrainedRun, images: Tensor) -> Response:
+    """One pass of normalised images ``(N, 3, S, S)`` through the network.
+
+    Raises:
+        UserError: the network has no convolution or no linear layer.
+    """
+    convolutions = [module for module in run.net.modules() if isinstance(module, nn.Conv2d)]
+    linears = [module for module in run.net.modules() if isinstance(module, nn.Linear)]
+    if not convolutions or not linears:
+        raise UserError(f"{run.name} has no convolution or no linear layer to show.")
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        convolutions[0].register_forward_hook(lambda module, inputs, output: seen.update(conv1=output)),
+        linears[-1].register_forward_hook(lambda module, inputs, output: seen.update(features=inputs[0])),
+    ]
+    try:
+        probabilities = run.probabilities(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Response(probabilities, seen["conv1"], seen["features"])
+
+
+def training_images(run: TrainedRun, count: int, data_root: Path | None = None) -> TrainingImages:
+    """The first ``count`` of the run's training images with their features.
+
+    Raises:
+        DataError: the data is not where the run had it, or not in ``data_root``.
+    """
+    data = find_data(run, "val", run.preprocess.image_size, data_root)
+    data.setup()
+    loader = data.train_dataloader()
+    chosen = loader.indices[:count]
+    images = loader.images[chosen]
+    batches = (normalize(batch, run.preprocess.mean, run.preprocess.std) for batch in images.split(256))
+    return TrainingImages(images, loader.labels[chosen], torch.cat([respond(run, batch).features for batch in batches]))
+
+
+def build_page(run: TrainedRun, training: TrainingImages | None) -> "gradio.Blocks":
+    """The page, not yet served."""
+    gr = import_gradio()
+
+    def answer(path: str | None) -> tuple[Any, Any, Any, Any]:
+        if path is None:
+            return None, None, None, []
+        try:
+            picture = read_picture(path, MAX_PIXELS)
+            images = run.preprocess(picture)
+        except DataError as error:
+            # Not the path: it is of the server's disk.
+            raise gr.Error(str(error).replace(str(path), "This file"), print_exception=False) from error
+        response = respond(run, images)
+        probabilities = dict(zip(run.class_names, response.probabilities[0].tolist(), strict=True))
+        maps = enlarged(response_grid(response.conv1[0].numpy()))
+        return picture, probabilities, maps, neighbours(response.features[0])
+
+    def neighbours(features: Tensor) -> list[tuple[Image.Image, str]]:
+        if training is None:
+            return []
+        distances, places = training.nearest(features)
+        return [
+            (as_picture(training.images[place]), f"{run.class_names[training.labels[place]]}, distance {distance:.1f}")
+            for distance, place in zip(distances.tolist(), places.tolist(), strict=True)
+        ]
+
+    searched = "no training data here" if training is None else f"of {len(training.labels):,} training images"
+    with gr.Blocks(title=run.name, analytics_enabled=False, delete_cache=(600, 600)) as page:
+        gr.Markdown(f"# {run.name}\n{len(run.class_names)} classes: {', '.join(run.class_names)}")
+        with gr.Row():
+            # Not gr.Image: it opens the file itself, with every reader that Pillow has, and fails with a traceback.
+            upload = gr.File(type="filepath", file_types=["image"], label="drop a picture here", elem_id="upload")
+            shown = gr.Image(label="picture", interactive=False, elem_id="picture")
+            label = gr.Label(num_top_classes=5, label="top 5", elem_id="top")
+        with gr.Row():
+            conv1 = gr.Image(label="conv1 response, each map on its own scale", interactive=False, elem_id="conv1")
+            gallery = gr.Gallery(label=f"nearest ({searched})", columns=3, interactive=False, elem_id="nearest")
+        upload.change(answer, upload, [shown, label, conv1, gallery], api_name="predict")
+    return page
+
+
+def enlarged(grey: np.ndarray, width: int = 600) -> Image.Image:
+    """Blown up in whole steps without smoothing, to about ``width`` pixels."""
+    factor = max(1, width // grey.shape[1])
+    return Image.fromarray(grey.repeat(factor, 0).repeat(factor, 1))
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """A ``(3, S, S)`` uint8 tensor as a picture."""
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def import_gradio() -> Any:
+    """Gradio, told to keep to itself.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError("The page needs Gradio: pip install 'alexnet_pl[serve]'.") from error
+    return gradio
+
+
+def launch(page: "gradio.Blocks", host: str, port: int, block: bool = True) -> str:
+    """Serve the page, until Ctrl-C where ``block``.
+
+    Returns:
+        Its address.
+
+    Raises:
+        UserError: the port is taken, or the host is not one of this machine's.
+    """
+    gr = import_gradio()
+    system = ("system-ui", "sans-serif")  # Gradio's own themes fetch fonts from the web
+    try:
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, share=False, max_file_size=MAX_UPLOAD, prevent_thread_lock=True,
+            quiet=True, ssr_mode=False, footer_links=[], theme=gr.themes.Base(font=system, font_mono=("monospace",)),
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"{host}:{port} cannot be used ({error}). Try another --port.") from error
+    print(f"{address}  (Ctrl-C ends it)", flush=True)
+    if block:
+        page.block_thread()
+    return address
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet_pl.serve", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the training data is now")
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="training images to search (default: 10000; 0: none)",
+    )
+    given = parser.parse_args(arguments)
+    import_gradio()
+    run = load_run(given.run)
+    training = None
+    if given.neighbours > 0:
+        try:
+            training = training_images(run, given.neighbours, given.data_root)
+        except DataError as error:
+            print(f"no neighbours: {error}")
+    launch(build_page(run, training), given.host, given.port)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
