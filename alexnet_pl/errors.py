@@ -50,6 +50,7 @@ def one_line_errors() -> Iterator[None]:
     user's (bugs) always keep it.
     """
     # Hydra prints a page and exits by itself unless this is set; then the exception reaches us.
+    before = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"
     try:
         yield
@@ -60,6 +61,10 @@ def one_line_errors() -> Iterator[None]:
         message, exit_code = found
         print(f"error: {message}", file=sys.stderr)
         sys.exit(exit_code)
+    finally:
+        del os.environ[_FULL_ERROR]
+        if before is not None:
+            os.environ[_FULL_ERROR] = before
 
 
 def _for_people(error: BaseException) -> tuple[str, int] | None:

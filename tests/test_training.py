@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.data.digits import DigitsDataModule
-from alexnet_pl.errors import ConfigError
+from alexnet_pl.errors import ConfigError, one_line_errors
 from alexnet_pl.training import default_precision, run, settle
 
 RUN = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=3")
@@ -197,7 +197,8 @@ def test_the_learning_rate_falls_when_the_validation_loss_stands_still(tmp_path)
 
 def test_a_network_overfits_one_batch(tmp_path):
     """AlexNet itself, through the LightningModule: 20 digits learned by heart."""
-    cfg = config("data=digits", "data.batch_size=20", "model.dropout=0", "model.fc_width=128", "optimizer.lr=1e-3")
+    settings = ("data.batch_size=20", "model.dropout=0", "model.fc_width=128", "optimizer.lr=3e-4")
+    cfg = config("model=alexnet_bn", "data=digits", *settings)
     data = instantiate(cfg.data)
     data.setup()
     torch.manual_seed(0)
@@ -317,6 +318,14 @@ def test_help_and_cfg_answer_without_running(tmp_path):
     printed = train("--cfg", "job", "model=alexnet_bn", "optimizer.lr=0.5", cwd=tmp_path)
     assert OmegaConf.create(printed.stdout).optimizer.lr == 0.5
     assert not list(tmp_path.iterdir())
+
+
+def test_reporting_errors_leaves_the_environment_as_it_was(monkeypatch, capsys):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ConfigError("something to mend")
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert capsys.readouterr().err == "error: something to mend\n"
 
 
 def test_a_terminal_gets_a_progress_bar_that_counts_as_the_lines_do(tmp_path):
