@@ -1,11 +1,25 @@
 """Train an image classifier: ``python train.py model=alexnet_lrn data=cifar10``. See ``python train.py --help``."""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl.errors import one_line_errors
+from alexnet_pl.errors import ConfigError, one_line_errors
 
-OmegaConf.register_new_resolver("first", lambda *values: next(value for value in values if value is not None))
+
+def run_folder(resume: str | None, new: str) -> str:
+    """The folder that Hydra makes and writes its log into: the run to go on with, or a new one.
+
+    Raises:
+        ConfigError: ``resume`` is no folder. Said here, before Hydra makes one of that name.
+    """
+    if resume is not None and not Path(resume).is_dir():
+        raise ConfigError(f"resume={resume} does not exist. Give the folder of a run, as it is named in its last line.")
+    return new if resume is None else resume
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -76,7 +76,8 @@ def _for_people(error: BaseException) -> tuple[str, int] | None:
     while cause is not None:  # hydra.utils.instantiate wraps what a constructor raised
         if isinstance(cause, UserError):
             return str(cause), cause.exit_code
-        cause = cause.__cause__
+        # OmegaConf drops the cause of an error in a resolver.
+        cause = cause.__cause__ or (cause.__context__ if isinstance(cause, OmegaConfBaseException) else None)
 
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, value = str(error.missing_cfg_file).rpartition("/")

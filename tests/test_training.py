@@ -299,6 +299,13 @@ def test_errors_are_one_line(tmp_path, overrides, message):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_mistyped_resume_leaves_no_folder_of_that_name(tmp_path):
+    done = train("resume=nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: resume=nowhere does not exist.")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_traceback_is_there_when_asked_for(tmp_path):
     done = train("data.image_size=32", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode != 0
