@@ -27,7 +27,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	@touch $@
 
-quickstart: setup ## train AlexNet on the embedded digits, about a minute on two CPU cores
+quickstart: setup ## train AlexNet on the embedded digits, under two minutes on two CPU cores
 	$(BIN)/python train.py model=alexnet_lrn data=digits
 	@echo
 	@echo "Next:"
