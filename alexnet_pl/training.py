@@ -101,6 +101,9 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
 
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)
+    if data.classes_from_files and "model.num_classes" not in named_on_the_command_line():
+        with open_dict(cfg):
+            cfg.model.num_classes = len(data.class_names)
     if cfg.model.num_classes < len(data.class_names):
         raise ConfigError(
             f"model.num_classes={cfg.model.num_classes} is too few: the data has {len(data.class_names)} classes."
@@ -203,8 +206,9 @@ def settle(cfg: DictConfig) -> None:
     """
     with open_dict(cfg):
         cfg.model.image_size = cfg.data.image_size
-        if "root" in cfg.data:  # a resumed run may be called from another folder
-            cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())
+        for key in ("root", "shards", "cache"):  # a resumed run may be called from another folder
+            if (path := cfg.data.get(key)) is not None and "://" not in path:
+                cfg.data[key] = str(Path(path).expanduser().absolute())
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
 

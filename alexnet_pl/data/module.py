@@ -55,6 +55,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     name: str
     class_names: Sequence[str]
+    classes_from_files = False
+    """Whether the classes are known only once the data is looked at; ``model.num_classes`` then follows them."""
 
     def __init__(
         self,
