@@ -1,5 +1,10 @@
-"""Transforms of whole batches, on the device the batch is on."""
+"""Transforms of whole batches, on the device the batch is on.
 
+Pixels are on the 0–255 scale up to :func:`normalize`: uint8 as they are stored, or floating-point from a transform
+whose result falls between grey levels.
+"""
+
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,11 +19,12 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """``(images / 255 - mean) / std`` in float32.
 
     Args:
-        images: ``(N, C, H, W)`` uint8.
+        images: ``(N, C, H, W)`` uint8, or floating-point on the same 0–255 scale; left as they are.
         mean, std: one number a channel, in units of the [0, 1] pixel scale.
     """
     scale, shift = scale_and_shift(tuple(mean), tuple(std), images.device)
-    return images.float().mul_(scale).add_(shift)
+    scaled = images.float() * scale if images.is_floating_point() else images.float().mul_(scale)
+    return scaled.add_(shift)
 
 
 @lru_cache
@@ -78,3 +84,79 @@ class RandomCropFlip(nn.Module):
 
     def extra_repr(self) -> str:
         return f"padding={self.padding}"
+
+
+class PCAColor(nn.Module):
+    """The paper's second augmentation (section 4.1): noise along the principal components of the RGB pixels.
+
+    One colour an image, the same for all its pixels: the sum of the three components, each times its standard
+    deviation times a draw from N(0, ``alpha_std``). The paper's text says eigenvalues where the authors' code has
+    standard deviations; on 0–255 pixels the eigenvalues, their squares, would be thousands of grey levels.
+
+    The result is floating-point, neither rounded nor clamped: the third component moves a pixel by about one grey
+    level, which rounding to uint8 would distort, and clamping would change the colours of bright and dark pixels in
+    another way than those of the rest. :func:`normalize` takes it as it is.
+
+    ``python -m alexnet_pl.color_pca`` computes ``components`` and ``std`` from a training split.
+
+    Args:
+        components: three orthogonal rows of unit length, each a direction in (red, green, blue).
+        std: standard deviation of the pixels along each component, on the [0, 1] pixel scale; 0 or more.
+        alpha_std: standard deviation of the draws, 0 or more; the paper's is 0.1.
+
+    Raises:
+        ConfigError: no 3×3 components, or not orthogonal to within 0.01; a negative or infinite deviation.
+    """
+
+    def __init__(self, components: Sequence[Sequence[float]], std: Sequence[float], alpha_std: float = 0.1):
+        super().__init__()
+        self.components, self.std = tuple(map(tuple, components)), tuple(std)
+        self.alpha_std = alpha_std
+        if len(self.std) != 3 or [len(row) for row in self.components] != [3, 3, 3]:
+            raise ConfigError("PCA colour needs components of three rows of three numbers, and three numbers in std.")
+        for name, values in (("std", self.std), ("alpha_std", (alpha_std,))):
+            if not all(0 <= value < math.inf for value in values):
+                raise ConfigError(f"PCA colour {name}={', '.join(map(str, values))} is not possible: it is 0 or more.")
+        rows = torch.tensor(self.components, dtype=torch.float64)
+        if not torch.allclose(rows @ rows.T, torch.eye(3, dtype=torch.float64), atol=0.01):
+            raise ConfigError("PCA colour components are not orthogonal rows of length 1: take what color_pca printed.")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` on the 0–255 scale in, a new float32 tensor of the same shape and scale out."""
+        steps = color_steps(self.components, self.std, images.device)
+        alphas = self.alpha_std * torch.randn(len(images), 3, 1, device=images.device)
+        colors = (alphas * steps).sum(1)  # not a matrix product: some devices would round its factors
+        return images.float() + colors.view(-1, 3, 1, 1)
+
+    def extra_repr(self) -> str:
+        return f"std={self.std}, alpha_std={self.alpha_std}"
+
+
+@lru_cache
+def color_steps(components: tuple[tuple[float, ...], ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    """``(3, 3)`` float32: a row for each component, times its standard deviation in grey levels. Cached, as above."""
+    rows, deviations = (torch.tensor(values, dtype=torch.float64) for values in (components, std))
+    return (rows * deviations[:, None] * 255).float().to(device)
+
+
+class Compose(nn.Module):
+    """Transforms one after the other, each under a name that the command line can reach: ``augment.color.alpha_std``.
+
+    Args:
+        **transforms: in the order they are applied; null leaves one out (``augment.color=null``).
+
+    Raises:
+        ConfigError: a step that is no transform.
+    """
+
+    def __init__(self, **transforms: nn.Module | None):
+        super().__init__()
+        for name, transform in transforms.items():
+            if transform is not None and not isinstance(transform, nn.Module):
+                raise ConfigError(f"augment.{name}={transform} is no transform: it needs a _target_, or null.")
+        self.transforms = nn.ModuleDict({name: step for name, step in transforms.items() if step is not None})
+
+    def forward(self, images: Tensor) -> Tensor:
+        for transform in self.transforms.values():
+            images = transform(images)
+        return images

@@ -1,7 +1,7 @@
 """What every data set of this project shares: split, resize once, batches from tensors, normalise on the device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def counts(self) -> dict[str, int]:
         """Number of images in ``train``, ``val`` and ``test``."""
         return {split: len(loader.indices) for split, loader in self._loaders.items()}
+
+    def training_images(self) -> Iterator[Tensor]:
+        """Every training image once, in order, as it is stored: uint8 batches ``(B, 3, H, W)``, not augmented."""
+        loader = self._loaders["train"]
+        for batch in loader.indices.split(self.batch_size):
+            yield loader.images[batch]
 
     def train_dataloader(self) -> TensorLoader:
         return self._loaders["train"]
