@@ -37,6 +37,16 @@ def scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: tor
     return (1 / (255 * s)).float().to(device), (-m / s).float().to(device)
 
 
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """The middle ``(..., size, size)`` of images that are at least as large; where a margin is odd, one up and left."""
+    top, left = ((side - size) // 2 for side in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
+CENTRE = 2
+"""Which of :func:`ten_views` is the centre: :func:`center_crop`'s."""
+
+
 def ten_views(images: Tensor, size: int) -> Tensor:
     """The paper's test views: the four corners, the centre, and the mirror image of each.
 
@@ -55,35 +65,48 @@ def ten_views(images: Tensor, size: int) -> Tensor:
 
 
 class RandomCropFlip(nn.Module):
-    """Zero-pad, cut back to the old size at a random place, mirror half of the images. Each image draws for itself.
+    """Cut a square at a random place, mirror half of the images. Each image draws for itself.
+
+    Two uses: zero-pad and cut back to the old size (``padding`` alone), as is usual for CIFAR-10; and the paper's
+    (section 4.1), a part of a larger image (``size`` alone): 224 of 256 pixels.
 
     Args:
-        padding: pixels added on every side, at least 0.
+        padding: pixels added on every side before, at least 0.
+        size: side of the square in pixels; null for images as large as they came.
 
     Raises:
-        ConfigError: negative padding.
+        ConfigError: negative padding, a size below 1; when called, images smaller than ``size``.
     """
 
-    def __init__(self, padding: int):
+    def __init__(self, padding: int = 0, size: int | None = None):
         super().__init__()
         if padding < 0:
             raise ConfigError(f"augment.padding={padding} is negative; it is 0 or more pixels.")
-        self.padding = padding
+        if size is not None and size < 1:
+            raise ConfigError(f"augment.size={size} is not possible; it is 1 or more pixels.")
+        self.padding, self.size = padding, size
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, C, H, W)`` in, a new tensor of the same shape and dtype out."""
-        count, channels, height, width = images.shape
-        device, room = images.device, 2 * self.padding + 1
-        rows = torch.randint(room, (count, 1), device=device) + torch.arange(height, device=device)
-        columns = torch.randint(room, (count, 1), device=device) + torch.arange(width, device=device)
+        """``(N, C, H, W)`` in; a new tensor of the same dtype out, ``(N, C, size, size)`` or of the same shape."""
+        count, channels = images.shape[:2]
+        height, width = (self.size or side for side in images.shape[2:])
+        padded = F.pad(images, [self.padding] * 4)
+        rooms = [padded.shape[2] - height + 1, padded.shape[3] - width + 1]
+        if min(rooms) < 1:
+            raise ConfigError(
+                f"a crop of augment size={self.size} does not fit into images of {images.shape[3]}×{images.shape[2]}: "
+                f"store them larger, with data.resize_size={self.size} or more."
+            )
+        device = images.device
+        rows = torch.randint(rooms[0], (count, 1), device=device) + torch.arange(height, device=device)
+        columns = torch.randint(rooms[1], (count, 1), device=device) + torch.arange(width, device=device)
         mirrored = torch.rand(count, 1, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-        padded = F.pad(images, [self.padding] * 4)
         down = padded.gather(2, rows.view(count, 1, height, 1).expand(-1, channels, -1, padded.shape[3]))
         return down.gather(3, columns.view(count, 1, 1, width).expand(-1, channels, height, -1))
 
     def extra_repr(self) -> str:
-        return f"padding={self.padding}"
+        return f"padding={self.padding}, size={self.size}"
 
 
 class PCAColor(nn.Module):

@@ -1,5 +1,6 @@
 """The LightningModule: loss, metrics and optimiser around any image classifier."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,12 +13,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from alexnet_pl.augment import CENTRE
+
 
 class ImageClassifier(LightningModule):
     """Cross-entropy training of a network that maps ``(N, 3, S, S)`` images to ``(N, num_classes)`` logits.
 
     Logged once an epoch for each of train, val and test: ``<split>/loss`` (mean cross-entropy in nats), ``acc`` and
-    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those); with train also ``lr``.
+    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those); with train also ``lr``. Where test batches hold
+    ten views of each image, these are the centre's, and ``test/acc_10views`` and so on those of the mean softmax: both
+    from one pass over the test set.
 
     Args:
         net: the network; ``net.*`` are the only keys in the state dict.
@@ -43,6 +48,7 @@ class ImageClassifier(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             _metrics(split, num_classes) for split in ("train", "val", "test")
         )
+        self.ten_view_metrics = _metrics("test", num_classes, postfix="_10views")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)``."""
@@ -55,7 +61,14 @@ class ImageClassifier(LightningModule):
         self._step(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, self.test_metrics)
+        images, labels = batch
+        if images.ndim == 4:
+            self._step(batch, self.test_metrics)
+            return
+        # One view at a time: the centre's figures are then exactly those of a test without the others.
+        logits = torch.stack([self(view).float() for view in images])
+        self.test_metrics.update(logits[CENTRE], labels)
+        self.ten_view_metrics.update(average_views(logits), labels)
 
     def _step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
         images, labels = batch
@@ -74,6 +87,8 @@ class ImageClassifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log(self.test_metrics)
+        if self.ten_view_metrics["loss"].update_called:
+            self._log(self.ten_view_metrics)
 
     def _log(self, metrics: MetricCollection) -> None:
         values = metrics.compute()
@@ -108,7 +123,12 @@ class MeanCrossEntropy(MeanMetric):
         super().update(losses)
 
 
-def _metrics(split: str, num_classes: int) -> MetricCollection:
+def average_views(logits: Tensor) -> Tensor:
+    """Log-probabilities ``(N, classes)``, the logarithm of the mean softmax, of logits ``(views, N, classes)``."""
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+def _metrics(split: str, num_classes: int, postfix: str | None = None) -> MetricCollection:
     settings = {"num_classes": num_classes, "average": "micro", "validate_args": False}
     return MetricCollection(
         {
@@ -117,5 +137,6 @@ def _metrics(split: str, num_classes: int) -> MetricCollection:
             "acc_top5": MulticlassAccuracy(**settings, top_k=min(5, num_classes)),
         },
         prefix=f"{split}/",
+        postfix=postfix,
         compute_groups=False,
     )

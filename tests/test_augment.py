@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sklearn.decomposition import PCA
 
-from alexnet_pl.augment import Compose, PCAColor, RandomCropFlip, normalize
+from alexnet_pl.augment import CENTRE, Compose, PCAColor, RandomCropFlip, center_crop, normalize, ten_views
 from alexnet_pl.color_pca import color_statistics, data_from
 from alexnet_pl.color_pca import main as color_pca_command
 from alexnet_pl.data.digits import DigitsDataModule
@@ -62,6 +62,35 @@ def test_crop_flip_keeps_type_and_shape_and_follows_the_seed():
     assert (first.dtype, first.shape) == (torch.uint8, images.shape)
     with pytest.raises(ConfigError, match="padding=-1"):
         RandomCropFlip(padding=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_crop_of_larger_images_is_every_window_and_mirror(dtype):
+    """4×5 to 3×3: two rows and three columns to begin at, mirrored or not."""
+    image = torch.arange(1, 61).view(3, 4, 5).to(dtype)
+    windows = [image[:, y : y + 3, x : x + 3].numpy() for y in range(2) for x in range(3)]
+    expected = {window.tobytes() for window in windows} | {window[:, :, ::-1].tobytes() for window in windows}
+    torch.manual_seed(0)
+    cut = RandomCropFlip(size=3)(image.expand(2000, -1, -1, -1))
+    assert (cut.dtype, cut.shape) == (dtype, (2000, 3, 3, 3))
+    seen = [augmented.numpy().tobytes() for augmented in cut]
+    assert set(seen) == expected
+    rates = [seen.count(result) / 2000 for result in expected]
+    assert 0.055 < min(rates) <= max(rates) < 0.115  # each 1/12
+
+
+def test_crops_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="size=0"):
+        RandomCropFlip(size=0)
+    with pytest.raises(ConfigError, match="size=9 does not fit into images of 8×8.*data.resize_size=9"):
+        RandomCropFlip(size=9)(torch.zeros(1, 3, 8, 8))
+
+
+def test_the_centre_is_the_middle_one_of_the_ten_views():
+    images = torch.randn(2, 3, 256, 256)
+    for size in (224, 227, 256):
+        assert torch.equal(center_crop(images, size), ten_views(images, size)[CENTRE])
+    assert torch.equal(center_crop(images, 224), images[..., 16:240, 16:240])
 
 
 # --- PCA colour -----------------------------------------------------------------------------------------------------
