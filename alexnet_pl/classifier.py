@@ -1,5 +1,6 @@
 """The LightningModule: loss, metrics and optimiser around any image classifier."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,12 +12,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from alexnet_pl.augment import CENTRE
+
 
 class ImageClassifier(LightningModule):
     """Cross-entropy training of a network that maps ``(N, 3, S, S)`` images to ``(N, num_classes)`` logits.
 
     Logged once an epoch for each of train, val and test: ``<split>/loss`` (mean cross-entropy in nats), ``acc`` and
-    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those); with train also ``lr``.
+    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those); with train also ``lr``. Where test batches hold
+    ten views of each image, these are the centre's, and ``test/acc_10views`` and so on those of the mean softmax: both
+    from one pass over the test set.
 
     Args:
         net: the network; ``net.*`` are the only keys in the state dict.
@@ -42,6 +47,7 @@ class ImageClassifier(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             ClassificationMetrics(top_k=min(5, num_classes)) for _ in ("train", "val", "test")
         )
+        self.ten_view_metrics = ClassificationMetrics(top_k=min(5, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)``."""
@@ -54,7 +60,14 @@ class ImageClassifier(LightningModule):
         self._step(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, self.test_metrics)
+        images, labels = batch
+        if images.ndim == 4:
+            self._step(batch, self.test_metrics)
+            return
+        # One view at a time: the centre's figures are then exactly those of a test without the others.
+        logits = torch.stack([self(view).float() for view in images])
+        for metrics, averaged in ((self.test_metrics, logits[CENTRE]), (self.ten_view_metrics, average_views(logits))):
+            metrics.update(averaged, labels, F.cross_entropy(averaged, labels, reduction="none"))
 
     def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> Tensor:
         images, labels = batch
@@ -72,9 +85,11 @@ class ImageClassifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log("test", self.test_metrics)
+        if self.ten_view_metrics.update_called:
+            self._log("test", self.ten_view_metrics, "_10views")
 
-    def _log(self, split: str, metrics: "ClassificationMetrics") -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
+    def _log(self, split: str, metrics: "ClassificationMetrics", suffix: str = "") -> None:
+        self.log_dict({f"{split}/{name}{suffix}": value for name, value in metrics.compute().items()})
         metrics.reset()
 
     def running_metrics(self) -> dict[str, Tensor]:
@@ -126,3 +141,8 @@ class ClassificationMetrics(Metric):
         acc, acc_top5 = self.correct / self.images, self.correct_top5 / self.images
         errors = {"error": 1 - acc, "error_top5": 1 - acc_top5}
         return {"loss": self.loss_sum / self.images, "acc": acc, "acc_top5": acc_top5, **errors}
+
+
+def average_views(logits: Tensor) -> Tensor:
+    """Log-probabilities ``(N, classes)``, the logarithm of the mean softmax, of logits ``(views, N, classes)``."""
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))

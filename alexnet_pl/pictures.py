@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from alexnet_pl.augment import normalize
+from alexnet_pl.augment import center_crop, normalize
 from alexnet_pl.errors import DataError
 
 # Of Pillow's readers those for pictures. Others, such as EPS, start programs of their own.
@@ -23,16 +23,18 @@ MAX_PIXELS = 178_956_970
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The data module's own steps for single pictures: resize, then ``(x / 255 - mean) / std``.
+    """The data module's own steps for single pictures: resize, cut the centre, ``(x / 255 - mean) / std``.
 
     Args:
         image_size: side in pixels of what the network takes.
         mean, std: one number a channel on the [0, 1] pixel scale.
+        resize_size: side in pixels that pictures are resized to before the centre is cut; None: ``image_size``.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize_size: int | None = None
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """``(3, image_size, image_size)`` uint8: bilinear with antialiasing; the sides' ratio is not kept.
@@ -42,7 +44,8 @@ class Preprocess:
         """
         # A view with PIL's memory order, as the data module has it: torchvision's kernels round by memory order.
         image = torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
-        return resize(image[None], [self.image_size, self.image_size], antialias=True)[0]
+        side = self.resize_size or self.image_size
+        return center_crop(resize(image[None], [side, side], antialias=True)[0], self.image_size)
 
     def __call__(self, pictures: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Normalised float32 ``(N, 3, image_size, image_size)`` of N pictures; one picture is a batch of one."""

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet_pl.augment import normalize
+from alexnet_pl.augment import center_crop, normalize
 from alexnet_pl.errors import DataError, UserError, one_line_errors
 from alexnet_pl.evaluate import find_data
 from alexnet_pl.figures import response_grid
@@ -98,11 +98,11 @@ def training_images(run: TrainedRun, count: int, data_root: Path | None = None) 
     Raises:
         DataError: the data is not where the run had it, or not in ``data_root``.
     """
-    data = find_data(run, "val", run.preprocess.image_size, data_root)
+    data = find_data(run, "val", data_root, run.preprocess)
     data.setup()
     loader = data.train_dataloader()
     chosen = loader.indices[:count]
-    images = loader.images[chosen]
+    images = center_crop(loader.images[chosen], run.preprocess.image_size)
     batches = (normalize(batch, run.preprocess.mean, run.preprocess.std) for batch in images.split(256))
     return TrainingImages(images, loader.labels[chosen], torch.cat([respond(run, batch).features for batch in batches]))
 

@@ -176,7 +176,7 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
     result: dict[str, Any] = {
         "status": "finished",
         **{f"val/{name}": rows[best.epoch][f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
-        **{f"test/{name}": test[f"test/{name}"] for name in ("acc", "acc_top5", "loss")},
+        **{name: value for name, value in test.items() if "/error" not in name},
         "best_epoch": best.epoch,
         "epochs": len(rows),
         "seconds": sum(row["epoch_seconds"] for row in rows.values()),
