@@ -102,9 +102,10 @@ def training_images(run: TrainedRun, count: int, data_root: Path | None = None) 
     data.setup()
     loader = data.train_dataloader()
     chosen = loader.indices[:count]
-    images = center_crop(loader.images[chosen], run.preprocess.image_size)
+    images, labels = loader.gather(chosen)
+    images = center_crop(images, run.preprocess.image_size)
     batches = (normalize(batch, run.preprocess.mean, run.preprocess.std) for batch in images.split(256))
-    return TrainingImages(images, loader.labels[chosen], torch.cat([respond(run, batch).features for batch in batches]))
+    return TrainingImages(images, labels, torch.cat([respond(run, batch).features for batch in batches]))
 
 
 def build_page(run: TrainedRun, training: TrainingImages | None) -> "gradio.Blocks":

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"pictures in a shard (default: {PER_SHARD})",
     )
     parser.add_argument(
-        "--workers", type=_positive, default=usable_cores(), metavar="N", help="processes (default: one a core)"
+        "--workers", type=_positive, default=usable_cores(), metavar="N", help="threads (default: one a core)"
     )
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out pictures that cannot be read")
     parser.add_argument("--verify", action="store_true", help="only check shards that are finished")
@@ -91,10 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         listing = list_tree(given.tree.expanduser())
         if listing.ignored:
             log.info(f"{listing.ignored:,} files are left out: no pictures by their names")
-        make_shards(
-            listing, Path(given.out).expanduser(), given.size, given.quality, per_shard=given.per_shard,
-            skip_unreadable=given.skip_unreadable, workers=given.workers, check=True,
-        )  # fmt: skip
+        try:
+            make_shards(
+                listing, Path(given.out).expanduser(), given.size, given.quality, per_shard=given.per_shard,
+                skip_unreadable=given.skip_unreadable, workers=given.workers, check=True,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            log.info("interrupted; what is finished is kept: the same command goes on")
+            sys.exit(128 + signal.SIGINT)
         log.info(f"{len(listing):,} pictures in {time.perf_counter() - start:,.1f} s")
     elif given.tree is not None:
         parser.error("--verify takes the folder of shards alone")

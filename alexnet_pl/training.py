@@ -19,7 +19,7 @@ from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
 from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpointIO, latest_valid, set_position
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.data.module import ImageDataModule
-from alexnet_pl.errors import ConfigError, UserError
+from alexnet_pl.errors import ConfigError, DataError, UserError
 from alexnet_pl.malloc import keep_freed_memory
 from alexnet_pl.metrics_csv import MetricsCSV
 from alexnet_pl.results import device_name, finished_result, git_commit, package_versions, results_table, write_result
@@ -131,6 +131,8 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
     if (run_dir / "config.yaml").exists() and (found := latest_valid(run_dir / "checkpoints")):
         resumed_from, checkpoint = found
         check_fit(model.net, checkpoint, resumed_from)
+        if checkpoint["hyper_parameters"].get("class_names") != list(data.class_names):
+            raise DataError(f"{data.name} has other classes than when this run began. Start a new run.")
         position = checkpoint["position"]
         start = f"from {resumed_from.name}: {describe(position)}"
 

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alexnet_pl.data.make_shards import default_workers, make_shards
+from alexnet_pl.data.make_shards import make_shards
+from alexnet_pl.data.shards import usable_cores
 from alexnet_pl.data.streaming import ShardedDataModule
 from alexnet_pl.data.tree import LAYOUT, find_classes, list_tree
 from alexnet_pl.errors import ConfigError
@@ -39,14 +40,15 @@ class ImageFolderDataModule(ShardedDataModule):
         quality: int = 95,
         **settings: Any,
     ):
-        side = settings.get("resize_size") or settings["image_size"]
         if not 1 <= quality <= 100:
             raise ConfigError(f"data.quality={quality} is not possible: it is from 1 to 100.")
+        side = settings.get("resize_size") or settings["image_size"]
         self.tree = None if root is None else Path(root).expanduser()
         self.skip_unreadable, self.quality, self.side = skip_unreadable, quality, side
         if shards is None and self.tree is not None:
             key = f"{self.tree.absolute()}|{side}|{quality}"
             shards = cache_folder() / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        self._prepared = False
         super().__init__(root=shards, **settings)
 
     @cached_property
@@ -59,6 +61,10 @@ class ImageFolderDataModule(ShardedDataModule):
         """
         return find_classes(self._given() / "train")
 
+    @classmethod
+    def is_in(cls, root: str | Path) -> bool:
+        return (Path(root).expanduser() / "train").is_dir()
+
     def _given(self) -> Path:
         if self.tree is None:
             raise ConfigError(f"data.root is missing: data.root=FOLDER. {LAYOUT}")
@@ -70,13 +76,20 @@ class ImageFolderDataModule(ShardedDataModule):
         Raises:
             DataError: no tree of class folders, or pictures that cannot be read.
         """
+        if self._prepared:
+            return
         listing = list_tree(self._given())
         if listing.ignored:
             log.info(f"        {listing.ignored:,} files are left out: no pictures by their names")
         make_shards(
             listing, self.root, self.side, self.quality, skip_unreadable=self.skip_unreadable,
-            workers=default_workers(listing), wait=True, allow="data.skip_unreadable=true",
+            workers=self.workers or usable_cores(), wait=True, allow="data.skip_unreadable=true",
         )  # fmt: skip
+        self._prepared = True
+
+    def setup(self, stage: str | None = None) -> None:
+        self.prepare_data()
+        super().setup(stage)
 
     def describe(self) -> str:
         return f"class folders in {self._given().resolve()}; {super().describe()}"

@@ -1,20 +1,16 @@
-"""Making shards: every picture of a tree read, brought to size and checked once, by many processes, and restartable."""
+"""Making shards: every picture of a tree read, brought to size and checked once, by many threads, and restartable."""
 
 import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import tarfile
-import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +30,10 @@ from alexnet_pl.data.shards import (
     file_state,
     has_size,
     load_arrays,
-    usable_cores,
 )
 from alexnet_pl.data.tree import SPLITS, Listing
 from alexnet_pl.errors import DataError
-from alexnet_pl.pictures import read_picture
+from alexnet_pl.pictures import central_square, read_picture
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +41,7 @@ LOCK = ".shards.lock"
 PER_SHARD = 4096
 """Pictures in a shard: about 100 MB of ImageNet at 256×256, large enough for an object store."""
 
-_CHUNK = 32  # pictures that one worker is handed at a time
-_SMALL = 512  # pictures below which starting workers takes longer than the work
+_CHUNK = 32  # pictures that a thread is handed at a time
 _ORDER_SEED = 0  # of the order in the shards, the same whoever makes them
 _LISTED = 10  # unreadable pictures that an error names
 
@@ -103,7 +97,7 @@ def make_shards(
         quality: of the JPEG files. Below 128 pixels colour is kept at full resolution, from there on at half.
         per_shard: pictures in a shard.
         skip_unreadable: leave out pictures that cannot be read instead of refusing.
-        workers: processes that read and scale.
+        workers: threads that read and scale.
         wait: for another process that is writing there; else it is refused.
         check: finished shards too: their checksums, not only their sizes. Damaged ones are made again.
         allow: how a person allows to skip, for the message.
@@ -122,11 +116,6 @@ def make_shards(
             return _make(listing, out, side, quality, per_shard, skip_unreadable, workers, check, allow)
     except Timeout as error:
         raise DataError(f"{out} is being written by another process. Wait for it, or choose another folder.") from error
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"a process that reads pictures was killed, such as for want of memory. What is finished in {out} is kept: "
-            "call it again, with fewer workers."
-        ) from error
     except OSError as error:
         raise DataError(
             f"{error.filename or out} cannot be written: {error.strerror}. What is finished is kept: call it again."
@@ -151,7 +140,8 @@ def _make(
         if found["skipped"] and not skip:
             raise _unreadable(found["skipped"], listing, allow)
         intact = _is_intact if check else _has_its_size
-        if has_size(out / ARRAYS, found["arrays_bytes"]) and all(intact(out, shard) for shard in _shards(found)):
+        arrays = {"name": ARRAYS, "bytes": found["arrays_bytes"], "sha256": found["arrays_sha256"]}
+        if all(intact(out, shard) for shard in (arrays, *_shards(found))):
             return found
     unfinished = out / UNFINISHED
     unfinished.mkdir(exist_ok=True)
@@ -195,12 +185,9 @@ def refuse_foreign(out: Path, root: Path) -> None:
     inside = [split for split in SPLITS if out.resolve().is_relative_to((root / split).resolve())]
     if inside or out.resolve() == root.resolve():
         raise DataError(f"{out} is a folder of the pictures themselves. Give another one for the shards.")
-    if out.is_dir() and own_index(out) is None and not (out / UNFINISHED).is_dir() and any(_others(out)):
+    ours = own_index(out) is not None or (out / ARRAYS).exists() or (out / UNFINISHED).is_dir()
+    if out.is_dir() and not ours and any(path.name != LOCK for path in out.iterdir()):
         raise DataError(f"{out} holds something else. Give an empty or a new folder for the shards.")
-
-
-def _others(out: Path) -> Iterator[Path]:
-    return (path for path in out.iterdir() if path.name != LOCK)
 
 
 def plan(listing: Listing, side: int, quality: int, per_shard: int = PER_SHARD) -> list[Plan]:
@@ -277,7 +264,7 @@ def _write_all(
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     on_terminal = get_console().is_terminal
-    with Progress(*columns, transient=True, disable=not on_terminal) as bar, _encoders(workers) as pool:
+    with Progress(*columns, transient=True, disable=not on_terminal) as bar, _threads(workers) as pool:
         task = bar.add_task("pictures", total=sum(len(each.files) for each in plans))
         jobs = ([str(root / path) for path, _ in each.files[start : start + _CHUNK]]
                 for each in plans for start in range(0, len(each.files), _CHUNK))  # fmt: skip
@@ -416,7 +403,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-# --- pictures to JPEG, in processes ---------------------------------------------------------------------------------
+# --- pictures to JPEG -------------------------------------------------------------------------------------------
 
 
 def encode(path: str, side: int, quality: int) -> bytes | str:
@@ -442,51 +429,22 @@ def _ready_jpeg(path: str) -> bytes | None:
         return content if picture.format == "JPEG" and picture.mode == "RGB" and upright else None
 
 
-def central_square(picture: Image.Image, side: int) -> Image.Image:
-    """The central square of a picture whose shorter side is scaled to ``side`` pixels (paper, section 2), bilinear."""
-    shorter = min(picture.size)
-    left, top = ((length - shorter) / 2 for length in picture.size)
-    box = (left, top, left + shorter, top + shorter)
-    return picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
-
-
 def _encode_many(paths: Sequence[str], side: int, quality: int) -> list[bytes | str]:
     return [encode(path, side, quality) for path in paths]
 
 
-class _Here(Executor):
-    """Runs what it is given at once, in this process."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        future: Future = Future()
-        future.set_result(function(*args, **kwargs))
-        return future
-
-
 @contextmanager
-def _encoders(workers: int) -> Iterator[Executor]:
-    if workers <= 1:
-        yield _Here()
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["alexnet_pl.data.shards"])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Pillow reads and scales without Python's lock: about nine threads are busy at a time, and nothing is copied."""
+    pool = ThreadPoolExecutor(count, "encode")
     try:
         yield pool
-    finally:
+    finally:  # after a signal or an error: what is under way ends, nothing new begins
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Leave signals to the parent, and end with it however it ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
 def _in_order(
-    pool: Executor, jobs: Iterable[Sequence[str]], side: int, quality: int, ahead: int
+    pool: ThreadPoolExecutor, jobs: Iterable[Sequence[str]], side: int, quality: int, ahead: int
 ) -> Iterator[list[bytes | str]]:
     """Results in the order of the jobs, with at most ``ahead`` of them under way, to bound the memory."""
     waiting: deque[Future] = deque()
@@ -496,8 +454,3 @@ def _in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def default_workers(listing: Listing) -> int:
-    """One process a core; none beside this one for a few pictures."""
-    return 1 if len(listing) < _SMALL else usable_cores()

@@ -1,5 +1,6 @@
 """Batches decoded as they are needed, by threads that work ahead; the order is a function of seed and epoch."""
 
+import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,17 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from alexnet_pl.data.loader import EpochShuffle, epoch_seed
+from alexnet_pl.data.loader import IGNORED, BatchLoader, EpochShuffle, epoch_seed
 from alexnet_pl.data.module import ImageDataModule, ImageSource
-from alexnet_pl.data.shards import Shards, is_url, usable_cores
+from alexnet_pl.data.shards import INDEX, Shards, is_url, usable_cores
 from alexnet_pl.data.split import stratified_split
+from alexnet_pl.distributed import ALONE, ProcessGroup
 from alexnet_pl.errors import ConfigError, DataError
 
-IGNORED = -100
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
 
 WINDOW = 16
 """Shards whose pictures are shuffled together in training: 65,536 pictures where each holds 4,096."""
@@ -28,23 +33,39 @@ FETCHED_AHEAD = 4
 """Shards of an object store that are fetched at a time."""
 
 
-class StreamLoader:
-    """Iterates over ``(images, labels)`` batches read from shards: uint8 ``(B, 3, side, side)`` and int64 ``(B,)``.
+def decode_into(pixels: np.ndarray, content: bytearray) -> None:
+    """Decode a JPEG file into ``(H, W, 3)`` uint8, in a thread that leaves Python's lock to others.
 
-    Threads decode the next batches while this one trains: they need no copies between processes, and end with the
-    iteration. Evaluation batches are filled up with images labelled ``IGNORED``, as :class:`TensorLoader`'s are.
+    By simplejpeg (the extra ``imagenet``), which takes half of Pillow's time; without it by Pillow, whose pixels are
+    the same: both are libjpeg-turbo.
+
+    Raises:
+        ValueError, OSError: it is no JPEG file of that size.
+    """
+    if simplejpeg is None:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
+            decoded = np.asarray(picture.convert("RGB"))
+    else:
+        decoded = simplejpeg.decode_jpeg(content, buffer=pixels)
+    if decoded.shape != pixels.shape:
+        raise ValueError(f"{decoded.shape[1]}×{decoded.shape[0]} pixels")
+    if simplejpeg is None:
+        pixels[:] = decoded
+
+
+class StreamLoader(BatchLoader):
+    """Batches decoded from shards: uint8 ``(B, 3, side, side)`` and int64 ``(B,)``, on the CPU.
+
+    Threads decode the next batches while this one trains: they need no copies between processes, leave signals to the
+    main thread, and end with the iteration.
 
     Args:
         shards: what is read.
         split: of the shards, not necessarily what it is used for.
         indices: ``(M,)`` int64, the images of it that are used.
-        batch_size: at least 1.
         side: in pixels; images are resized where the shards have another one.
-        workers: threads.
-        sampler: order of the training images; None for evaluation, in order.
-
-    Attributes:
-        start: batch that the next iteration, and only that one, begins with: where a resumed run goes on.
+        workers: threads, at least 1.
+        batch_size, sampler, group: as in :class:`~alexnet_pl.data.loader.BatchLoader`.
     """
 
     def __init__(
@@ -52,64 +73,59 @@ class StreamLoader:
         shards: Shards,
         split: str,
         indices: Tensor,
-        batch_size: int,
         side: int,
         workers: int,
+        batch_size: int,
         sampler: EpochShuffle | None = None,
+        group: ProcessGroup = ALONE,
     ):
-        self.shards, self.split, self.indices = shards, split, indices
-        self.batch_size, self.side, self.workers, self.sampler = batch_size, side, workers, sampler
-        self.labels = torch.from_numpy(shards.splits[split].label.astype(np.int64))
-        self.batch_sampler = None  # Lightning reads it where there is a sampler
-        self.start = 0
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.indices), self.batch_size)
-        return max(full, 1) if self.sampler is not None else full + (rest > 0)
-
-    def batches(self) -> list[Tensor]:
-        """The indices of the images of each batch of this epoch's iteration, in the split of the shards."""
-        order = self.indices if self.sampler is None else self.indices[self.sampler.order()]
-        return list(order.split(self.batch_size)[: len(self)])
+        labels = torch.from_numpy(shards.splits[split].label.astype(np.int64))
+        super().__init__(labels, indices, batch_size, sampler, group)
+        self.shards, self.split, self.side, self.workers = shards, split, side, workers
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        start, self.start = self.start, 0
-        batches = self.batches()[start:]
+        parts = list(self._parts(self._order()))
         decoders = ThreadPoolExecutor(self.workers, "decode")
         fetchers = ThreadPoolExecutor(FETCHED_AHEAD, "fetch")
         try:
-            if self.shards.remote:
-                order = torch.cat(batches).numpy() if batches else np.empty(0, np.int64)
-                for shard in dict.fromkeys(self.shards.splits[self.split].shard[order].tolist()):
+            if self.shards.remote and parts:
+                needed = torch.cat([part for part, _ in parts]).numpy()
+                for shard in dict.fromkeys(self.shards.splits[self.split].shard[needed].tolist()):
                     fetchers.submit(self.shards.fetch, self.split, shard)  # what fails is raised by who needs it
             ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
-            for batch in batches:
-                ahead.append(decoders.submit(self._read, batch))
+            for part, missing in parts:
+                ahead.append(decoders.submit(self._part, part, missing))
                 if len(ahead) > self.workers + 1:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        finally:  # also where the iteration is left early: the limit on batches, a signal, an error
+        finally:  # also where the iteration is left early: a limit on batches, a signal, an error
             for pool in (fetchers, decoders):
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        size = min(self.batch_size, len(self.indices))
-        images = torch.zeros(size, 3, self.side, self.side, dtype=torch.uint8)
-        labels = torch.full((size,), IGNORED)
-        labels[: len(batch)] = self.labels[batch]
-        for place, content in enumerate(self.shards.read(self.split, batch.tolist())):
-            images[place] = self._decode(content)
-        return images, labels
+    def gather(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at positions ``(B,)`` of the split, and their labels.
 
-    def _decode(self, content: bytearray) -> Tensor:
-        try:
-            image = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise DataError(f"a picture in {self.shards.root} cannot be decoded: {error}") from error
-        if image.shape[1:] != (self.side, self.side):
-            image = resize(image, [self.side, self.side], antialias=True)
-        return image
+        Raises:
+            DataError: a shard that is missing or damaged, by name.
+        """
+        stored = self.shards.side
+        pixels = np.empty((len(images), stored, stored, 3), np.uint8)
+        for place, content in enumerate(self.shards.read(self.split, images.tolist())):
+            try:
+                decode_into(pixels[place], content)
+            except (ValueError, OSError) as error:
+                raise DataError(f"a picture in {self.shards.root} cannot be decoded: {error}") from error
+        decoded = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        if stored != self.side:
+            decoded = resize(decoded, [self.side, self.side], antialias=True)
+        return decoded, self.labels[images]
+
+    def _part(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
+        pixels, labels = self.gather(images)
+        if missing:
+            labels[-missing:] = IGNORED
+        return pixels, labels
 
 
 def choose_splits(present: Iterable[str]) -> dict[str, str]:
@@ -161,7 +177,6 @@ class ShardedDataModule(ImageDataModule):
 
     Args:
         root: the folder, or a URL that fsspec reads, such as ``s3://bucket/imagenet``.
-        resize_size: side in pixels of the pictures that crops are cut from; by default the side in the shards.
         workers: threads that decode; by default one a core.
         cache: folder for shards fetched from a URL.
         **settings: :class:`alexnet_pl.data.module.ImageDataModule`'s.
@@ -169,6 +184,7 @@ class ShardedDataModule(ImageDataModule):
 
     name = "shards"
     classes_from_files = True
+    keep_ratio = True
 
     def __init__(
         self,
@@ -182,6 +198,10 @@ class ShardedDataModule(ImageDataModule):
             raise ConfigError(f"data.workers={workers} is not possible: it is a number of threads, or null.")
         self.root = root if root is None or is_url(str(root)) else Path(root).expanduser()
         self.workers, self.cache = workers, None if cache is None else Path(cache).expanduser()
+
+    @classmethod
+    def is_in(cls, root: str | Path) -> bool:
+        return is_url(str(root)) or (Path(root).expanduser() / INDEX).is_file()
 
     @cached_property
     def shards(self) -> Shards:
@@ -199,10 +219,6 @@ class ShardedDataModule(ImageDataModule):
     def class_names(self) -> tuple[str, ...]:
         return self.shards.class_names
 
-    def stored_side(self, side: int) -> int:
-        """Side in pixels of what the loaders give, of shards with ``side``."""
-        return getattr(self, "resize_size", self.image_size)
-
     def load(self) -> ImageSource:
         raise NotImplementedError("pictures of shards are never in memory all at once")
 
@@ -219,13 +235,17 @@ class ShardedDataModule(ImageDataModule):
             labels = shards.splits["train"].label
             everything["train"], everything["val"] = stratified_split(labels, self.val_fraction, self.split_seed)
         shuffle = ShardShuffle(shards.splits["train"].shard[everything["train"]], self.seed)
-        side, workers = self.stored_side(shards.side), self.workers or usable_cores()
+        workers = self.workers or usable_cores()
         for split, folder in roles.items():
             indices = torch.from_numpy(everything[split])
             self._loaders[split] = StreamLoader(
-                shards, folder, indices, self.batch_size, side, workers, shuffle if split == "train" else None
-            )
+                shards, folder, indices, self.resize_size, workers, self.batch_size,
+                shuffle if split == "train" else None,
+            )  # fmt: skip
         self.description = self.describe()
+
+    def move_to(self, device: torch.device) -> None:
+        """Nothing: pictures are decoded on the CPU, and every batch is copied over."""
 
     def describe(self) -> str:
         """The data, for people and result.json."""
