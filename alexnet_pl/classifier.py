@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from alexnet_pl.augment import CENTRE
+from alexnet_pl.schedules import WarmupPlateau
 
 
 class ImageClassifier(LightningModule):
@@ -28,7 +29,7 @@ class ImageClassifier(LightningModule):
         num_classes: for the metrics. With fewer than five classes top-5 is top-``num_classes``.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate scheduler from the optimiser, stepped once an epoch; a
-            ``ReduceLROnPlateau`` sees ``val/loss``. None keeps the rate.
+            ``ReduceLROnPlateau`` sees ``val/loss``, a ``WarmupPlateau`` what it monitors. None keeps the rate.
         hyperparameters: plain values that the checkpoint and the loggers carry along.
     """
 
@@ -52,6 +53,11 @@ class ImageClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)``."""
         return self.net(images)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, WarmupPlateau):
+            schedule.warm_up(self.current_epoch + batch_idx / self.trainer.num_training_batches)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self._step(batch, self.train_metrics)
@@ -106,8 +112,12 @@ class ImageClassifier(LightningModule):
         optimizer = self.make_optimizer(self.parameters())
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
-        scheduler = {"scheduler": self.make_scheduler(optimizer), "monitor": "val/loss", "interval": "epoch"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = self.make_scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", "val/loss")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"},
+        }
 
 
 class ClassificationMetrics(Metric):

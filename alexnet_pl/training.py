@@ -127,7 +127,7 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         model.net.to(memory_format=torch.channels_last)
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
     if cfg.init_from is not None:
-        start = warm_start(model.net, Path(cfg.init_from))
+        start = warm_start(model.net, str(cfg.init_from))
     if (run_dir / "config.yaml").exists() and (found := latest_valid(run_dir / "checkpoints")):
         resumed_from, checkpoint = found
         check_fit(model.net, checkpoint, resumed_from)
