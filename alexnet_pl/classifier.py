@@ -49,21 +49,22 @@ class ImageClassifier(LightningModule):
         return self.net(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, self.train_metrics)
+        return self._step(batch, self.train_metrics)[0]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.val_metrics)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch, self.test_metrics)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Logits ``(N, num_classes)``, for whoever draws figures of the test."""
+        return self._step(batch, self.test_metrics)[1]
 
-    def _step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images).float()  # autocast hands out 16-bit logits
         loss = F.cross_entropy(logits, labels)
         with torch.no_grad():
             metrics.update(logits, labels)
-        return loss
+        return loss, logits
 
     def on_train_epoch_end(self) -> None:
         self._log(self.train_metrics)

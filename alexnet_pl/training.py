@@ -13,12 +13,14 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl import __version__
-from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
+from alexnet_pl.callbacks import EpochReport, Norms, ProgressBar, ReseedEachEpoch
 from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpointIO, latest_valid, set_position
 from alexnet_pl.classifier import ImageClassifier
+from alexnet_pl.dashboard import Dashboard, Trace
 from alexnet_pl.data.module import ImageDataModule
 from alexnet_pl.errors import ConfigError, UserError
 from alexnet_pl.metrics_csv import MetricsCSV
+from alexnet_pl.report import write_report
 from alexnet_pl.results import device_name, finished_result, git_commit, package_versions, results_table, write_result
 from alexnet_pl.resuming import (
     Changes,
@@ -30,7 +32,7 @@ from alexnet_pl.resuming import (
     warm_start,
 )
 from alexnet_pl.stopping import RunStopped, StopRequest
-from alexnet_pl.validation import validate
+from alexnet_pl.validation import SETTLED, validate
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +181,8 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         "git_commit": commit,
     }
     write_result(run_dir / "result.json", result)
+    if dashboard := callbacks.get("dashboard"):
+        report(run_dir, dashboard)
     log.info(f"\n{results_table(result)}\n")
     log.info(
         f"best epoch {best.epoch} of {len(rows)}, {result['seconds']:.0f} s, "
@@ -186,6 +190,15 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
     )
     log.info(f"run folder {run_dir}")
     return result["val/acc"]
+
+
+def report(run_dir: Path, dashboard: Dashboard) -> None:
+    """Write the run's page where its figures are drawn. The result stands already: nothing here may take it back."""
+    if dashboard.figures:
+        try:
+            write_report(run_dir, dashboard.left_out)
+        except Exception as error:
+            log.warning(f"warning: no report: {' '.join(str(error).split())}")
 
 
 def describe(position: dict[str, int]) -> str:
@@ -229,9 +242,12 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> T
     on_terminal = get_console().is_terminal
     bar = [ProgressBar()] if on_terminal else []
     # The report counts a batch before the checkpoint callback saves the count.
-    callbacks = [EpochReport(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
+    callbacks = [EpochReport(), Norms(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
+    settings = {key: value for key, value in cfg.trainer.items() if key not in SETTLED}
+    if cfg.trainer.get("profile"):
+        callbacks.append(Trace(Path(cfg.run_dir) / "profile" / "trace.json"))
     return instantiate(
-        cfg.trainer,
+        settings,
         callbacks=callbacks,
         logger=loggers,
         plugins=[SafeCheckpointIO()],
