@@ -308,7 +308,8 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
 def describe(writer: SummaryWriter, pl_module: LightningModule, step: int) -> None:
     """Hyperparameters, the layout of the charts, and the texts."""
     config = dict(pl_module.hparams)
-    declared, started, _ = hparams(hyperparameters(config), dict.fromkeys(HP_METRICS, 0.0))
+    row, metrics = hyperparameters(config), dict.fromkeys(HP_METRICS, 0.0)
+    declared, started = hparams({**COLUMNS, **row}, metrics)[0], hparams(row, metrics)[1]
     for summary in (declared, started):
         writer._get_file_writer().add_summary(summary)
     writer.add_custom_scalars(LAYOUT)
@@ -320,6 +321,18 @@ def describe(writer: SummaryWriter, pl_module: LightningModule, step: int) -> No
     rows = [f"| {name} | {layer} | {count:,} |" for name, layer, count in layers(pl_module.net)]
     writer.add_text("model", "\n".join(["| layer | | parameters |", "|---|---|---:|", *rows]), step)
 
+
+COLUMNS = {
+    "augment.padding": 0,
+    "model.channels": "",
+    "model.dropout": 0,
+    "model.fc_width": 0,
+    "model.norm_placement": "",
+    "optimizer.momentum": 0,
+    "optimizer.weight_decay": 0,
+    "scheduler.patience": 0,
+}
+"""What every run declares besides its own settings: TensorBoard takes the columns of a study from any one run of it."""
 
 KEPT = {"trainer": ("max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches", "deterministic")}
 """Of a section only these; of the others all but paths and what another section says as well."""

@@ -25,8 +25,8 @@ def learning_curves(runs: dict[str, Curves], published: dict[str, float] | None 
     """Loss and accuracy by epoch, training dashed and validation solid, one colour a run.
 
     Args:
-        runs: name of a run → the columns ``train/loss``, ``val/loss``, ``train/acc`` and ``val/acc`` (one number an
-            epoch, from the first; losses in nats, accuracies in [0, 1]).
+        runs: name of a run (empty where there is only one) → the columns ``train/loss``, ``val/loss``, ``train/acc``
+            and ``val/acc`` (one number an epoch, from the first; losses in nats, accuracies in [0, 1]).
         published: validation accuracies to compare with, drawn as labelled horizontal lines.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -36,7 +36,7 @@ def learning_curves(runs: dict[str, Curves], published: dict[str, float] | None 
         for colour, (name, curves) in zip(COLOURS * len(runs), runs.items(), strict=False):
             for split, style in (("train", "--"), ("val", "-")):
                 values = curves.get(f"{split}/{quantity}", [])
-                what = f"{name}, {'training' if split == 'train' else 'validation'}"
+                what = ", ".join(filter(None, (name, "training" if split == "train" else "validation")))
                 axes.plot(range(1, len(values) + 1), values, style, color=colour, label=what, linewidth=1.6)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

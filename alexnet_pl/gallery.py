@@ -177,7 +177,7 @@ def nearest_figure(material: Material) -> Figure:
         _channels_last(material.training.images[places]),
         [[_name(material, label) for label in row] for row in material.training.labels[places]],
         torch.stack([distances for distances, _ in found]).numpy(),
-        f"{layer} space ({width:,} numbers), of {len(material.training.labels):,} images",
+        f"{layer} space ({width:,} values), of {len(material.training.labels):,} images",
     )
 
 
@@ -195,7 +195,9 @@ def mistakes_figure(material: Material) -> Figure:
     captions = []
     for label, probabilities in zip(mistakes.labels, mistakes.probabilities, strict=True):
         predicted = int(probabilities.argmax())
-        captions.append([f"{material.names[predicted]} {probabilities[predicted]:.3f}", f"is {_name(material, label)}"])
+        captions.append(
+            [f"{material.names[predicted]} {probabilities[predicted]:.3f}", f"true: {_name(material, label)}"]
+        )
     return image_wall(_channels_last(mistakes.images), captions)
 
 

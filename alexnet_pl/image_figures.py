@@ -68,12 +68,12 @@ def image_wall(images: np.ndarray, captions: Sequence[Sequence[str]], columns: i
     """
     columns = min(columns, len(images))
     lines = max(map(len, captions), default=0)
-    zoom = max(1, round(110 / images.shape[2]))
-    height, width = images.shape[1] * zoom, images.shape[2] * zoom
-    step_y, step_x = height + 16 * lines + 10, width + 24
+    images = _fitted(images, 100)
+    height, width = images.shape[1:3]
+    step_y, step_x = height + 16 * lines + 10, width + 36
     rows = math.ceil(len(images) / columns)
-    page = np.full((rows * step_y, columns * step_x - 24, 3), 255, dtype=np.uint8)
-    for index, image in enumerate(_zoomed(images, zoom)):
+    page = np.full((rows * step_y, columns * step_x - 36, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(images):
         row, column = divmod(index, columns)
         page[row * step_y : row * step_y + height, column * step_x : column * step_x + width] = image
     figure, axes = _page(page)
@@ -105,29 +105,29 @@ def nearest_images(
         space: what they were compared in, such as ``fc7 features (4,096)``.
     """
     count, nearest = found.shape[:2]
-    zoom = max(1, round(96 / queries.shape[2]))
-    side = queries.shape[1] * zoom
+    queries = _fitted(queries, 100)
+    side = queries.shape[1]
     step_y, step_x, apart, top = side + 24, side + 14, 40, 26
     page = np.full((top + count * step_y, side + apart + nearest * step_x, 3), 255, dtype=np.uint8)
     for row in range(count):
         y = top + row * step_y
-        page[y : y + side, :side] = _zoomed(queries[row : row + 1], zoom)[0]
-        for column, image in enumerate(_zoomed(found[row], zoom)):
+        page[y : y + side, :side] = queries[row]
+        for column, image in enumerate(_fitted(found[row], 100)):
             x = side + apart + column * step_x
             page[y : y + side, x : x + side] = image
     figure, axes = _page(page)
     settings = {"ha": "center", "va": "top", "fontsize": 8.5, "parse_math": False}
     axes.text(side / 2, 0, "test image", **settings)
-    axes.text(
-        side + apart, 0, f"nearest training images by Euclidean distance in {space}", **{**settings, "ha": "left"}
-    )
+    title = f"nearest training images by Euclidean distance in {space}; orange: another class"
+    axes.text(side + apart, 0, title, **{**settings, "ha": "left"})
     for row, query in enumerate(query_names):
         y = top + row * step_y + side + 4
         axes.text(side / 2, y, _cut(query, 16), fontweight="bold", **settings)
         for column, (name, distance) in enumerate(zip(found_names[row], distances[row], strict=True)):
             x = side + apart + column * step_x + side / 2
             colour = "black" if name == query else TRUE_COLOUR
-            axes.text(x, y, f"{_cut(name, 10)} {distance:.3g}", color=colour, **settings)
+            far = f"{distance:.2f}" if distance < 100 else f"{distance:.4g}"
+            axes.text(x, y, f"{_cut(name, 10)} {far}", color=colour, **settings)
     return figure
 
 
@@ -143,6 +143,8 @@ def picture_bars(answers: Sequence[Answer], truths: Sequence[str] | None = None)
     bars = max(len(top) for _, _, top in answers)
     heights = [2.0, 0.3 + 0.2 * bars]
     figure = Figure(figsize=(2.2 * columns, sum(heights) * rows), layout="constrained")
+    if truths is not None:
+        figure.suptitle("orange: the true class, above the image", fontsize=9)
     grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights * rows})
     for axes in grid.flat:
         axes.set_axis_off()
@@ -208,6 +210,13 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 def _zoomed(images: np.ndarray, factor: int) -> np.ndarray:
     """Blown up in whole steps without smoothing."""
     return images.repeat(factor, 1).repeat(factor, 2)
+
+
+def _fitted(images: np.ndarray, side: int) -> np.ndarray:
+    """Square images at about ``side`` pixels: blown up in whole steps without smoothing, or scaled down."""
+    if images.shape[1] <= 1.5 * side:
+        return _zoomed(images, max(1, round(side / images.shape[1])))
+    return np.stack([np.asarray(Image.fromarray(image).resize((side, side))) for image in images])
 
 
 def _page(page: np.ndarray, margin: float = 0.12) -> tuple[Figure, Axes]:
