@@ -29,8 +29,11 @@ SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
 COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
-VALUES = ("seed", "split_seed", "run_dir", "resume", "resume_with_changes", "init_from")
+VALUES = ("seed", "split_seed", "channels_last", "compile", "run_dir", "resume", "resume_with_changes", "init_from")
 """Top-level keys that are plain values."""
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""What ``torch.compile`` takes as its mode."""
 
 NEEDED = ("seed", "split_seed", "run_dir", "model.num_classes", "data.image_size", "callbacks.best", "callbacks.resume",
           "logger.csv")  # fmt: skip
@@ -48,9 +51,6 @@ MONITORS = (
 
 LOGGED_BEFORE_SAVING = tuple(name for name in MONITORS if name.startswith("val/"))
 """What there is when ``BestCheckpoint`` looks, at the end of validation: the figures of training come after it."""
-
-SETTLED = {"profile": bool}
-"""Keys of ``trainer`` that :func:`alexnet_pl.training.make_trainer` reads, and Lightning's Trainer does not know."""
 
 BEST_CHECKPOINT = "alexnet_pl.checkpoints.BestCheckpoint"
 
@@ -126,8 +126,6 @@ def check_arguments(path: str, node: Any) -> None:
         return
     if "_target_" in node:
         accepted, others_too = accepted_arguments(locate(path, node["_target_"]))
-        if path == "trainer":
-            accepted = {**accepted, **SETTLED}
         for key, value in node.items():
             if key in HYDRA_KEYS:
                 continue
@@ -262,6 +260,8 @@ def _is_share(value: Any) -> bool:
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_is_seed, "a whole number from 0 to 4294967295"),
     "split_seed": (_is_seed, "a whole number from 0 to 4294967295"),
+    "channels_last": (lambda value: value in (True, False, "auto"), "true, false or auto"),
+    "compile": (lambda mode: mode in COMPILE_MODES, f"null or one of {', '.join(COMPILE_MODES)}"),
     "data.seed": (_is_seed, "a whole number from 0 to 4294967295"),
     "data.split_seed": (_is_seed, "a whole number from 0 to 4294967295"),
     "data.mean": (lambda values: len(values) == 3, "three numbers, one a channel"),
