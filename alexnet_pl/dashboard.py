@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -37,23 +38,24 @@ from alexnet_pl.features import (
 )
 from alexnet_pl.gallery import AUGMENTED, Material, TestRecord, draw, one_line, save
 from alexnet_pl.metrics_csv import MetricsCSV
+from alexnet_pl.resuming import named_on_the_command_line
 
 log = logging.getLogger(__name__)
 
 CHARTS = {
-    "loss": ("loss (nats)", "loss"),
-    "top-1 accuracy": ("accuracy", "acc"),
-    "top-5 accuracy": ("accuracy", "acc_top5"),
-    "top-1 error": ("error", "error"),
-    "top-5 error": ("error", "error_top5"),
+    "loss (nats)": "loss",
+    "top-1 accuracy": "acc",
+    "top-5 accuracy": "acc_top5",
+    "top-1 error": "error",
+    "top-5 error": "error_top5",
 }
 LAYOUT = {
     "Training and validation": {
-        title: ["Multiline", [f"{split}/{name}" for split in ("train", "val", "test")]]
-        for title, (_, name) in CHARTS.items()
+        title: ["Multiline", [f"{split}/{name}$" for split in ("train", "val", "test")]]
+        for title, name in CHARTS.items()
     },
     "Optimisation": {
-        "learning rate": ["Multiline", ["lr"]],
+        "learning rate": ["Multiline", ["lr$"]],
         "gradient norm, last step of an epoch": ["Multiline", ["grad_norm"]],
         "weight norm": ["Multiline", ["weight_norm"]],
         "dead ReLUs (share of units)": ["Multiline", ["dead_relu/.*"]],
@@ -63,7 +65,7 @@ LAYOUT = {
         "images/s in training": ["Multiline", ["images_per_second"]],
     },
 }
-"""The charts of TensorBoard's Custom Scalars: category → chart → tags that share it."""
+"""The charts of TensorBoard's Custom Scalars: category → chart → the tags that share it, as regular expressions."""
 
 HP_METRICS = ("hp/val_acc_best", "hp/test_acc", "hp/seconds")
 PROBED = 128
@@ -200,8 +202,7 @@ class Dashboard(Callback):
         writer.add_scalar("hp/test_acc", float(trainer.callback_metrics["test/acc"]), self._step)
         rows = [row for logger in trainer.loggers if isinstance(logger, MetricsCSV) for row in logger.rows.values()]
         writer.add_scalar("hp/seconds", sum(row.get("epoch_seconds", 0.0) for row in rows), self._step)
-        _, _, finished = hparams(hyperparameters(pl_module.hparams), dict.fromkeys(HP_METRICS, 0.0))
-        writer._get_file_writer().add_summary(finished)
+        writer._get_file_writer().add_summary(hparams({}, {})[2])
 
     def _material(self, trainer: Trainer, pl_module: LightningModule) -> Material:
         data, record, missing = trainer.datamodule, self._record, {}
@@ -253,9 +254,7 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
 def describe(writer: SummaryWriter, pl_module: LightningModule, step: int) -> None:
     """Hyperparameters, the layout of the charts, and the texts."""
     config = dict(pl_module.hparams)
-    row, metrics = hyperparameters(config), dict.fromkeys(HP_METRICS, 0.0)
-    declared, started = hparams({**COLUMNS, **row}, metrics)[0], hparams(row, metrics)[1]
-    for summary in (declared, started):
+    for summary in open_row(hyperparameters(config), [name.replace("/", ".") for name in named_on_the_command_line()]):
         writer._get_file_writer().add_summary(summary)
     writer.add_custom_scalars(LAYOUT)
     for title, text in (
@@ -266,6 +265,9 @@ def describe(writer: SummaryWriter, pl_module: LightningModule, step: int) -> No
     rows = [f"| {name} | {layer} | {count:,} |" for name, layer, count in layers(pl_module.net)]
     writer.add_text("model", "\n".join(["| layer | | parameters |", "|---|---|---:|", *rows]), step)
 
+
+SHOWN_FIRST = ("model", "data", "optimizer.lr", "seed")
+"""Columns that TensorBoard shows first (it shows five) where nothing was set on the command line."""
 
 COLUMNS = {
     "augment.padding": 0,
@@ -281,7 +283,21 @@ COLUMNS = {
 
 KEPT = {"trainer": ("max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches", "deterministic")}
 """Of a section only these; of the others all but paths and what another section says as well."""
-ELSEWHERE = ("data.root", "data.seed", "data.split_seed", "data.augment", "data.image_size", "model.num_classes")
+ELSEWHERE = ("data.root", "data.seed", "data.split_seed", "data.augment", "data.image_size", "data.mean", "data.std",
+             "model.num_classes")  # fmt: skip
+
+
+def open_row(row: dict[str, Any], named: Sequence[str]) -> tuple[Summary, Summary]:
+    """TensorBoard's declaration of the columns, with those ``named`` first, and the run's values in them."""
+    metrics = dict.fromkeys(HP_METRICS, 0.0)  # the names alone: a value is read from the scalar of that name
+    declared, started = hparams({**COLUMNS, **row}, metrics)[0], hparams(row, metrics)[1]
+    plugin = declared.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    first = set(named) & set(row) or set(SHOWN_FIRST)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in first
+    plugin.content = content.SerializeToString()
+    return declared, started
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +313,7 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
             return
         if isinstance(node, dict):
             if "_target_" in node:
-                row[path] = str(node["_target_"]).rpartition(".")[2]
+                row[path] = str(node["_target_"]).rpartition(".")[2].removesuffix("DataModule")
             for key, value in node.items():
                 if not str(key).startswith("_"):
                     visit(f"{path}.{key}", value)
@@ -347,14 +363,12 @@ def add_projector(writer: SummaryWriter, material: Material, step: int) -> None:
         return
     names = [" ".join(name.split()) for name in material.names]
     images = torch.nn.functional.interpolate(sample.images.float(), [THUMBNAIL, THUMBNAIL], mode="area") / 255
-    rows = [
-        [names[label], names[predicted], "right" if label == predicted else "wrong"]
-        for label, predicted in zip(sample.labels.tolist(), sample.probabilities.argmax(1).tolist(), strict=True)
-    ]
+    predictions = sample.probabilities.argmax(1).tolist()
+    rows = [[names[label], names[said]] for label, said in zip(sample.labels.tolist(), predictions, strict=True)]
     with contextlib.redirect_stdout(io.StringIO()):  # it says that a folder exists, where a run was resumed
         writer.add_embedding(
             projected(material.features), rows, images, step, feature_layer(material.net),
-            ["class", "predicted", "answer"],
+            ["class", "predicted"],
         )  # fmt: skip
 
 

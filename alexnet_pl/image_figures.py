@@ -231,7 +231,7 @@ def _page(page: np.ndarray, margin: float = 0.12) -> tuple[Figure, Axes]:
 
 
 def _one_image(image: np.ndarray, title: str) -> Figure:
-    room = np.full((26, max(image.shape[1], 9 * len(title) * 2 // 3), 3), 255, dtype=np.uint8)
+    room = np.full((26, max(image.shape[1], 8 * len(title)), 3), 255, dtype=np.uint8)
     below = np.full((image.shape[0], room.shape[1], 3), 255, dtype=np.uint8)
     below[:, : image.shape[1]] = image
     figure, axes = _page(np.concatenate([room, below]))

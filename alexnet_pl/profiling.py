@@ -1,6 +1,7 @@
 """Where the time of a training step goes: ``trainer.profile=true`` writes a trace of ten of them."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,12 @@ class Trace(Callback):
         batches = int(min(trainer.num_training_batches, 1_000_000))
         steps = min(self.steps, batches)
         warm = min(1, batches - steps)
-        self._profiler = torch.profiler.profile(
-            schedule=torch.profiler.schedule(
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # an epoch of a few steps
+            schedule = torch.profiler.schedule(
                 skip_first=max(0, min(self.wait, batches - steps - warm)), wait=0, warmup=warm, active=steps, repeat=1
-            ),
-            on_trace_ready=self._write,
-            record_shapes=True,
-        )
+            )
+        self._profiler = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write, record_shapes=True)
         self._profiler.start()
 
     def on_train_batch_end(
