@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from alexnet_pl.augment import normalize, ten_views
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.data.cifar10 import class_folders_present, official_folder
 from alexnet_pl.data.loader import TensorLoader
 from alexnet_pl.errors import DataError, one_line_errors
+from alexnet_pl.gallery import confusion_counts
 from alexnet_pl.pictures import Preprocess, has_picture_suffix, read_picture
 from alexnet_pl.runs import RUN_HELP, TrainedRun, data_class, load_run
 from alexnet_pl.training import default_precision, quiet_lightning
@@ -67,8 +68,7 @@ class Evaluation:
     @property
     def confusion(self) -> Tensor:
         """``(classes, classes)`` int64 counts, row: the label, column: the prediction."""
-        predictions, classes = self.probabilities.argmax(1), self.probabilities.shape[1]
-        return multiclass_confusion_matrix(predictions, self.labels, classes)
+        return confusion_counts(self.labels, self.probabilities)
 
 
 class TenViews(nn.Module):

@@ -9,7 +9,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from alexnet_pl.features import SeenImages, feature_layer, first_convolution, kernel_groups, pixels
 from alexnet_pl.figures import confusion_matrix
@@ -183,9 +182,7 @@ def nearest_figure(material: Material) -> Figure:
 
 def confusion_figure(material: Material) -> Figure:
     test = _test(material)
-    classes = test.probabilities.shape[1]
-    counts = multiclass_confusion_matrix(test.probabilities.nan_to_num(-1).argmax(1), test.labels, classes)
-    return confusion_matrix(counts.numpy(), material.names)
+    return confusion_matrix(confusion_counts(test.labels, test.probabilities).numpy(), material.names)
 
 
 def mistakes_figure(material: Material) -> Figure:
@@ -243,6 +240,13 @@ def save(drawn: dict[str, bytes], folder: Path) -> None:
         scratch = folder / f".{name}.png"
         scratch.write_bytes(content)
         scratch.replace(folder / f"{name}.png")
+
+
+def confusion_counts(labels: Tensor, probabilities: Tensor) -> Tensor:
+    """``(classes, classes)`` int64 counts of ``(N,)`` labels and ``(N, classes)``; row: label, column: prediction."""
+    classes = probabilities.shape[1]
+    predictions = probabilities.nan_to_num(-1).argmax(1)
+    return torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
 
 
 def one_of_each_class(labels: Tensor, count: int) -> list[int]:
