@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from alexnet_pl.augment import CENTRE
+from alexnet_pl.schedules import WarmupPlateau
 
 
 class ImageClassifier(LightningModule):
@@ -28,7 +29,7 @@ class ImageClassifier(LightningModule):
         num_classes: for the metrics. With fewer than five classes top-5 is top-``num_classes``.
         optimizer: makes the optimiser from the parameters.
         scheduler: makes the learning-rate scheduler from the optimiser, stepped once an epoch; a
-            ``ReduceLROnPlateau`` sees ``val/loss``. None keeps the rate.
+            ``ReduceLROnPlateau`` sees ``val/loss``, a ``WarmupPlateau`` what it monitors. None keeps the rate.
         hyperparameters: plain values that the checkpoint and the loggers carry along.
     """
 
@@ -53,28 +54,34 @@ class ImageClassifier(LightningModule):
         """Logits ``(N, num_classes)``."""
         return self.net(images)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, WarmupPlateau):
+            schedule.warm_up(self.current_epoch + batch_idx / self.trainer.num_training_batches)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, self.train_metrics)
+        return self._step(batch, self.train_metrics)[0]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.val_metrics)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Logits ``(N, num_classes)``, of ten views those of the centre, for whoever draws figures of the test."""
         images, labels = batch
         if images.ndim == 4:
-            self._step(batch, self.test_metrics)
-            return
+            return self._step(batch, self.test_metrics)[1]
         # One view at a time: the centre's figures are then exactly those of a test without the others.
         logits = torch.stack([self(view).float() for view in images])
         for metrics, averaged in ((self.test_metrics, logits[CENTRE]), (self.ten_view_metrics, average_views(logits))):
             metrics.update(averaged, labels, F.cross_entropy(averaged, labels, reduction="none"))
+        return logits[CENTRE]
 
-    def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images).float()  # autocast hands out 16-bit logits
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics.update(logits.detach(), labels, losses.detach())
-        return losses.mean()  # in training, where no image is left out
+        return losses.mean(), logits  # the mean is for training, where no image is left out
 
     def on_train_epoch_end(self) -> None:
         self._log("train", self.train_metrics)
@@ -106,8 +113,12 @@ class ImageClassifier(LightningModule):
         optimizer = self.make_optimizer(self.parameters())
         if self.make_scheduler is None:
             return {"optimizer": optimizer}
-        scheduler = {"scheduler": self.make_scheduler(optimizer), "monitor": "val/loss", "interval": "epoch"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = self.make_scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", "val/loss")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"},
+        }
 
 
 class ClassificationMetrics(Metric):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alexnet_pl.data.module import ImageDataModule
 from alexnet_pl.errors import ConfigError, DataError, one_line_errors
+from alexnet_pl.resolvers import register_resolvers
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -103,6 +104,7 @@ def data_from(overrides: Sequence[str]) -> ImageDataModule:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override} is no setting. Choose data with data=NAME, as for train.py.")
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[*overrides, "run_dir=."])
     cfg.data.augment = None

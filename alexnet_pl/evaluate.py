@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from alexnet_pl.augment import normalize, ten_views
 from alexnet_pl.classifier import ImageClassifier, average_views
 from alexnet_pl.data.cifar10 import official_folder
 from alexnet_pl.data.loader import TensorLoader
 from alexnet_pl.errors import DataError, one_line_errors
+from alexnet_pl.gallery import confusion_counts
 from alexnet_pl.pictures import Preprocess, has_picture_suffix, read_picture
 from alexnet_pl.runs import RUN_HELP, TrainedRun, data_class, load_run
 from alexnet_pl.training import default_precision, quiet_lightning
@@ -70,8 +71,7 @@ class Evaluation:
     @property
     def confusion(self) -> Tensor:
         """``(classes, classes)`` int64 counts, row: the label, column: the prediction."""
-        predictions, classes = self.probabilities.argmax(1), self.probabilities.shape[1]
-        return multiclass_confusion_matrix(predictions, self.labels, classes)
+        return confusion_counts(self.labels, self.probabilities)
 
 
 class TenViews(nn.Module):
@@ -133,7 +133,7 @@ def uncropped(preprocess: Preprocess) -> Preprocess:
     )
 
 
-def make_trainer(run: TrainedRun) -> tuple[Trainer, str]:
+def make_trainer(run: TrainedRun, callbacks: Sequence[Callback] = ()) -> tuple[Trainer, str]:
     """A trainer like the run's on the device that is here, and its precision.
 
     The run's precision is kept unless this device lacks it: float16 needs a GPU, and a CPU without bf16 instructions
@@ -150,7 +150,8 @@ def make_trainer(run: TrainedRun) -> tuple[Trainer, str]:
     limits = {name: settings[name] for name in ("limit_val_batches", "limit_test_batches") if name in settings}
     return Trainer(
         accelerator=accelerator, devices=1, precision=precision, deterministic=settings.get("deterministic", False),
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **limits,
+        callbacks=[*callbacks], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **limits,
     ), precision  # fmt: skip
 
 
@@ -248,7 +249,7 @@ def find_data(run: TrainedRun, split: str, data_root: Path | None, preprocess: P
 
 def report(run: TrainedRun, result: Evaluation, views: int) -> str:
     """The figures for people: a table, accuracy by class and the confusion matrix."""
-    split, names = result.split, logit_names(run)
+    split, names = result.split, run.logit_names
     loss, top1, top5, ece = (result.figures[f"{split}/{key}"] for key in ("loss", "error", "error_top5", "ece"))
     width = max(map(len, names))
     correct = result.confusion.diag() / result.confusion.sum(1)
@@ -291,7 +292,7 @@ def as_json(run: TrainedRun, result: Evaluation, views: int) -> dict[str, Any]:
     by_class = (confusion.diag() / confusion.sum(1)).nan_to_num(0).tolist()
     return {
         **result.figures,
-        f"{split}/class_acc": dict(zip(logit_names(run), by_class, strict=True)),
+        f"{split}/class_acc": dict(zip(run.logit_names, by_class, strict=True)),
         f"{split}/confusion": confusion.tolist(),
         "images": len(result.labels),
         "views": views,
@@ -303,18 +304,12 @@ def as_json(run: TrainedRun, result: Evaluation, views: int) -> dict[str, Any]:
 
 def write_predictions(path: Path, run: TrainedRun, result: Evaluation) -> None:
     """A CSV row for each image, in the split's order: its label's name, then the probability of each class."""
-    names = logit_names(run)
+    names = run.logit_names
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["label", *names])
         for label, row in zip(result.labels.tolist(), result.probabilities.tolist(), strict=True):
             writer.writerow([names[label], *row])
-
-
-def logit_names(run: TrainedRun) -> list[str]:
-    """The class names, and a number for logits that no class of the data has."""
-    count = run.config["model"]["num_classes"]
-    return [*run.class_names, *(f"#{index}" for index in range(len(run.class_names), count))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

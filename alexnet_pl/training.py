@@ -17,14 +17,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from alexnet_pl import __version__
-from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
+from alexnet_pl.callbacks import EpochReport, Norms, ProgressBar, ReseedEachEpoch
 from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpointIO, latest_valid, set_position
 from alexnet_pl.classifier import ImageClassifier
+from alexnet_pl.dashboard import Dashboard
 from alexnet_pl.data.module import ImageDataModule
 from alexnet_pl.distributed import PeerLost, ProcessGroup, agreed, current, end_with_parent, launch, lost_peer, started
 from alexnet_pl.errors import ConfigError, DataError, UserError
 from alexnet_pl.malloc import keep_freed_memory
 from alexnet_pl.metrics_csv import MetricsCSV
+from alexnet_pl.report import write_report
 from alexnet_pl.results import device_name, finished_result, git_commit, package_versions, results_table, write_result
 from alexnet_pl.resuming import (
     Changes,
@@ -142,7 +144,7 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         model.net.to(memory_format=torch.channels_last)
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
     if cfg.init_from is not None:
-        start = warm_start(model.net, Path(cfg.init_from))
+        start = warm_start(model.net, str(cfg.init_from))
     if (run_dir / "config.yaml").exists() and (found := latest_valid(run_dir / "checkpoints")):
         resumed_from, checkpoint = found
         check_fit(model.net, checkpoint, resumed_from)
@@ -215,6 +217,8 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         "git_commit": commit,
     }
     write_result(run_dir / "result.json", result)
+    if dashboard := callbacks.get("dashboard"):
+        report(run_dir, dashboard)
     log.info(f"\n{results_table(result)}\n")
     log.info(
         f"best epoch {best.epoch} of {len(rows)}, {result['seconds']:.0f} s, "
@@ -222,6 +226,15 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
     )
     log.info(f"run folder {run_dir}")
     return result["val/acc"]
+
+
+def report(run_dir: Path, dashboard: Dashboard) -> None:
+    """Write the run's page where its figures are drawn. The result stands already: nothing here may take it back."""
+    if dashboard.figures:
+        try:
+            write_report(run_dir, dashboard.left_out)
+        except Exception as error:
+            log.warning(f"warning: no report: {' '.join(str(error).split())}")
 
 
 def describe(position: dict[str, int]) -> str:
@@ -346,7 +359,7 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> T
     on_terminal = get_console().is_terminal
     bar = [ProgressBar()] if on_terminal else []
     # The report counts a batch before the checkpoint callback saves the count.
-    callbacks = [EpochReport(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
+    callbacks = [EpochReport(), Norms(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
     trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,

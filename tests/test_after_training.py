@@ -196,7 +196,7 @@ def test_ten_views_average_the_softmax(run):
 def cropped(tmp_path_factory):
     """A run on crops of 32 from 37 pixels, that tested ten views."""
     folder = tmp_path_factory.mktemp("cropped") / "run"
-    larger = ("data.resize_size=37", "data.test_views=10", "augment=crop_flip", "augment.padding=0", "+augment.size=32")
+    larger = ("data.resize_size=37", "data.test_views=10", "augment=crop_flip", "augment.padding=0", "augment.size=32")
     train_run(config(*RUN, *larger, "trainer.max_epochs=2", run_dir=folder))
     return folder
 

@@ -206,8 +206,8 @@ def test_data_settings_out_of_range_are_named(setting):
         ("data.resize_size=31", "data.resize_size=31 is below data.image_size=32"),
         ("data.resize_size=0", "data.resize_size=0"),
         ("data.test_views=10", "data.test_views=10 needs images larger than data.image_size=32.*37"),
-        ("augment=crop_flip +augment.size=30", "augment leaves 30 pixels a side, and the network takes data.image_s"),
-        ("augment=crop_flip augment.padding=0 +augment.size=40", "size=40 does not fit into images of 32×32"),
+        ("augment=crop_flip augment.size=30", "augment leaves 30 pixels a side, and the network takes data.image_s"),
+        ("augment=crop_flip augment.padding=0 augment.size=40", "size=40 does not fit into images of 32×32"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_before_data_is_read(settings, message):
@@ -220,7 +220,7 @@ def test_images_are_kept_larger_and_cut_to_size_batch_by_batch(tmp_path):
     torch.manual_seed(4)
     expected_draw = torch.rand(1)
     torch.manual_seed(4)
-    module = data_module("data.resize_size=40", "augment=crop_flip", "augment.padding=0", "+augment.size=32")
+    module = data_module("data.resize_size=40", "augment=crop_flip", "augment.padding=0", "augment.size=32")
     assert torch.equal(torch.rand(1), expected_draw)
     images = module.val_dataloader().images
     assert images.shape[1:] == (3, 40, 40)
