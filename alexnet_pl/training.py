@@ -116,6 +116,8 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         validate(cfg)  # for this machine, and with the changes
     check_processes(cfg, group)
     if not started() and processes(cfg) > 1:
+        if not HydraConfig.initialized():
+            raise ConfigError(f"{processes(cfg)} processes are started by train.py, torchrun or srun; this is neither.")
         launch(processes(cfg), run_dir)
         return finished_result(run_dir)["val/acc"]
 
