@@ -28,11 +28,13 @@ DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.pre
 class Run:
     """One run as a process; what it prints goes to a file beside its folder."""
 
-    def __init__(self, *overrides: str, run_dir: Path, memory: int | None = None):
+    def __init__(
+        self, *overrides: str, run_dir: Path, memory: int | None = None, environment: dict[str, str] | None = None
+    ):
         self.run_dir, self.output = run_dir, run_dir.with_name(f"{run_dir.name}.{time.monotonic_ns()}.log")
         self.output.touch()
         cfg = config(*overrides, run_dir=run_dir)
-        self.process = CONTEXT.Process(target=_run, args=(cfg, self.output, memory))
+        self.process = CONTEXT.Process(target=_run, args=(cfg, self.output, memory, environment or {}))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -53,7 +55,8 @@ class Run:
         return [line for line in self.text.splitlines() if line.startswith("error: ")]
 
 
-def _run(cfg: DictConfig, output: Path, memory: int | None) -> None:
+def _run(cfg: DictConfig, output: Path, memory: int | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
