@@ -4,11 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-LOGDIR ?= $(wildcard runs multirun)
+LOGDIR ?=
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train test test-faults test-browser lint format sweep dashboard lock audit clean
+.PHONY: help setup quickstart train test test-faults test-slow test-browser lint format sweep dashboard lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -44,14 +44,16 @@ sweep: setup ## every combination: make sweep ARGS="model=alexnet_lrn,alexnet_bn
 comma := ,
 
 dashboard: setup ## TensorBoard on runs/ and multirun/: make dashboard LOGDIR=… PORT=…
-	@test -n "$(LOGDIR)" || { echo "error: there are no runs yet. Try: make quickstart"; exit 1; }
-	$(BIN)/tensorboard --port $(PORT) --logdir_spec "$$(for d in $(LOGDIR); do printf '%s:%s,' "$$(basename $$d)" "$$d"; done | sed 's/,$$//')"
+	@$(BIN)/python -m alexnet_pl.tensorboard --port $(PORT) $(LOGDIR)
 
 test: setup ## the tests, without network and without CIFAR-10
 	$(BIN)/pytest $(ARGS)
 
 test-faults: setup ## what can go wrong, with a table of what happens then: some minutes
 	$(BIN)/pytest -m fault tests/faults $(ARGS)
+
+test-slow: setup ## what compiles or times something: some minutes
+	$(BIN)/pytest -m slow $(ARGS)
 
 test-browser: setup ## the page of alexnet_pl.serve in headless Chromium; installs Gradio and Playwright into .venv
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

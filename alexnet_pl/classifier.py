@@ -60,27 +60,28 @@ class ImageClassifier(LightningModule):
             schedule.warm_up(self.current_epoch + batch_idx / self.trainer.num_training_batches)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, self.train_metrics)
+        return self._step(batch, self.train_metrics)[0]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.val_metrics)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Logits ``(N, num_classes)``, of ten views those of the centre, for whoever draws figures of the test."""
         images, labels = batch
         if images.ndim == 4:
-            self._step(batch, self.test_metrics)
-            return
+            return self._step(batch, self.test_metrics)[1]
         # One view at a time: the centre's figures are then exactly those of a test without the others.
         logits = torch.stack([self(view).float() for view in images])
         for metrics, averaged in ((self.test_metrics, logits[CENTRE]), (self.ten_view_metrics, average_views(logits))):
             metrics.update(averaged, labels, F.cross_entropy(averaged, labels, reduction="none"))
+        return logits[CENTRE]
 
-    def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images).float()  # autocast hands out 16-bit logits
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics.update(logits.detach(), labels, losses.detach())
-        return losses.mean()  # in training, where no image is left out
+        return losses.mean(), logits  # the mean is for training, where no image is left out
 
     def on_train_epoch_end(self) -> None:
         self._log("train", self.train_metrics)

@@ -114,8 +114,8 @@ def metadata(run: TrainedRun) -> dict[str, str]:
         "resize_size": steps.resize_size or steps.image_size,
         "mean": steps.mean,
         "std": steps.std,
-        "preprocessing": "RGB; bilinear antialiased resize to resize_size × resize_size in uint8; the centre of "
-        "image_size × image_size; (x / 255 - mean) / std",
+        "preprocessing": f"RGB; {'the central square; ' * steps.keep_ratio}bilinear antialiased resize to "
+        "resize_size × resize_size in uint8; the centre of image_size × image_size; (x / 255 - mean) / std",
         "model": run.config["model"],
         "run": {"name": run.name, "epoch": run.epoch, "alexnet_pl": version("alexnet_pl")},
     }

@@ -42,10 +42,12 @@ NEEDED = ("seed", "split_seed", "run_dir", "model.num_classes", "data.image_size
 MONITORS = (
     *(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc", "acc_top5", "error", "error_top5")),
     "lr",
+    "grad_norm",
+    "weight_norm",
     "epoch_seconds",
     "images_per_second",
 )
-"""What is logged while training: :class:`alexnet_pl.classifier.ImageClassifier`'s and ``EpochReport``'s names."""
+"""What :class:`alexnet_pl.classifier.ImageClassifier`, ``EpochReport`` and ``Norms`` log while training."""
 
 LOGGED_BEFORE_SAVING = tuple(name for name in MONITORS if name.startswith("val/"))
 """What there is when ``BestCheckpoint`` looks, at the end of validation: the figures of training come after it."""
@@ -268,6 +270,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.lr": (lambda rate: 0 < rate < float("inf"), "a number above 0"),
     "scheduler.factor": (lambda factor: 0 < factor < 1, "above 0 and below 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),
+    "callbacks.dashboard.histograms_every": (lambda epochs: epochs >= 0, "a number of epochs; 0 for none"),
+    "callbacks.dashboard.training_images": (lambda count: count >= 0, "a number of images; 0 for none"),
     "trainer.max_epochs": (lambda epochs: epochs >= 1, "a whole number, 1 or more"),
     **{
         f"trainer.limit_{split}_batches": (_is_share, "a number of batches from 1, or a share above 0 up to 1.0")

@@ -4,6 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
 from alexnet_pl.augment import center_crop, normalize, ten_views
-from alexnet_pl.data.loader import EpochShuffle, TensorLoader
+from alexnet_pl.data.loader import BatchLoader, EpochShuffle, TensorLoader
 from alexnet_pl.data.split import stratified_split
 from alexnet_pl.errors import ConfigError
 
@@ -67,6 +68,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     name: str
     class_names: Sequence[str]
+    classes_from_files = False
+    """Whether the classes are known only once the data is looked at; ``model.num_classes`` then follows them."""
 
     def __init__(
         self,
@@ -108,8 +111,16 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ConfigError(
                 f"augment leaves {kept} pixels a side, and the network takes data.image_size={image_size}."
             )
-        self._loaders: dict[str, TensorLoader] = {}
+        self._loaders: dict[str, BatchLoader] = {}
         self.description = ""
+
+    keep_ratio = False
+    """Whether pictures are scaled by their shorter side and cut to a square, not stretched to one."""
+
+    @classmethod
+    def is_in(cls, root: str | Path) -> bool:
+        """Whether ``root`` holds this kind of data. Nothing but names is looked at."""
+        return True
 
     @abstractmethod
     def load(self) -> ImageSource:
@@ -169,15 +180,15 @@ class ImageDataModule(LightningDataModule, ABC):
         """Every training image once, in order, as it is stored: uint8 batches ``(B, 3, H, W)``, not augmented."""
         loader = self._loaders["train"]
         for batch in loader.indices.split(self.batch_size):
-            yield loader.images[batch]
+            yield loader.gather(batch)[0]
 
-    def train_dataloader(self) -> TensorLoader:
+    def train_dataloader(self) -> BatchLoader:
         return self._loaders["train"]
 
-    def val_dataloader(self) -> TensorLoader:
+    def val_dataloader(self) -> BatchLoader:
         return self._loaders["val"]
 
-    def test_dataloader(self) -> TensorLoader:
+    def test_dataloader(self) -> BatchLoader:
         return self._loaders["test"]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
