@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.errors import ConfigError, one_line_errors
+from alexnet_pl.resolvers import register_resolvers
 
 
 def run_folder(resume: str | None, new: str) -> str:
@@ -20,6 +21,7 @@ def run_folder(resume: str | None, new: str) -> str:
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder)
+register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

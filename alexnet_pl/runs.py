@@ -95,7 +95,8 @@ def load_run(run: str | Path) -> TrainedRun:
         weights = checkpoint["state_dict"].items()
         net.load_state_dict({name.removeprefix("net."): value for name, value in weights if name.startswith("net.")})
         data = config["data"]
-        preprocess = Preprocess(data["image_size"], tuple(data["mean"]), tuple(data["std"]))
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+        preprocess = Preprocess(data["image_size"], mean, std, data.get("resize_size"), data_class(config).keep_ratio)
         class_names = tuple(config.get("class_names") or data_class(config).class_names)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -71,7 +71,7 @@ def training_images(run: TrainedRun, count: int, data_root: Path | None = None) 
     Raises:
         DataError: the data is not where the run had it, or not in ``data_root``.
     """
-    data = find_data(run, "val", run.preprocess.image_size, data_root)
+    data = find_data(run, "val", data_root, run.preprocess)
     data.setup()
     found = see(run.net, plain_batches(data, data.train_dataloader()), run.preprocess.mean, run.preprocess.std, count)
     if found is None:

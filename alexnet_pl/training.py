@@ -20,7 +20,7 @@ from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpo
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.dashboard import Dashboard
 from alexnet_pl.data.module import ImageDataModule
-from alexnet_pl.errors import ConfigError, UserError
+from alexnet_pl.errors import ConfigError, DataError, UserError
 from alexnet_pl.malloc import keep_freed_memory
 from alexnet_pl.metrics_csv import MetricsCSV
 from alexnet_pl.report import write_report
@@ -106,6 +106,9 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
 
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)
+    if data.classes_from_files and "model.num_classes" not in named_on_the_command_line():
+        with open_dict(cfg):
+            cfg.model.num_classes = len(data.class_names)
     if cfg.model.num_classes < len(data.class_names):
         raise ConfigError(
             f"model.num_classes={cfg.model.num_classes} is too few: the data has {len(data.class_names)} classes."
@@ -126,10 +129,12 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
         model.net.to(memory_format=torch.channels_last)
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
     if cfg.init_from is not None:
-        start = warm_start(model.net, Path(cfg.init_from))
+        start = warm_start(model.net, str(cfg.init_from))
     if (run_dir / "config.yaml").exists() and (found := latest_valid(run_dir / "checkpoints")):
         resumed_from, checkpoint = found
         check_fit(model.net, checkpoint, resumed_from)
+        if checkpoint["hyper_parameters"].get("class_names") != list(data.class_names):
+            raise DataError(f"{data.name} has other classes than when this run began. Start a new run.")
         position = checkpoint["position"]
         start = f"from {resumed_from.name}: {describe(position)}"
 
@@ -175,7 +180,7 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
     result: dict[str, Any] = {
         "status": "finished",
         **{f"val/{name}": rows[best.epoch][f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
-        **{f"test/{name}": test[f"test/{name}"] for name in ("acc", "acc_top5", "loss")},
+        **{name: value for name, value in test.items() if "/error" not in name},
         "best_epoch": best.epoch,
         "epochs": len(rows),
         "seconds": sum(row["epoch_seconds"] for row in rows.values()),
@@ -226,8 +231,9 @@ def settle(cfg: DictConfig) -> None:
     """
     with open_dict(cfg):
         cfg.model.image_size = cfg.data.image_size
-        if "root" in cfg.data:  # a resumed run may be called from another folder
-            cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())
+        for key in ("root", "shards", "cache"):  # a resumed run may be called from another folder
+            if (path := cfg.data.get(key)) is not None and "://" not in path:
+                cfg.data[key] = str(Path(path).expanduser().absolute())
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
         if cfg.channels_last == "auto":

@@ -23,8 +23,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data.cifar10 import CLASS_NAMES
+from alexnet_pl.resolvers import register_resolvers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+register_resolvers()
 
 
 @pytest.fixture(scope="session", autouse=True)
