@@ -1,9 +1,11 @@
 """Shared by the tests: composing configurations, running train.py, small CIFAR-10 trees."""
 
 import http.server
+import importlib.util
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -34,6 +36,21 @@ def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the cache of decoded images out of the home folder, and the user's CIFAR-10 out of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("CIFAR10_ROOT", None)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a browser, with what is missing for it, unless it was asked for: ``-m browser``."""
+    if "browser" in config.option.markexpr:
+        return
+    missing = [] if any(map(shutil.which, BROWSERS)) else ["Chromium"]
+    missing += [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+    reason = f"{', '.join(missing)} missing: make test-browser installs it" if missing else "run by make test-browser"
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 UNDRAWN = "callbacks.dashboard.figures=false"

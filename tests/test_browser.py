@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, train
+from conftest import BROWSERS, REPOSITORY, train
 
 from alexnet_pl.gallery import DRAWN_BY, TITLES
 from alexnet_pl.results import finished_result
@@ -56,7 +56,7 @@ def tab() -> Iterator:
     """A page of a browser that notes which hosts it asked, and fails the test where that is another machine."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    chromium = next(filter(None, map(shutil.which, BROWSERS)))
     SHOTS.mkdir(exist_ok=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
