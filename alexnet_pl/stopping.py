@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -59,3 +61,17 @@ class StopRequest:
         if not again:
             hint = "; once more ends it at once, without saving" if number == signal.SIGINT else ""
             os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: saving, then stopping{hint}\n".encode())
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """End the process with 128 + the signal's number, whatever it does meanwhile; what saves first takes over."""
+    stop = StopRequest()
+    stop.install()
+    try:
+        yield
+    except RunStopped as stopped:
+        print(f"stopped by {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    finally:
+        stop.restore()

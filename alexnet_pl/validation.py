@@ -29,7 +29,7 @@ SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
 COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
-VALUES = ("seed", "split_seed", "run_dir", "resume", "resume_with_changes", "init_from")
+VALUES = ("seed", "split_seed", "study", "run_dir", "resume", "resume_with_changes", "init_from")
 """Top-level keys that are plain values."""
 
 NEEDED = ("seed", "split_seed", "run_dir", "model.num_classes", "data.image_size", "callbacks.best", "callbacks.resume",
@@ -87,7 +87,7 @@ def check_sections(cfg: DictConfig) -> None:
         ConfigError: names the key.
     """
     known = (*VALUES, *SECTIONS, *COLLECTIONS)
-    references = set(re.findall(r"\$\{\.*([^.:}]+)", OmegaConf.to_yaml(cfg)))
+    references = set(re.findall(r"\$\{\.*([^.:}[]+)", OmegaConf.to_yaml(cfg)))
     for key in cfg:
         if references and key not in known and key not in references:
             raise ConfigError(f"{key}={shown(cfg[key])}: nothing reads a key {key}.{did_you_mean(str(key), known)}")

@@ -19,7 +19,7 @@ def options(group: str) -> list[str]:
 
 MODELS, NORMS = options("model"), options("model/norm")
 POOLS, ACTIVATIONS = options("model/pool"), options("model/activation")
-NARROW = {"AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"], "LeNet5": []}
+NARROW = {"AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"], "LeNet5": [], "CNN4": []}
 
 
 def build(*overrides: str) -> nn.Module:
@@ -63,6 +63,8 @@ def test_every_combination_trains_every_parameter(model, norm, pool, activation)
         (["model=alexnet_lrn", "model/norm=batch"], 21_622_506 + 96 + 256),  # LRN → BatchNorm is +704
         (["model=alexnet_lrn", "model/pool=non_overlapping", "model/activation=tanh"], 21_622_506 - 704 + 96 + 256),
         (["model=alexnet_bn", "model.num_classes=100"], 21_622_506 + 90 * 4097),
+        (["model=cnn4"], 89_578),  # 3·25·32+32, 32·25·32+32, 32·25·64+64, 64·4·4·10+10
+        (["model=cnn4", "model/pool=non_overlapping"], 89_578),
         (["model=lenet5"], 62_006),
         (["model=lenet5", "model/pool=overlapping"], 62_006),
     ],
