@@ -223,7 +223,7 @@ def test_studies_that_cannot_be_are_refused(overrides, message, tmp_path):
     (error,) = command.errors
     assert message in command.text
     assert "Traceback" not in command.text
-    assert not list(tmp_path.glob("**/config.yaml"))
+    assert not [path for path in tmp_path.glob("**/config.yaml") if path.parent.name != ".hydra"]
 
 
 def test_a_study_moved_to_another_copy_of_the_data_goes_on(class_folders, tmp_path):
