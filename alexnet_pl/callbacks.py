@@ -34,45 +34,96 @@ class NonFiniteError(UserError):
 
 
 class StopWhenNotFinite(Callback):
-    """Stops at the step whose loss or gradient is NaN or infinite, before it reaches the weights.
+    """Stops a run whose loss or gradient is NaN or infinite, before that reaches a checkpoint.
+
+    On a CPU it stops at that step, before the weights are touched. Reading a value back from a GPU would make the CPU
+    wait for it in every step; there the first such step is remembered on the device and read back every
+    ``every_steps`` steps, before validation and before anything is saved.
 
     With a float16 loss scaler an infinite gradient is part of the method (the step is skipped and the scale halved),
     so there it is ``max_skipped`` such steps in a row that stop the run.
+
+    Args:
+        max_skipped: steps in a row that the loss scaler may skip, at least 1.
+        every_steps: steps between two looks on a GPU, at least 1.
+
+    Raises:
+        ConfigError: a number below 1.
     """
 
-    def __init__(self, max_skipped: int = 25):
-        self.max_skipped, self._skipped, self._scale = max_skipped, 0, 0.0
+    HOW = ("nan", "infinite")
+    NEVER = 2**62
+
+    def __init__(self, max_skipped: int = 25, every_steps: int = 50):
+        for name, value in (("max_skipped", max_skipped), ("every_steps", every_steps)):
+            if value < 1:
+                raise ConfigError(f"callbacks.finite.{name}={value} is not possible: it is a number of steps from 1.")
+        self.max_skipped, self.every_steps = max_skipped, every_steps
+        self._first: Tensor | None = None
+        self._step = self._batch = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device = pl_module.device
+        self._at_once = device.type == "cpu"
+        # 4 · step + 2 for a gradient + 1 for an infinity: the smallest is the first.
+        self._first = torch.tensor(self.NEVER, device=device)
+        self._skipped = self._longest = torch.zeros((), dtype=torch.int64, device=device)
+        self._scale = torch.zeros((), device=device)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            self._stop(trainer, "loss", "nan" if loss.isnan() else "infinite")
+        self._step, self._batch = trainer.global_step, trainer.fit_loop.epoch_loop.batch_idx
+        self._note(trainer, loss.detach(), kind=0)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if not torch.isfinite(norm):
-                self._stop(trainer, "gradient", "nan" if norm.isnan() else "infinite")
+            # A NaN or an infinity does not get lost in a sum, and a sum reads every value just once.
+            self._note(trainer, torch.stack([gradient.sum() for gradient in gradients]).sum(), kind=2)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is None:
-            return
-        scale = scaler.get_scale()
-        self._skipped = self._skipped + 1 if scale < self._scale else 0
-        self._scale = scale
-        if self._skipped >= self.max_skipped:
-            self._stop(trainer, f"gradient, in {self._skipped} steps in a row,", "infinite")
+        if scaler is not None:
+            scale = scaler._scale.clone()  # scaler.get_scale() would read it back
+            self._skipped = torch.where(scale < self._scale, self._skipped + 1, 0)
+            self._longest, self._scale = torch.maximum(self._longest, self._skipped), scale
+        if (batch_idx + 1) % self.every_steps == 0:
+            self.look(trainer)
 
-    def _stop(self, trainer: Trainer, what: str, how: str) -> None:
-        batch = trainer.fit_loop.epoch_loop.batch_idx
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.look(trainer)
+
+    def _note(self, trainer: Trainer, value: Tensor, kind: int) -> None:
+        code = 4 * self._step + kind + value.isinf()
+        self._first = torch.where(value.isfinite(), self._first, torch.minimum(self._first, code))
+        if self._at_once:
+            self.look(trainer)
+
+    def look(self, trainer: Trainer) -> None:
+        """Read back what has been noted.
+
+        Raises:
+            NonFiniteError: names the step, its images and the learning rate.
+        """
+        if self._first is None:  # before training
+            return
+        if (first := int(self._first)) != self.NEVER:
+            step, kind = divmod(first, 4)
+            self._stop(trainer, step, "gradient" if kind >= 2 else "loss", self.HOW[kind % 2])
+        if (longest := int(self._longest)) >= self.max_skipped:
+            self._stop(trainer, self._step, f"gradient, in {longest} steps in a row,", "infinite")
+
+    def _stop(self, trainer: Trainer, step: int, what: str, how: str) -> None:
+        batch = self._batch - (self._step - step)
         images = trainer.train_dataloader.batches()[batch].tolist()
         listed = ", ".join(map(str, images[:8])) + (", …" if len(images) > 8 else "")
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         raise NonFiniteError(
-            f"the {what} is {how} at step {trainer.global_step} (epoch {trainer.current_epoch + 1}, batch {batch}, "
+            f"the {what} is {how} at step {step} (epoch {trainer.current_epoch + 1}, batch {batch}, "
             f"{len(images)} images: {listed}; learning rate {rate:g}).\n"
             f"The checkpoints before it are kept. Try a smaller optimizer.lr, or trainer.precision=32-true."
         )

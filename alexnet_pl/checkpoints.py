@@ -17,7 +17,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 
-from alexnet_pl.errors import UserError
+from alexnet_pl.errors import ConfigError, UserError
 from alexnet_pl.stopping import RunStopped, StopRequest
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,9 @@ class SafeCheckpointIO(CheckpointIO):
 class BestCheckpoint(Callback):
     """Keeps the weights of the epoch with the best monitored value; of equal ones the first.
 
+    They are copied in memory, and written before a resume checkpoint that knows of them is, and at the end: where an
+    epoch takes less than a second, writing them would take longer than the epoch.
+
     Args:
         folder: where ``best.ckpt`` goes.
         monitor: name of a logged metric.
@@ -191,6 +194,7 @@ class BestCheckpoint(Callback):
         self.path, self.monitor, self.mode = Path(folder) / BEST, monitor, mode
         self.score: float | None = None
         self.epoch = 0  # from 1; 0 before the first
+        self._unwritten: dict[str, Any] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -198,7 +202,23 @@ class BestCheckpoint(Callback):
         score = float(trainer.callback_metrics[self.monitor])
         if self.score is None or (score > self.score if self.mode == "max" else score < self.score):
             self.score, self.epoch = score, trainer.current_epoch + 1
-            trainer.save_checkpoint(self.path, weights_only=True)
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+            weights = checkpoint["state_dict"].items()
+            self._unwritten = {**checkpoint, "state_dict": {name: value.clone() for name, value in weights}}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if self._unwritten is not None:
+            checkpoint, self._unwritten = self._unwritten, None
+            trainer.strategy.save_checkpoint(checkpoint, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score, "epoch": self.epoch}
@@ -210,17 +230,27 @@ class BestCheckpoint(Callback):
 class ResumeCheckpoint(Callback):
     """Saves all that a run needs to go on as if it had never stopped, and stops it when it is asked to.
 
-    Saved at the start of every epoch, at the end of training, after ``every_minutes`` inside an epoch, and at a stop.
-    An epoch's order of images, dropout and augmentation start from ``(seed, epoch)``; inside an epoch the state of
-    the random generators, the running metrics and the next batch are saved as well.
+    Saved at the start of an epoch unless that was done within the last ``spare_seconds``, after ``every_minutes``
+    inside an epoch, at the end of training, and at a stop. An epoch's order of images, dropout and augmentation start
+    from ``(seed, epoch)``; inside an epoch the state of the random generators, the running metrics and the next batch
+    are saved as well.
 
     Args:
         folder: where ``latest.ckpt`` and ``previous.ckpt`` go.
         every_minutes: at most this long between two checkpoints inside an epoch.
+        spare_seconds: at least this long between two checkpoints at the starts of epochs. A checkpoint of AlexNet
+            takes a second, and an epoch may take less.
+
+    Raises:
+        ConfigError: a negative time.
     """
 
-    def __init__(self, folder: str | Path, every_minutes: float = 10):
+    def __init__(self, folder: str | Path, every_minutes: float = 10, spare_seconds: float = 60):
+        for name, value in (("every_minutes", every_minutes), ("spare_seconds", spare_seconds)):
+            if not value >= 0:
+                raise ConfigError(f"callbacks.resume.{name}={value} is not possible: it is 0 or more.")
         self.path, self.every_seconds = Path(folder) / LATEST, 60 * every_minutes
+        self.spare_seconds = spare_seconds
         self.stop = StopRequest()
         self.changed_rate: float | None = None
         self.rebuild_schedule = False
@@ -245,7 +275,8 @@ class ResumeCheckpoint(Callback):
             self._inside = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, batch=0)
+        if self.stop.received is not None or time.monotonic() - self._saved_at >= self.spare_seconds:
+            self._save(trainer, batch=0)
         self._stop_if_asked()
 
     def on_train_batch_end(

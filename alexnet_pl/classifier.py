@@ -9,8 +9,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 
 class ImageClassifier(LightningModule):
@@ -41,7 +40,7 @@ class ImageClassifier(LightningModule):
         self.net = net
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.train_metrics, self.val_metrics, self.test_metrics = (
-            _metrics(split, num_classes) for split in ("train", "val", "test")
+            ClassificationMetrics(top_k=min(5, num_classes)) for _ in ("train", "val", "test")
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -57,40 +56,36 @@ class ImageClassifier(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.test_metrics)
 
-    def _step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> Tensor:
+    def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> Tensor:
         images, labels = batch
         logits = self(images).float()  # autocast hands out 16-bit logits
-        loss = F.cross_entropy(logits, labels)
-        with torch.no_grad():
-            metrics.update(logits, labels)
-        return loss
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        metrics.update(logits.detach(), labels, losses.detach())
+        return losses.mean()  # in training, where no image is left out
 
     def on_train_epoch_end(self) -> None:
-        self._log(self.train_metrics)
+        self._log("train", self.train_metrics)
         self.log("lr", self.optimizers().param_groups[0]["lr"])
 
     def on_validation_epoch_end(self) -> None:
-        self._log(self.val_metrics)
+        self._log("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        self._log(self.test_metrics)
+        self._log("test", self.test_metrics)
 
-    def _log(self, metrics: MetricCollection) -> None:
-        values = metrics.compute()
-        errors = {name.replace("acc", "error"): 1 - value for name, value in values.items() if "/acc" in name}
-        self.log_dict({**values, **errors})
+    def _log(self, split: str, metrics: "ClassificationMetrics") -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
 
-    def running_metrics(self) -> dict[str, dict[str, Tensor]]:
-        """What the training metrics have counted in this epoch so far: metric → state → tensor."""
-        return {name: dict(metric.metric_state) for name, metric in self.train_metrics.items(keep_base=True)}
+    def running_metrics(self) -> dict[str, Tensor]:
+        """What the training metrics have counted in this epoch so far, by state."""
+        return dict(self.train_metrics.metric_state)
 
-    def load_running_metrics(self, states: dict[str, dict[str, Tensor]]) -> None:
+    def load_running_metrics(self, states: dict[str, Tensor]) -> None:
         """Go on counting from what :meth:`running_metrics` gave."""
-        for name, metric in self.train_metrics.items(keep_base=True):
-            for state, value in states[name].items():
-                setattr(metric, state, value.to(metric.device))
-            metric._update_count = 1  # else compute() warns that nothing was counted
+        for state, value in states.items():
+            setattr(self.train_metrics, state, value.to(self.train_metrics.device))
+        self.train_metrics._update_count = 1  # else compute() warns that nothing was counted
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.parameters())
@@ -100,22 +95,34 @@ class ImageClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
-class MeanCrossEntropy(MeanMetric):
-    """Mean cross-entropy over images (not over batches, whose last one may be smaller), in nats."""
+class ClassificationMetrics(Metric):
+    """Mean cross-entropy in nats, accuracy and error over all images but those with a negative label.
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        super().update(losses)
+    One metric instead of a collection of three: their bookkeeping took longer than their arithmetic. It only adds to
+    tensors on the device; nothing is read back before :meth:`compute`.
 
+    Args:
+        top_k: 5, or the number of classes where there are fewer.
+    """
 
-def _metrics(split: str, num_classes: int) -> MetricCollection:
-    settings = {"num_classes": num_classes, "average": "micro", "validate_args": False}
-    return MetricCollection(
-        {
-            "loss": MeanCrossEntropy(nan_strategy="disable"),
-            "acc": MulticlassAccuracy(**settings),
-            "acc_top5": MulticlassAccuracy(**settings, top_k=min(5, num_classes)),
-        },
-        prefix=f"{split}/",
-        compute_groups=False,
-    )
+    full_state_update = False
+
+    def __init__(self, top_k: int):
+        super().__init__()
+        self.top_k = top_k
+        self.add_state("loss_sum", torch.zeros(()), dist_reduce_fx="sum")
+        for count in ("correct", "correct_top5", "images"):
+            self.add_state(count, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Add a batch: ``(N, num_classes)`` logits, ``(N,)`` labels, ``(N,)`` cross-entropies, 0 where left out."""
+        self.loss_sum += losses.sum()
+        self.correct += (logits.argmax(1) == labels).sum()
+        self.correct_top5 += (logits.topk(self.top_k).indices == labels.unsqueeze(1)).sum()
+        self.images += (labels >= 0).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """``loss``, ``acc``, ``acc_top5``, ``error``, ``error_top5``."""
+        acc, acc_top5 = self.correct / self.images, self.correct_top5 / self.images
+        errors = {"error": 1 - acc, "error_top5": 1 - acc_top5}
+        return {"loss": self.loss_sum / self.images, "acc": acc, "acc_top5": acc_top5, **errors}

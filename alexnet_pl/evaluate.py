@@ -116,6 +116,7 @@ def evaluate(run: TrainedRun, split: str = "test", views: int = 1, data_root: Pa
     probabilities = torch.cat(logits).softmax(1)
     loader = data.test_dataloader() if split == "test" else data.val_dataloader()
     labels = loader.labels[loader.indices][: len(probabilities)].cpu()
+    probabilities = probabilities[: len(labels)]  # without what filled up the last batch
     ece = multiclass_calibration_error(probabilities, labels, probabilities.shape[1], n_bins=ECE_BINS, norm="l1")
     figures = {**figures, f"{split}/ece": float(ece)}
     return Evaluation(figures, labels, probabilities, data.description, precision, split)

@@ -1,5 +1,6 @@
 """One run from a config: seed → build → fit → test the best checkpoint → write result.json → return the score."""
 
+import copy
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
 
 from alexnet_pl import __version__
 from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
@@ -20,6 +22,7 @@ from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpo
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.data.module import ImageDataModule
 from alexnet_pl.errors import ConfigError, UserError
+from alexnet_pl.malloc import keep_freed_memory
 from alexnet_pl.metrics_csv import MetricsCSV
 from alexnet_pl.results import device_name, finished_result, git_commit, package_versions, results_table, write_result
 from alexnet_pl.resuming import (
@@ -123,6 +126,9 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
             "version": __version__,
         },
     )
+    keep_freed_memory()
+    if cfg.channels_last:
+        model.net.to(memory_format=torch.channels_last)
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
     if cfg.init_from is not None:
         start = warm_start(model.net, Path(cfg.init_from))
@@ -147,6 +153,7 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
 
     data.prepare_data()
     data.setup()
+    data.move_to(trainer.strategy.root_device)
     run_dir.mkdir(parents=True, exist_ok=True)
     scratch = run_dir / ".config.yaml"
     OmegaConf.save(cfg, scratch, resolve=True)
@@ -162,6 +169,9 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
         log.info(f"change  {key}: {before} → {now}")
     log.info(f"run     {run_dir}")
 
+    if cfg.compile is not None:
+        images = torch.zeros(cfg.data.batch_size, 3, side, side)
+        compile_network(model.net, cfg.compile, images, trainer)
     set_position(trainer, position)
     data.train_dataloader().start = position["batch"]
     trainer.fit(model, datamodule=data, ckpt_path=resumed_from)
@@ -207,8 +217,8 @@ def describe(position: dict[str, int]) -> str:
 def settle(cfg: DictConfig) -> None:
     """Replace what is left to the machine or to another key by what it comes to, so that config.yaml says it.
 
-    ``trainer.precision=auto`` becomes the precision for the device; a ``data.image_size`` of its own becomes the
-    size that the network is built for.
+    ``trainer.precision=auto`` and ``channels_last=auto`` become what suits the device; a ``data.image_size`` of its
+    own becomes the size that the network is built for.
     """
     with open_dict(cfg):
         cfg.model.image_size = cfg.data.image_size
@@ -216,6 +226,13 @@ def settle(cfg: DictConfig) -> None:
             cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
+        if cfg.channels_last == "auto":
+            cfg.channels_last = cfg.trainer.precision in ("16-mixed", "bf16-mixed") and on_cuda(cfg.trainer.accelerator)
+
+
+def on_cuda(accelerator: str) -> bool:
+    """Whether ``trainer.accelerator`` comes to a CUDA GPU on this machine."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def default_precision(accelerator: str) -> str:
@@ -223,12 +240,38 @@ def default_precision(accelerator: str) -> str:
 
     A CPU without AMX or AVX512-bf16 emulates bf16, many times slower than float32.
     """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if on_cuda(accelerator):
         return "16-mixed"
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
     if on_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "bf16-mixed"
     return "32-true"
+
+
+def compile_network(net: nn.Module, mode: str, images: Tensor, trainer: Trainer) -> None:
+    """Have ``net`` compiled, in place so that the keys of its state dict stay; left as it is where that fails.
+
+    A compiler can fail on the first batch: there may be no C++ compiler, or a GPU too new for it. So it is tried on
+    a copy first, forward and backward. Neither ``net`` nor the random generators notice.
+
+    Args:
+        mode: of ``torch.compile``.
+        images: a batch of the shape that the network is going to see.
+    """
+    device = trainer.strategy.root_device
+    twin = copy.deepcopy(net).to(device)
+    twin.compile(mode=mode)
+    try:
+        with torch.random.fork_rng(), trainer.precision_plugin.forward_context():
+            twin(images.to(device)).float().sum().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers raise anything
+        torch.compiler.reset()
+        reason = " ".join(str(error).split())[:200]
+        log.warning(f"warning: compile={mode} failed, the run goes on without it ({type(error).__name__}: {reason})")
+    else:
+        net.compile(mode=mode)
 
 
 def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:

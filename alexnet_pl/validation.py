@@ -29,8 +29,12 @@ SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
 COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
-VALUES = ("seed", "split_seed", "study", "run_dir", "resume", "resume_with_changes", "init_from")
+VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "resume_with_changes",
+          "init_from")  # fmt: skip
 """Top-level keys that are plain values."""
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""What ``torch.compile`` takes as its mode."""
 
 NEEDED = ("seed", "split_seed", "run_dir", "model.num_classes", "data.image_size", "callbacks.best", "callbacks.resume",
           "logger.csv")  # fmt: skip
@@ -255,6 +259,8 @@ def _is_share(value: Any) -> bool:
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_is_seed, "a whole number from 0 to 4294967295"),
     "split_seed": (_is_seed, "a whole number from 0 to 4294967295"),
+    "channels_last": (lambda value: value in (True, False, "auto"), "true, false or auto"),
+    "compile": (lambda mode: mode in COMPILE_MODES, f"null or one of {', '.join(COMPILE_MODES)}"),
     "data.seed": (_is_seed, "a whole number from 0 to 4294967295"),
     "data.split_seed": (_is_seed, "a whole number from 0 to 4294967295"),
     "data.mean": (lambda values: len(values) == 3, "three numbers, one a channel"),

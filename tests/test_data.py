@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data import cifar10
 from alexnet_pl.data.cifar10 import CLASS_NAMES
-from alexnet_pl.data.loader import EpochShuffle, TensorLoader
+from alexnet_pl.data.loader import IGNORED, EpochShuffle, TensorLoader
 from alexnet_pl.data.split import stratified_split
 from alexnet_pl.errors import ConfigError, DataError
 
@@ -80,9 +80,15 @@ def labels_of(loader: TensorLoader) -> list[int]:
 
 
 def test_evaluation_sees_every_image_once_in_order():
-    assert labels_of(loader(10, 4)) == list(range(10))
-    assert [len(labels) for _, labels in loader(10, 4)] == [4, 4, 2]
+    assert [label for label in labels_of(loader(10, 4)) if label != IGNORED] == list(range(10))
     assert len(loader(10, 4)) == 3
+
+
+def test_evaluation_batches_are_filled_up_to_one_size():
+    assert [len(images) for images, _ in loader(10, 4)] == [4, 4, 4]
+    assert labels_of(loader(10, 4))[-2:] == [IGNORED, IGNORED]
+    assert labels_of(loader(3, 4)) == [0, 1, 2]  # the split is smaller than one batch
+    assert labels_of(loader(8, 4)) == [*range(8)]
 
 
 def test_training_drops_the_incomplete_batch_unless_it_is_the_only_one():

@@ -24,6 +24,7 @@ RUN = (
     *("model=alexnet_bn", "model.channels=[4,6,8,8,6]", "model.fc_width=16"),
     *("data=digits", "data.batch_size=128", "augment=crop_flip", "scheduler.patience=0", "+scheduler.threshold=0.5"),
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=3"),
+    "callbacks.resume.spare_seconds=0",
 )
 TIMING = {"epoch_seconds", "images_per_second"}
 

@@ -1,5 +1,6 @@
 """What every data set of this project shares: split, resize once, batches from tensors, normalise on the device."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from alexnet_pl.augment import normalize
 from alexnet_pl.data.loader import EpochShuffle, TensorLoader
 from alexnet_pl.data.split import stratified_split
 from alexnet_pl.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+ROOM_ON_DEVICE = 0.5
+"""Share of a GPU's free memory that images may take; the rest is for the network and its activations."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class ImageSource:
 class ImageDataModule(LightningDataModule, ABC):
     """Stratified train/validation split and a test set apart, as uint8 tensors that are decoded and resized once.
 
-    Batches are ``(images, labels)``: float32 ``(B, 3, image_size, image_size)``, normalised, and int64 ``(B,)``.
+    Batches are ``(images, labels)``: float32 ``(B, 3, image_size, image_size)``, normalised, and int64 ``(B,)``. In
+    evaluation the last batch is filled up with images labelled ``IGNORED``.
     Resizing matches PIL's bilinear filter to within two grey levels. Only training batches are augmented.
 
     Args:
@@ -113,6 +120,22 @@ class ImageDataModule(LightningDataModule, ABC):
         for start in range(0, len(images), 2048):
             resized[start : start + 2048] = resize(images[start : start + 2048], size, antialias=True)
         return resized, torch.from_numpy(labelled.labels)
+
+    def move_to(self, device: torch.device) -> None:
+        """Put the images on ``device``, where batches are gathered from then on, if it has the room.
+
+        Without it they stay in host memory, every batch is copied over, and a line says so.
+        """
+        if device.type == "cpu":
+            return
+        tensors = {id(t): t for loader in self._loaders.values() for t in (loader.images, loader.labels)}
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        if device.type == "cuda" and needed > ROOM_ON_DEVICE * (free := torch.cuda.mem_get_info(device)[0]):
+            log.info(f"        images stay in host memory: {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB free on {device}")
+            return
+        moved = {key: tensor.to(device) for key, tensor in tensors.items()}  # splits share their tensors
+        for loader in self._loaders.values():
+            loader.images, loader.labels = moved[id(loader.images)], moved[id(loader.labels)]
 
     def counts(self) -> dict[str, int]:
         """Number of images in ``train``, ``val`` and ``test``."""

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alexnet_pl.training"])
 
-DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true")
+EVERY_EPOCH = "callbacks.resume.spare_seconds=0"
+DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", EVERY_EPOCH)
 
 
 class Started:
