@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from alexnet_pl.checkpoints import LATEST, read_checkpoint
 from alexnet_pl.errors import ConfigError, UserError
-from alexnet_pl.sweep import STUDY, Study, identity, label, progress, study_folder
+from alexnet_pl.points import STUDY, Study, identity, label, progress
+from alexnet_pl.sweep import study_folder
 from alexnet_pl.training import run
 
 POINTS = ("-m", *DIGITS, "trainer.max_epochs=2", "model/pool=overlapping,non_overlapping", "augment=crop_flip")
