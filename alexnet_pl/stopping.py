@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -28,12 +28,16 @@ class RunStopped(BaseException):
 class StopRequest:
     """Remembers the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT ends the process at once.
 
+    Args:
+        then: called at the first signal.
+
     Attributes:
         received: number of the signal, None before one.
         wait: while True the signal is only remembered, for whoever can save; else it raises :class:`RunStopped`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.then = then
         self.received: int | None = None
         self.wait = False
         self._before: dict[int, Any] = {}
@@ -56,6 +60,8 @@ class StopRequest:
         if again and number == signal.SIGINT:
             os._exit(128 + number)
         self.received = number
+        if self.then is not None and not again:
+            self.then()
         if not self.wait:
             raise RunStopped(number)
         if not again:

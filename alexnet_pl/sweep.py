@@ -2,12 +2,18 @@
 
 import gc
 import logging
+import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +26,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_pl.console import StdoutHandler
 from alexnet_pl.errors import ConfigError, UserError, message_for_people, one_line_errors
 from alexnet_pl.points import LOCKS, Study, identity, progress, read_point
+from alexnet_pl.stopping import RunStopped, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +67,10 @@ class _Command:
 
     study: Study
     points: list[str]
+    stop: StopRequest | None = None  # while workers run the points, who are to save before it ends
 
+
+GO_ON = "The same command goes on with the study."
 
 _command: _Command | None = None  # a worker of a parallel launcher does not know it
 
@@ -81,10 +92,19 @@ def run_point(cfg: DictConfig) -> float:
         The best validation accuracy, in [0, 1]; NaN where there is none.
     """
     study, folder = Study(Path(HydraConfig.get().sweep.dir)), Path(cfg.run_dir)
-    name = folder.name.rpartition("-")[2]
-    names = [*study.points] if _command is None else _command.points
-    (study.root / LOCKS).mkdir(exist_ok=True)
-    lock = study.lock(name)
+    (study.root / LOCKS).mkdir(parents=True, exist_ok=True)
+    if _command is not None:
+        return _run_point(cfg, study, folder, _command.points)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, StdoutHandler):
+            handler.setLevel(logging.WARNING)  # the lines of several points at once are of no use to anybody
+    with as_worker(study) as stopped:
+        return float("nan") if stopped else _run_point(cfg, study, folder, [*study.points])
+    return float("nan")
+
+
+def _run_point(cfg: DictConfig, study: Study, folder: Path, names: list[str]) -> float:
+    lock = study.lock(folder.name.rpartition("-")[2])
     try:
         if (score := finished_score(folder)) is None:
             lock.acquire(timeout=2, poll_interval=0.02)  # Study.is_running of another process holds it for a moment
@@ -99,13 +119,59 @@ def run_point(cfg: DictConfig) -> float:
         return float("nan")
     except SystemExit:  # a signal
         lock.release()
-        say(f"{progress(study, names)}\nThe same command goes on with the study.")
+        if _command is not None:
+            say(f"{progress(study, names)}\n{GO_ON}")
         raise
     finally:
         lock.release()
     collect_garbage()
     say(f"\n{progress(study, names)}")
     return score
+
+
+# --- workers of a parallel launcher -----------------------------------------------------------------------------------
+
+OWNER = "ALEXNET_PL_STUDY"
+"""Environment variable that names the process whose workers run the points."""
+
+WAITS = ("joblib", "submitit_local")
+"""Launchers whose workers end with the command, and are given the time to save."""
+
+
+@contextmanager
+def as_worker(study: Study) -> Iterator[bool]:
+    """Stop when :func:`stop_workers` asks for it, and end with what was asked for, not with an error.
+
+    Yields:
+        Whether it has asked already. This worker is noted first: either it is found, or it finds the request.
+    """
+    owner = os.environ.get(OWNER, "")
+    record = study.root / LOCKS / f"{socket.gethostname()}-{os.getpid()}.worker"
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all processes; the owner passes it on
+    stop = StopRequest()
+    stop.install()
+    try:
+        record.write_text(owner)
+        yield (study.root / LOCKS / f"{owner}.stop").exists()
+    except (RunStopped, SystemExit):
+        say(f"{study.root.name}: a worker has stopped")
+    finally:
+        stop.restore()
+        record.unlink(missing_ok=True)
+
+
+def stop_workers() -> None:
+    """Ask the workers of this command to save and stop, and to begin no other point."""
+    locks, owner, here = _command.study.root / LOCKS, os.environ[OWNER], socket.gethostname()
+    (locks / f"{owner}.stop").touch()
+    for record in locks.glob(f"{here}-*.worker"):
+        with suppress(OSError):  # it has just ended
+            if record.read_text() == owner:
+                os.kill(int(record.stem.rpartition("-")[2]), signal.SIGTERM)
+
+
+# --- results --------------------------------------------------------------------------------------------------------
 
 
 def finished_score(folder: Path) -> float | None:
@@ -155,6 +221,8 @@ def note_failure(cfg: DictConfig, folder: Path, error: Exception) -> None:
     if known is None:
         log.error("".join(traceback.format_exception(error)))
     log.info(f"failed  {message}")
+    if _command is None:
+        say(f"{folder.name} has failed: {message}")
     result = {
         "status": "failed",
         "error": message,
@@ -252,6 +320,11 @@ def plan(config: DictConfig) -> None:
             f"{error.filename or root} cannot be written ({error.strerror}). Choose another hydra.sweep.dir."
         ) from error
     _command = _Command(study, [*points])
+    os.environ[OWNER] = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    if launcher in WAITS:
+        _command.stop = StopRequest(then=stop_workers)
+        _command.stop.wait = True
+        _command.stop.install()
     say(progress(study, _command.points))
 
 
@@ -259,7 +332,14 @@ def sum_up() -> None:
     """Say how the study stands; the process then ends with 1 if a point of this command has failed."""
     if _command is None:
         return
-    study, names = _command.study, _command.points
+    study, names, stop = _command.study, _command.points, _command.stop
+    if stop is not None:
+        stop.restore()
+        for leftover in (study.root / LOCKS).glob(f"{os.environ[OWNER]}.stop"):
+            leftover.unlink(missing_ok=True)
+        if stop.received is not None:
+            say(f"\n{progress(study, names)}\n{GO_ON}")
+            sys.exit(128 + stop.received)
     states = {name: study.state(name) for name in names}
     say("")
     for name, state in states.items():
