@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-LOGDIR ?= $(wildcard runs multirun)
+LOGDIR ?=
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
@@ -44,8 +44,7 @@ sweep: setup ## every combination: make sweep ARGS="model=alexnet_lrn,alexnet_bn
 comma := ,
 
 dashboard: setup ## TensorBoard on runs/ and multirun/: make dashboard LOGDIR=… PORT=…
-	@test -n "$(LOGDIR)" || { echo "error: there are no runs yet. Try: make quickstart"; exit 1; }
-	$(BIN)/tensorboard --port $(PORT) --logdir_spec "$$(for d in $(LOGDIR); do printf '%s:%s,' "$$(basename $$d)" "$$d"; done | sed 's/,$$//')"
+	@$(BIN)/python -m alexnet_pl.tensorboard --port $(PORT) $(LOGDIR)
 
 test: setup ## the tests, without network and without CIFAR-10
 	$(BIN)/pytest $(ARGS)

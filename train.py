@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.errors import ConfigError, one_line_errors
+from alexnet_pl.resolvers import register_resolvers
 from alexnet_pl.stopping import exit_on_signal
 from alexnet_pl.sweep import in_sweep, point_folder, run_point, study_folder
 
@@ -24,6 +25,7 @@ def run_folder(resume: str | None, new: str) -> str:
 OmegaConf.register_new_resolver("run_folder", run_folder)
 OmegaConf.register_new_resolver("study_folder", study_folder)
 OmegaConf.register_new_resolver("point_folder", point_folder)
+register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

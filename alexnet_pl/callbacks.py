@@ -192,6 +192,29 @@ class EpochReport(Callback):
         )
 
 
+class Norms(Callback):
+    """Logs ``grad_norm`` (of the epoch's last step, before clipping) and ``weight_norm`` (after it), both Euclidean
+    over all parameters. Once an epoch: a look at every step would make a GPU wait."""
+
+    def __init__(self) -> None:
+        self._gradient: Tensor | None = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer.fit_loop.epoch_loop.batch_idx + 1 < trainer.num_training_batches:
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self._gradient = torch.nn.utils.get_total_norm(gradients)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            self._gradient = self._gradient / scaler.get_scale()  # a fused optimiser unscales in its own step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._gradient is not None:
+            weights = torch.nn.utils.get_total_norm([p.detach() for p in pl_module.parameters()])
+            self.log_dict({"grad_norm": self._gradient, "weight_norm": weights})
+            self._gradient = None
+
+
 class ProgressBar(RichProgressBar):
     """Lightning's bar on a terminal, with epochs counted from 1 as everywhere else in this project."""
 

@@ -154,10 +154,12 @@ def results_section(run: TrainedRun) -> str:
 
 
 def limits_section(run: TrainedRun) -> str:
+    side, kept = run.preprocess.resize_size or run.preprocess.image_size, run.preprocess.image_size
+    cut = f", and only the middle {kept}×{kept} of that is looked at" if kept < side else ""
     return "\n".join(
         [
             "- It answers with one of its classes whatever the picture shows; there is no *none of these*.",
-            f"- Pictures are squeezed to {run.preprocess.image_size}×{run.preprocess.image_size}: small things vanish.",
+            f"- Pictures are squeezed to {side}×{side}{cut}: small things vanish.",
             "- Probabilities are the softmax as trained; `alexnet_pl.evaluate` gives its calibration error.",
             "- Nothing was measured on other data, on corrupted pictures, or by groups of people.",
             "- `result.json` is from the device and precision above; another device may differ in the last digits.",

@@ -73,8 +73,11 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, previous: Path | No
         ) from error
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: Path, map_location: Any = "cpu", bare: bool = False) -> dict[str, Any]:
     """Read a checkpoint after comparing its checksum, with ``weights_only=True``: nothing in it is executed.
+
+    Args:
+        bare: take a file that is nothing but a state dict for a checkpoint with that alone.
 
     Raises:
         CheckpointError: missing, damaged, or with content other than tensors and plain values.
@@ -94,6 +97,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+    if bare and isinstance(checkpoint, dict) and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        checkpoint = {"state_dict": checkpoint}
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of this project: it has no state_dict.")
     return checkpoint

@@ -10,21 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from alexnet_pl.augment import normalize, ten_views
-from alexnet_pl.classifier import ImageClassifier
-from alexnet_pl.data.cifar10 import class_folders_present, official_folder
+from alexnet_pl.classifier import ImageClassifier, average_views
+from alexnet_pl.data.cifar10 import official_folder
 from alexnet_pl.data.loader import TensorLoader
 from alexnet_pl.errors import DataError, one_line_errors
+from alexnet_pl.gallery import confusion_counts
 from alexnet_pl.pictures import Preprocess, has_picture_suffix, read_picture
 from alexnet_pl.runs import RUN_HELP, TrainedRun, data_class, load_run
 from alexnet_pl.training import default_precision, quiet_lightning
 
 ECE_BINS = 15
 """Bins of equal width for the calibration error (Guo et al. 2017)."""
+
+CONFUSION_SHOWN = 40
+"""Most classes whose confusion matrix is printed: a wider one fits no screen. --json has any."""
 
 DESCRIPTION = """\
 Loss, top-1 and top-5 error, accuracy by class, calibration error and confusion matrix of a trained run.
@@ -34,8 +38,8 @@ the same names in --json. Another --data-root is either a copy of the run's data
 FOLDER/test/<class>/* or FOLDER/<class>/*, with pictures of any size and the run's class names."""
 
 EPILOG = """\
-  --views 10 is the paper's test: pictures are resized to 256/224 of the network's input, and the softmax is averaged
-  over the four corners, the centre and their mirror images.
+  --views 10 is the paper's test: the softmax is averaged over the four corners, the centre and their mirror images of
+  pictures of data.resize_size pixels a side; 256/224 of the network's input, where the run has no such size.
   Calibration error is the expected one over 15 bins of equal width: the mean of |accuracy − confidence|, weighted by
   the images in a bin. Accuracies and errors are fractions, the loss is in nats.
 
@@ -67,12 +71,11 @@ class Evaluation:
     @property
     def confusion(self) -> Tensor:
         """``(classes, classes)`` int64 counts, row: the label, column: the prediction."""
-        predictions, classes = self.probabilities.argmax(1), self.probabilities.shape[1]
-        return multiclass_confusion_matrix(predictions, self.labels, classes)
+        return confusion_counts(self.labels, self.probabilities)
 
 
 class TenViews(nn.Module):
-    """Averages a network's softmax over :func:`alexnet_pl.augment.ten_views`; its logarithm stands for logits.
+    """Averages a network's softmax over :func:`alexnet_pl.augment.ten_views`, view by view, as a run's own test does.
 
     Args:
         net: takes ``(N, 3, size, size)``.
@@ -85,9 +88,7 @@ class TenViews(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities ``(N, num_classes)`` in float32 of ``(N, 3, B, B)``, B at least ``size``."""
-        views = ten_views(images, self.size)
-        softmax = self.net(views.flatten(0, 1)).float().softmax(1)
-        return softmax.view(len(views), len(images), -1).mean(0).log()
+        return average_views(torch.stack([self.net(view).float() for view in ten_views(images, self.size)]))
 
 
 def evaluate(run: TrainedRun, split: str = "test", views: int = 1, data_root: Path | None = None) -> Evaluation:
@@ -101,14 +102,15 @@ def evaluate(run: TrainedRun, split: str = "test", views: int = 1, data_root: Pa
     Raises:
         DataError: no data, damaged data, or other classes than the run's.
     """
-    size = run.preprocess.image_size if views == 1 else wide_size(run.preprocess.image_size)
-    data = find_data(run, split, size, data_root)
+    data = find_data(run, split, data_root, run.preprocess if views == 1 else uncropped(run.preprocess))
     net = run.net if views == 1 else TenViews(run.net, run.preprocess.image_size)
     trainer, precision = make_trainer(run)
     model = ImageClassifier(net, run.config["model"]["num_classes"], torch.optim.SGD)
     logits: list[Tensor] = []
     hook = net.register_forward_hook(lambda module, inputs, output: logits.append(output.float().cpu()))
     data.setup()
+    if tuple(data.class_names) != run.class_names:
+        raise DataError(f"The classes are not the run's: {', '.join(data.class_names)}.")
     go = trainer.test if split == "test" else trainer.validate
     figures = go(model, datamodule=data, verbose=False)[0]
     hook.remove()
@@ -122,12 +124,16 @@ def evaluate(run: TrainedRun, split: str = "test", views: int = 1, data_root: Pa
     return Evaluation(figures, labels, probabilities, data.description, precision, split)
 
 
-def wide_size(size: int) -> int:
-    """Side in pixels that pictures are resized to before views of side ``size`` are cut: 256 for 224, 57 for 50."""
-    return round(size * 256 / 224)
+def uncropped(preprocess: Preprocess) -> Preprocess:
+    """The same with all of the larger picture that views are cut from: the run's own size of it, else 256 for 224."""
+    size = preprocess.image_size
+    has_room = preprocess.resize_size is not None and preprocess.resize_size > size
+    return replace(
+        preprocess, image_size=preprocess.resize_size if has_room else round(size * 256 / 224), resize_size=None
+    )
 
 
-def make_trainer(run: TrainedRun) -> tuple[Trainer, str]:
+def make_trainer(run: TrainedRun, callbacks: Sequence[Callback] = ()) -> tuple[Trainer, str]:
     """A trainer like the run's on the device that is here, and its precision.
 
     The run's precision is kept unless this device lacks it: float16 needs a GPU, and a CPU without bf16 instructions
@@ -144,7 +150,8 @@ def make_trainer(run: TrainedRun) -> tuple[Trainer, str]:
     limits = {name: settings[name] for name in ("limit_val_batches", "limit_test_batches") if name in settings}
     return Trainer(
         accelerator=accelerator, devices=1, precision=precision, deterministic=settings.get("deterministic", False),
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **limits,
+        callbacks=[*callbacks], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **limits,
     ), precision  # fmt: skip
 
 
@@ -210,28 +217,30 @@ def list_class_folders(folder: Path, class_names: Sequence[str]) -> list[tuple[P
     return [(path, label) for _, label, path in sorted(found)]
 
 
-def find_data(run: TrainedRun, split: str, image_size: int, data_root: Path | None) -> LightningDataModule:
-    """The data module to evaluate on, its pictures resized to ``image_size``; nothing is read or downloaded yet.
+def find_data(run: TrainedRun, split: str, data_root: Path | None, preprocess: Preprocess) -> LightningDataModule:
+    """The data module to evaluate on, its pictures of the sizes in ``preprocess``; nothing is read or downloaded yet.
 
     Raises:
         DataError: the data is not where the run had it, or ``data_root`` cannot give the split.
     """
-    made_of = {name: value for name, value in run.config["data"].items() if name not in ("_target_", "augment")}
-    settings = {**made_of, "image_size": image_size}
+    left_out = ("_target_", "augment", "test_views")
+    made_of = {name: value for name, value in run.config["data"].items() if name not in left_out}
+    settings = {**made_of, "image_size": preprocess.image_size, "resize_size": preprocess.resize_size}
     has_root = "root" in settings
+    kind = data_class(run.config)
     if data_root is None:
-        root = Path(settings.get("root", ".")).expanduser()
-        if has_root and not official_folder(root).is_dir() and not class_folders_present(root):
-            raise DataError(f"The run's data is not in {root}. Say where it is now: --data-root FOLDER.")
-        return data_class(run.config)(**settings)
+        if has_root and not kind.is_in(settings["root"]):
+            raise DataError(f"The run's data is not in {settings['root']}. Say where it is now: --data-root FOLDER.")
+        return kind(**settings)
+    if kind.classes_from_files and kind.is_in(data_root):
+        return kind(**{**settings, "root": str(data_root)})
     if has_root and (official_folder(data_root).is_dir() or split == "val"):
         if not official_folder(data_root).is_dir() and not (data_root / "train").is_dir():
             raise DataError(f"{data_root} holds no copy of the run's training images, which --split val is a part of.")
-        return data_class(run.config)(**{**settings, "root": data_root})
+        return kind(**{**settings, "root": data_root})
     if split == "val":
         raise DataError("--split val is a part of the run's own data. Leave --data-root out, or use --split test.")
     folder = data_root / "test" if (data_root / "test").is_dir() else data_root
-    preprocess = replace(run.preprocess, image_size=image_size)
     return ClassFolders(folder, run.class_names, preprocess, settings["batch_size"])
 
 
@@ -240,11 +249,11 @@ def find_data(run: TrainedRun, split: str, image_size: int, data_root: Path | No
 
 def report(run: TrainedRun, result: Evaluation, views: int) -> str:
     """The figures for people: a table, accuracy by class and the confusion matrix."""
-    split, names = result.split, logit_names(run)
+    split, names = result.split, run.logit_names
     loss, top1, top5, ece = (result.figures[f"{split}/{key}"] for key in ("loss", "error", "error_top5", "ece"))
     width = max(map(len, names))
     correct = result.confusion.diag() / result.confusion.sum(1)
-    columns = [name[:5] for name in names]
+    columns, shown = [name[:5] for name in names], len(names) <= CONFUSION_SHOWN
     lines = [
         f"{run.name}, epoch {run.epoch}, {split} split: {len(result.labels):,} images, {views} view(s) each",
         f"data       {result.description}",
@@ -253,10 +262,12 @@ def report(run: TrainedRun, result: Evaluation, views: int) -> str:
         f"{'loss':>10}{'top-1 err':>12}{'top-5 err':>12}{'ECE':>10}",
         f"{loss:10.4f}{top1:12.4f}{top5:12.4f}{ece:10.4f}",
         "",
-        f"{'':{width}}  accuracy   predicted " + " ".join(f"{column:>5}" for column in columns),
+        f"{'':{width}}  accuracy" + ("   predicted " + " ".join(f"{column:>5}" for column in columns)) * shown,
     ]
     for name, accuracy, row in zip(names, correct.tolist(), result.confusion.tolist(), strict=True):
-        lines.append(f"{name:{width}}  {accuracy:8.4f}             " + " ".join(f"{count:5}" for count in row))
+        lines.append(
+            f"{name:{width}}  {accuracy:8.4f}" + ("             " + " ".join(f"{count:5}" for count in row)) * shown
+        )
     if agreement := compared(run, result, views):
         lines += ["", agreement]
     return "\n".join(lines)
@@ -264,12 +275,14 @@ def report(run: TrainedRun, result: Evaluation, views: int) -> str:
 
 def compared(run: TrainedRun, result: Evaluation, views: int) -> str:
     """How the figures relate to the run's own in result.json; empty where there is nothing to compare."""
-    names = [f"{result.split}/{key}" for key in ("loss", "acc", "acc_top5")]
-    if run.result is None or views != 1:
+    here = {f"{result.split}/{key}": result.figures[f"{result.split}/{key}"] for key in ("loss", "acc", "acc_top5")}
+    if views == 10:
+        here = {f"{name}_10views": value for name, value in here.items()}
+    if run.result is None or not here.keys() <= run.result.keys():
         return ""
-    if all(result.figures[name] == run.result[name] for name in names):
+    if all(run.result[name] == value for name, value in here.items()):
         return "exactly the figures of result.json"
-    own = ", ".join(f"{name} {run.result[name]:.6g} (here {result.figures[name]:.6g})" for name in names)
+    own = ", ".join(f"{name} {run.result[name]:.6g} (here {value:.6g})" for name, value in here.items())
     return f"result.json has {own}, from {run.result['device']} in {run.result['precision']}"
 
 
@@ -279,7 +292,7 @@ def as_json(run: TrainedRun, result: Evaluation, views: int) -> dict[str, Any]:
     by_class = (confusion.diag() / confusion.sum(1)).nan_to_num(0).tolist()
     return {
         **result.figures,
-        f"{split}/class_acc": dict(zip(logit_names(run), by_class, strict=True)),
+        f"{split}/class_acc": dict(zip(run.logit_names, by_class, strict=True)),
         f"{split}/confusion": confusion.tolist(),
         "images": len(result.labels),
         "views": views,
@@ -291,18 +304,12 @@ def as_json(run: TrainedRun, result: Evaluation, views: int) -> dict[str, Any]:
 
 def write_predictions(path: Path, run: TrainedRun, result: Evaluation) -> None:
     """A CSV row for each image, in the split's order: its label's name, then the probability of each class."""
-    names = logit_names(run)
+    names = run.logit_names
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["label", *names])
         for label, row in zip(result.labels.tolist(), result.probabilities.tolist(), strict=True):
             writer.writerow([names[label], *row])
-
-
-def logit_names(run: TrainedRun) -> list[str]:
-    """The class names, and a number for logits that no class of the data has."""
-    count = run.config["model"]["num_classes"]
-    return [*run.class_names, *(f"#{index}" for index in range(len(run.class_names), count))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -43,7 +43,7 @@ EPILOG = """\
   probability differs by more than 1e-4. The real images are cut from two photographs that come with scikit-learn, or
   those of --images.
 
-  metadata: class_names, image_size, mean, std, preprocessing, run (each a JSON value). In Python:
+  metadata: class_names, image_size, resize_size, mean, std, preprocessing, run (each a JSON value). In Python:
     onnxruntime.InferenceSession(f).get_modelmeta().custom_metadata_map
     files = {"metadata.json": ""}; torch.export.load(f, extra_files=files)
     safetensors.safe_open(f, "pt").metadata()
@@ -111,9 +111,11 @@ def metadata(run: TrainedRun) -> dict[str, str]:
     values: dict[str, Any] = {
         "class_names": run.class_names,
         "image_size": steps.image_size,
+        "resize_size": steps.resize_size or steps.image_size,
         "mean": steps.mean,
         "std": steps.std,
-        "preprocessing": "RGB; bilinear antialiased resize to image_size × image_size in uint8; (x / 255 - mean) / std",
+        "preprocessing": f"RGB; {'the central square; ' * steps.keep_ratio}bilinear antialiased resize to "
+        "resize_size × resize_size in uint8; the centre of image_size × image_size; (x / 255 - mean) / std",
         "model": run.config["model"],
         "run": {"name": run.name, "epoch": run.epoch, "alexnet_pl": version("alexnet_pl")},
     }

@@ -1,4 +1,4 @@
-"""Pictures of runs: pure functions, numbers in, a matplotlib figure out.
+"""Charts of runs: pure functions, numbers in, a matplotlib figure out. Those made of images: image_figures.py.
 
 ``python -m alexnet_pl.figures RUN… --out learning-curves.png`` draws the learning curves of finished or running runs.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from alexnet_pl.errors import UserError, one_line_errors
 
@@ -26,8 +25,8 @@ def learning_curves(runs: dict[str, Curves], published: dict[str, float] | None 
     """Loss and accuracy by epoch, training dashed and validation solid, one colour a run.
 
     Args:
-        runs: name of a run → the columns ``train/loss``, ``val/loss``, ``train/acc`` and ``val/acc`` (one number an
-            epoch, from the first; losses in nats, accuracies in [0, 1]).
+        runs: name of a run (empty where there is only one) → the columns ``train/loss``, ``val/loss``, ``train/acc``
+            and ``val/acc`` (one number an epoch, from the first; losses in nats, accuracies in [0, 1]).
         published: validation accuracies to compare with, drawn as labelled horizontal lines.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
@@ -36,8 +35,8 @@ def learning_curves(runs: dict[str, Curves], published: dict[str, float] | None 
     ):
         for colour, (name, curves) in zip(COLOURS * len(runs), runs.items(), strict=False):
             for split, style in (("train", "--"), ("val", "-")):
-                values = curves[f"{split}/{quantity}"]
-                what = f"{name}, {'training' if split == 'train' else 'validation'}"
+                values = curves.get(f"{split}/{quantity}", [])
+                what = ", ".join(filter(None, (name, "training" if split == "train" else "validation")))
                 axes.plot(range(1, len(values) + 1), values, style, color=colour, label=what, linewidth=1.6)
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -53,66 +52,117 @@ def learning_curves(runs: dict[str, Curves], published: dict[str, float] | None 
     return figure
 
 
-def picture_bars(answers: Sequence[tuple[Image.Image, str, Sequence[tuple[str, float]]]]) -> Figure:
-    """Pictures with the likeliest classes below as bars, as in figure 4 of the paper.
+def training_curves(curves: Curves) -> Figure:
+    """Learning rate, norms and speed by epoch, one chart each; a column that is not there is left out.
 
     Args:
-        answers: picture, title, and ``(name, probability)`` pairs, the likeliest first.
+        curves: as for :func:`learning_curves`, with any of ``lr``, ``grad_norm``, ``weight_norm``,
+            ``images_per_second`` and ``epoch_seconds``.
     """
-    columns = min(5, len(answers))
-    rows = math.ceil(len(answers) / columns)
-    bars = max(len(top) for _, _, top in answers)
-    heights = [2.0, 0.3 + 0.2 * bars]
-    figure = Figure(figsize=(2.2 * columns, sum(heights) * rows), layout="constrained")
-    grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights * rows})
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for index, (picture, title, top) in enumerate(answers):
-        row, column = divmod(index, columns)
-        above, below = grid[2 * row, column], grid[2 * row + 1, column]
-        above.imshow(picture)
-        above.set_title(title if len(title) <= 24 else f"…{title[-23:]}", fontsize=8, parse_math=False)
-        below.barh(range(len(top)), [value for _, value in top], color=COLOURS[5], height=0.8)
-        for place, (name, value) in enumerate(top):
-            below.text(0.02, place, f"{name} {value:.3f}", va="center", fontsize=7, parse_math=False)
-        below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
+    labels = {
+        "lr": "learning rate",
+        "grad_norm": "gradient norm (last step)",
+        "weight_norm": "weight norm",
+        "images_per_second": "images/s in training",
+        "epoch_seconds": "seconds an epoch",
+    }
+    drawn = {name: label for name, label in labels.items() if any(map(math.isfinite, curves.get(name, [])))}
+    figure = Figure(figsize=(10, 2.2 * math.ceil(len(drawn) / 3) or 1), layout="constrained")
+    for place, (name, label) in enumerate(drawn.items(), start=1):
+        axes = figure.add_subplot(math.ceil(len(drawn) / 3), 3, place)
+        values = curves[name]
+        axes.plot(range(1, len(values) + 1), values, color=COLOURS[0], linewidth=1.6, marker="." * (len(values) < 4))
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if name == "lr" and min(values) > 0:
+            axes.set_yscale("log")
+        elif name != "weight_norm":
+            axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def response_grid(maps: np.ndarray) -> np.ndarray:
-    """Feature maps side by side, near a square, each scaled from its own least to its own largest value.
+MATRIX_CLASSES = 30
+"""Most classes whose confusion matrix has its names and numbers beside it."""
+
+
+def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Share of each true class that was predicted as each class, in percent.
+
+    With more than ``MATRIX_CLASSES`` classes nobody could read the names: then the pairs confused most often, and the
+    matrix small beside them.
 
     Args:
-        maps: ``(C, H, W)`` floating.
-
-    Returns:
-        uint8 ``(rows · (H + 1) + 1, columns · (W + 1) + 1)``, with lines of one pixel between the maps.
+        counts: ``(C, C)`` images; row: true class, column: predicted class. Rows may be empty.
+        names: of the C classes.
     """
-    count, height, width = maps.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    scaled = np.rint(255 * (maps - low) / np.maximum(high - low, np.finfo(maps.dtype).tiny)).astype(np.uint8)
-    grid = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), 64, dtype=np.uint8)
-    for index, image in enumerate(scaled):
-        row, column = divmod(index, columns)
-        top, left = 1 + row * (height + 1), 1 + column * (width + 1)
-        grid[top : top + height, left : left + width] = image
-    return grid
+    totals = counts.sum(1, keepdims=True)
+    shares = 100 * counts / np.maximum(totals, 1)
+    if len(names) > MATRIX_CLASSES:
+        return _confused_pairs(counts, shares, names)
+    side = 2.2 + 0.42 * max(len(names), 4)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:
+            colour = "white" if share > 55 else "black"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    places = range(len(names))
+    axes.set_xticks(places, [_short(name) for name in names], rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, [_short(name) for name in names])
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    figure.colorbar(shown, ax=axes, label="images of the true class (%)", shrink=0.8)
+    return figure
+
+
+def _confused_pairs(counts: np.ndarray, shares: np.ndarray, names: Sequence[str], most: int = 20) -> Figure:
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    matrix, bars = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    blocks = math.ceil(len(names) / 250)  # pixels would vanish: the mean of a block of classes shows instead
+    edge = math.ceil(len(names) / blocks) * blocks - len(names)
+    padded = np.pad(shares, ((0, edge), (0, edge)))
+    side = len(padded) // blocks
+    coarse = padded.reshape(side, blocks, side, blocks).mean((1, 3)) * blocks
+    shown = matrix.imshow(coarse, cmap="Blues", vmin=0, vmax=100, extent=(0, len(names), len(names), 0))
+    matrix.set(xlabel="predicted class (number)", ylabel="true class (number)")
+    figure.colorbar(shown, ax=matrix, label="images of the true class (%)", shrink=0.7)
+    off = counts * (1 - np.eye(len(names), dtype=counts.dtype))
+    order = np.argsort(off, axis=None, kind="stable")[::-1][:most]
+    pairs = [divmod(int(place), len(names)) for place in order if off.flat[place] > 0]
+    bars.barh(range(len(pairs)), [off[pair] for pair in pairs], color=COLOURS[5])
+    for place, (true, predicted) in enumerate(pairs):
+        text = f" {_short(names[true])} taken for {_short(names[predicted])}"
+        bars.text(0, place, text, va="center", fontsize=8, parse_math=False)
+    bars.set(xlabel="test images", ylim=(max(len(pairs), 1) - 0.4, -0.6), yticks=[])
+    bars.set_title("most often confused", fontsize=10)
+    bars.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bars.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def _short(name: str, longest: int = 18) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def read_curves(run_dir: Path) -> Curves:
     """The columns of a run's metrics.csv, one number an epoch; a column's empty cells are left out.
 
     Raises:
-        UserError: no metrics.csv with at least one epoch.
+        UserError: no metrics.csv, or a damaged one.
     """
     path = run_dir / "metrics.csv"
     if not path.is_file():
         raise UserError(f"{run_dir} is no run folder, or its first epoch has not ended: it has no metrics.csv.")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {name: [float(row[name]) for row in rows if row[name]] for name in (rows[0] if rows else ())}
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from alexnet_pl.augment import normalize
+from alexnet_pl.augment import center_crop, normalize
 from alexnet_pl.errors import DataError
 
 # Of Pillow's readers those for pictures. Others, such as EPS, start programs of their own.
@@ -23,26 +23,34 @@ MAX_PIXELS = 178_956_970
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The data module's own steps for single pictures: resize, then ``(x / 255 - mean) / std``.
+    """The data module's own steps for single pictures: resize, cut the centre, ``(x / 255 - mean) / std``.
 
     Args:
         image_size: side in pixels of what the network takes.
         mean, std: one number a channel on the [0, 1] pixel scale.
+        resize_size: side in pixels that pictures are resized to before the centre is cut; None: ``image_size``.
+        keep_ratio: whether that is the shorter side, and the central square of it is cut; else both sides.
     """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize_size: int | None = None
+    keep_ratio: bool = False
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """``(3, image_size, image_size)`` uint8: bilinear with antialiasing; the sides' ratio is not kept.
+        """``(3, image_size, image_size)`` uint8: bilinear with antialiasing.
 
         Raises:
             DataError: pixel values whose scale is unknown (see :func:`to_rgb`).
         """
+        side = self.resize_size or self.image_size
+        if self.keep_ratio:
+            square = central_square(to_rgb(picture), side)
+            return center_crop(torch.from_numpy(np.array(square)).permute(2, 0, 1), self.image_size)
         # A view with PIL's memory order, as the data module has it: torchvision's kernels round by memory order.
         image = torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
-        return resize(image[None], [self.image_size, self.image_size], antialias=True)[0]
+        return center_crop(resize(image[None], [side, side], antialias=True)[0], self.image_size)
 
     def __call__(self, pictures: Image.Image | Sequence[Image.Image]) -> Tensor:
         """Normalised float32 ``(N, 3, image_size, image_size)`` of N pictures; one picture is a batch of one."""
@@ -103,6 +111,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def central_square(picture: Image.Image, side: int) -> Image.Image:
+    """The central square of a picture whose shorter side is scaled to ``side`` pixels (paper, section 2), bilinear."""
+    shorter = min(picture.size)
+    left, top = ((length - shorter) / 2 for length in picture.size)
+    box = (left, top, left + shorter, top + shorter)
+    return picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:

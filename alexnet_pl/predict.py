@@ -13,7 +13,7 @@ import torch
 
 from alexnet_pl.augment import normalize
 from alexnet_pl.errors import DataError, UserError, one_line_errors
-from alexnet_pl.figures import picture_bars
+from alexnet_pl.image_figures import picture_bars
 from alexnet_pl.pictures import picture_files, read_picture
 from alexnet_pl.runs import RUN_HELP, TrainedRun, load_run
 

@@ -86,12 +86,12 @@ def finished_result(run_dir: Path) -> dict[str, Any] | None:
 def results_table(result: dict[str, Any]) -> str:
     """Loss, accuracy and error of validation and test, as aligned text.
 
-    Validation figures are those of the best epoch, test figures those of its checkpoint.
+    Validation figures are those of the best epoch, test figures those of its checkpoint: with the centre of the images,
+    and with ten views where the run had them.
     """
     lines = [f"{'':12}{'loss':>10}{'top-1 acc':>12}{'top-1 err':>12}{'top-5 acc':>12}{'top-5 err':>12}"]
-    for split, label in (("val", "validation"), ("test", "test")):
-        top1, top5 = result[f"{split}/acc"], result[f"{split}/acc_top5"]
-        lines.append(
-            f"{label:12}{result[f'{split}/loss']:10.4f}{top1:12.4f}{1 - top1:12.4f}{top5:12.4f}{1 - top5:12.4f}"
-        )
+    for label, split, views in (("validation", "val", ""), ("test", "test", ""), ("  10 views", "test", "_10views")):
+        if f"{split}/acc{views}" in result:
+            loss, top1, top5 = (result[f"{split}/{name}{views}"] for name in ("loss", "acc", "acc_top5"))
+            lines.append(f"{label:12}{loss:10.4f}{top1:12.4f}{1 - top1:12.4f}{top5:12.4f}{1 - top5:12.4f}")
     return "\n".join(lines)

@@ -1,13 +1,17 @@
 """Going on with a run in its folder, and starting a new one from another's weights."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torchvision.models import AlexNet_Weights
 
+from alexnet_pl.alexnet import from_torchvision
 from alexnet_pl.checkpoints import BEST, CheckpointError, read_checkpoint
 from alexnet_pl.errors import ConfigError
 from alexnet_pl.validation import check_targets
@@ -17,6 +21,9 @@ ABOUT_RESUMING = ("resume", "resume_with_changes", "run_dir", "study")
 
 PLACES = ("data.root",)
 """Keys that say where something lies: a resumed run takes them as they are now, and is no other run for it."""
+
+TORCHVISION = "torchvision"
+"""The word that stands for torchvision's ImageNet weights in ``init_from``."""
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -153,23 +160,55 @@ def check_fit(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path} is of another network: {differing}")
 
 
-def warm_start(net: nn.Module, source: Path) -> str:
-    """Load the weights that fit from a checkpoint or a run folder's best one, and say which do not.
+def warm_start(net: nn.Module, source: str) -> str:
+    """Load the weights that fit from elsewhere, and say which do not.
+
+    Args:
+        source: a checkpoint, a run folder for its best one, a file with a state dict alone, or ``torchvision`` for
+            torchvision's AlexNet trained on ImageNet. The names of ``torchvision.models.alexnet`` are understood.
 
     Returns:
         One line for the log.
 
     Raises:
-        CheckpointError: nothing fits, or the checkpoint cannot be read.
+        CheckpointError: nothing fits, the file cannot be read, or the weights not be downloaded.
     """
-    path = source / "checkpoints" / BEST if source.is_dir() else source
-    weights, own = network_weights(read_checkpoint(path)), net.state_dict()
+    if source == TORCHVISION and not Path(source).exists():
+        path, weights = download_torchvision()
+    else:
+        path = Path(source) / "checkpoints" / BEST if Path(source).is_dir() else Path(source)
+        weights = network_weights(read_checkpoint(path, bare=True))
+    weights, own = from_torchvision(weights), net.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     differing = _listed(differing_keys(own, weights))
     if not fitting:
         raise CheckpointError(f"init_from={source} has no weights for this network: {differing}")
     net.load_state_dict(fitting, strict=False)
     return f"{len(fitting)} of {len(own)} weights from {path}" + (f"; {differing}" if differing else "")
+
+
+def download_torchvision() -> tuple[Path, dict[str, Tensor]]:
+    """The ImageNet weights of ``torchvision.models.alexnet``, downloaded once into torch's cache and verified.
+
+    Returns:
+        The file and its state dict, under torchvision's names.
+
+    Raises:
+        CheckpointError: no network, or a damaged download.
+    """
+    url = AlexNet_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.exists():
+        print(f"downloading the weights of torchvision's AlexNet (244 MB) to {path}")
+    try:
+        weights = torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"init_from={TORCHVISION}: {url} could not be downloaded to {path}, or is damaged there: {reason}\n"
+            "Remove that file if there is one, or bring the file from elsewhere: init_from=FILE."
+        ) from error
+    return path, weights
 
 
 def _listed(differing: dict[str, list[str]]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alexnet_pl import __version__
 from alexnet_pl.checkpoints import read_checkpoint
 from alexnet_pl.errors import UserError
+from alexnet_pl.features import logit_names
 from alexnet_pl.pictures import Preprocess
 from alexnet_pl.validation import check_targets
 
@@ -50,6 +51,11 @@ class TrainedRun:
         """The run folder, or the folder that a lone checkpoint lies in."""
         above = self.checkpoint.parent
         return above.parent if above.name == Path(CHECKPOINT).parent.name else above
+
+    @property
+    def logit_names(self) -> list[str]:
+        """The class names, and a number for logits that no class of the data has."""
+        return logit_names(self.class_names, self.config["model"]["num_classes"])
 
     @property
     def name(self) -> str:
@@ -89,7 +95,8 @@ def load_run(run: str | Path) -> TrainedRun:
         weights = checkpoint["state_dict"].items()
         net.load_state_dict({name.removeprefix("net."): value for name, value in weights if name.startswith("net.")})
         data = config["data"]
-        preprocess = Preprocess(data["image_size"], tuple(data["mean"]), tuple(data["std"]))
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+        preprocess = Preprocess(data["image_size"], mean, std, data.get("resize_size"), data_class(config).keep_ratio)
         class_names = tuple(config.get("class_names") or data_class(config).class_names)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

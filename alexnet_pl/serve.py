@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from alexnet_pl.augment import normalize
 from alexnet_pl.errors import DataError, UserError, one_line_errors
 from alexnet_pl.evaluate import find_data
-from alexnet_pl.figures import response_grid
+from alexnet_pl.features import SeenImages, plain_batches, see, tapped
+from alexnet_pl.image_figures import response_grid
 from alexnet_pl.pictures import read_picture
 from alexnet_pl.runs import RUN_HELP, TrainedRun, load_run
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 MAX_UPLOAD = "10mb"
 MAX_PIXELS = 40_000_000
 """Largest picture that a visitor may have decoded."""
-NEIGHBOURS = 6
-"""As in figure 4 of the paper."""
 
 DESCRIPTION = f"""\
 A web page on this machine: drop a picture in and see the five likeliest classes, what the first convolution answers,
@@ -55,59 +52,34 @@ class Response:
     features: Tensor
 
 
-@dataclass(frozen=True)
-class TrainingImages:
-    """``images`` ``(M, 3, S, S)`` uint8, their ``labels`` ``(M,)`` and ``features`` ``(M, F)`` float32."""
-
-    images: Tensor
-    labels: Tensor
-    features: Tensor
-
-    def nearest(self, features: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
-        """Euclidean distances and positions, ``(count,)`` each, of the nearest to one ``(F,)`` feature vector."""
-        distances = torch.linalg.vector_norm(self.features - features, dim=1)
-        return distances.topk(min(count, len(distances)), largest=False)
-
-
 def respond(run: TrainedRun, images: Tensor) -> Response:
     """One pass of normalised images ``(N, 3, S, S)`` through the network.
 
     Raises:
         UserError: the network has no convolution or no linear layer.
     """
-    convolutions = [module for module in run.net.modules() if isinstance(module, nn.Conv2d)]
-    linears = [module for module in run.net.modules() if isinstance(module, nn.Linear)]
-    if not convolutions or not linears:
-        raise UserError(f"{run.name} has no convolution or no linear layer to show.")
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        convolutions[0].register_forward_hook(lambda module, inputs, output: seen.update(conv1=output)),
-        linears[-1].register_forward_hook(lambda module, inputs, output: seen.update(features=inputs[0])),
-    ]
-    try:
+    with tapped(run.net) as seen:
         probabilities = run.probabilities(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    if len(seen) < 2:
+        raise UserError(f"{run.name} has no convolution or no linear layer to show.")
     return Response(probabilities, seen["conv1"], seen["features"])
 
 
-def training_images(run: TrainedRun, count: int, data_root: Path | None = None) -> TrainingImages:
-    """The first ``count`` of the run's training images with their features.
+def training_images(run: TrainedRun, count: int, data_root: Path | None = None) -> SeenImages:
+    """``count`` of the run's training images with their features.
 
     Raises:
         DataError: the data is not where the run had it, or not in ``data_root``.
     """
-    data = find_data(run, "val", run.preprocess.image_size, data_root)
+    data = find_data(run, "val", data_root, run.preprocess)
     data.setup()
-    loader = data.train_dataloader()
-    chosen = loader.indices[:count]
-    images = loader.images[chosen]
-    batches = (normalize(batch, run.preprocess.mean, run.preprocess.std) for batch in images.split(256))
-    return TrainingImages(images, loader.labels[chosen], torch.cat([respond(run, batch).features for batch in batches]))
+    found = see(run.net, plain_batches(data, data.train_dataloader()), run.preprocess.mean, run.preprocess.std, count)
+    if found is None:
+        raise UserError(f"{run.name} has no linear layer to take features from.")
+    return found
 
 
-def build_page(run: TrainedRun, training: TrainingImages | None) -> "gradio.Blocks":
+def build_page(run: TrainedRun, training: SeenImages | None) -> "gradio.Blocks":
     """The page, not yet served."""
     gr = import_gradio()
 

@@ -17,13 +17,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from alexnet_pl import __version__
-from alexnet_pl.callbacks import EpochReport, ProgressBar, ReseedEachEpoch
+from alexnet_pl.callbacks import EpochReport, Norms, ProgressBar, ReseedEachEpoch
 from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpointIO, latest_valid, set_position
 from alexnet_pl.classifier import ImageClassifier
+from alexnet_pl.dashboard import Dashboard
 from alexnet_pl.data.module import ImageDataModule
-from alexnet_pl.errors import ConfigError, UserError
+from alexnet_pl.errors import ConfigError, DataError, UserError
 from alexnet_pl.malloc import keep_freed_memory
 from alexnet_pl.metrics_csv import MetricsCSV
+from alexnet_pl.report import write_report
 from alexnet_pl.results import device_name, finished_result, git_commit, package_versions, results_table, write_result
 from alexnet_pl.resuming import (
     Changes,
@@ -111,6 +113,9 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
 
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)
+    if data.classes_from_files and "model.num_classes" not in named_on_the_command_line():
+        with open_dict(cfg):
+            cfg.model.num_classes = len(data.class_names)
     if cfg.model.num_classes < len(data.class_names):
         raise ConfigError(
             f"model.num_classes={cfg.model.num_classes} is too few: the data has {len(data.class_names)} classes."
@@ -131,10 +136,12 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
         model.net.to(memory_format=torch.channels_last)
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
     if cfg.init_from is not None:
-        start = warm_start(model.net, Path(cfg.init_from))
+        start = warm_start(model.net, str(cfg.init_from))
     if (run_dir / "config.yaml").exists() and (found := latest_valid(run_dir / "checkpoints")):
         resumed_from, checkpoint = found
         check_fit(model.net, checkpoint, resumed_from)
+        if checkpoint["hyper_parameters"].get("class_names") != list(data.class_names):
+            raise DataError(f"{data.name} has other classes than when this run began. Start a new run.")
         position = checkpoint["position"]
         start = f"from {resumed_from.name}: {describe(position)}"
 
@@ -182,7 +189,7 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     result: dict[str, Any] = {
         "status": "finished",
         **{f"val/{name}": rows[best.epoch][f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
-        **{f"test/{name}": test[f"test/{name}"] for name in ("acc", "acc_top5", "loss")},
+        **{name: value for name, value in test.items() if "/error" not in name},
         "best_epoch": best.epoch,
         "epochs": len(rows),
         "seconds": sum(row["epoch_seconds"] for row in rows.values()),
@@ -198,6 +205,8 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
         "git_commit": commit,
     }
     write_result(run_dir / "result.json", result)
+    if dashboard := callbacks.get("dashboard"):
+        report(run_dir, dashboard)
     log.info(f"\n{results_table(result)}\n")
     log.info(
         f"best epoch {best.epoch} of {len(rows)}, {result['seconds']:.0f} s, "
@@ -205,6 +214,15 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     )
     log.info(f"run folder {run_dir}")
     return result["val/acc"]
+
+
+def report(run_dir: Path, dashboard: Dashboard) -> None:
+    """Write the run's page where its figures are drawn. The result stands already: nothing here may take it back."""
+    if dashboard.figures:
+        try:
+            write_report(run_dir, dashboard.left_out)
+        except Exception as error:
+            log.warning(f"warning: no report: {' '.join(str(error).split())}")
 
 
 def describe(position: dict[str, int]) -> str:
@@ -222,8 +240,9 @@ def settle(cfg: DictConfig) -> None:
     """
     with open_dict(cfg):
         cfg.model.image_size = cfg.data.image_size
-        if "root" in cfg.data:  # a resumed run may be called from another folder
-            cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())
+        for key in ("root", "shards", "cache"):  # a resumed run may be called from another folder
+            if (path := cfg.data.get(key)) is not None and "://" not in path:
+                cfg.data[key] = str(Path(path).expanduser().absolute())
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
         if cfg.channels_last == "auto":
@@ -281,7 +300,7 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> T
     on_terminal = get_console().is_terminal
     bar = [ProgressBar()] if on_terminal else []
     # The report counts a batch before the checkpoint callback saves the count.
-    callbacks = [EpochReport(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
+    callbacks = [EpochReport(), Norms(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
     return instantiate(
         cfg.trainer,
         callbacks=callbacks,

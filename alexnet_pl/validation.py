@@ -43,10 +43,12 @@ NEEDED = ("seed", "split_seed", "run_dir", "model.num_classes", "data.image_size
 MONITORS = (
     *(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc", "acc_top5", "error", "error_top5")),
     "lr",
+    "grad_norm",
+    "weight_norm",
     "epoch_seconds",
     "images_per_second",
 )
-"""What is logged while training: :class:`alexnet_pl.classifier.ImageClassifier`'s and ``EpochReport``'s names."""
+"""What :class:`alexnet_pl.classifier.ImageClassifier`, ``EpochReport`` and ``Norms`` log while training."""
 
 LOGGED_BEFORE_SAVING = tuple(name for name in MONITORS if name.startswith("val/"))
 """What there is when ``BestCheckpoint`` looks, at the end of validation: the figures of training come after it."""
@@ -73,7 +75,8 @@ def validate(cfg: DictConfig) -> None:
     # The data borrow values of other sections: what is wrong there is to be named there.
     for section in sorted((*SECTIONS, *COLLECTIONS), key=lambda name: name == "data"):
         check_arguments(section, settings.get(section))
-    check_monitors(settings["callbacks"])
+    check_monitors({f"callbacks.{name}": callback for name, callback in settings["callbacks"].items()})
+    check_monitors({"scheduler": settings.get("scheduler") or {}})
     check_device(settings["trainer"])
     rehearse_optimizer(cfg)
 
@@ -268,6 +271,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.lr": (lambda rate: 0 < rate < float("inf"), "a number above 0"),
     "scheduler.factor": (lambda factor: 0 < factor < 1, "above 0 and below 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),
+    "callbacks.dashboard.histograms_every": (lambda epochs: epochs >= 0, "a number of epochs; 0 for none"),
+    "callbacks.dashboard.training_images": (lambda count: count >= 0, "a number of images; 0 for none"),
     "trainer.max_epochs": (lambda epochs: epochs >= 1, "a whole number, 1 or more"),
     **{
         f"trainer.limit_{split}_batches": (_is_share, "a number of batches from 1, or a share above 0 up to 1.0")
@@ -295,27 +300,30 @@ def check_ranges(settings: Settings) -> None:
             raise ConfigError(f"{path}={value} is not possible: it is {words}.")
 
 
-def check_monitors(callbacks: Settings) -> None:
+def check_monitors(watching: Settings) -> None:
     """Refuse a monitored quantity that is never logged, and a ``mode`` that would keep its worst value.
 
+    Args:
+        watching: key → the settings of what may monitor something.
+
     Raises:
-        ConfigError: names the callback's key.
+        ConfigError: names the key.
     """
-    for name, callback in callbacks.items():
-        monitor = callback.get("monitor")
+    for path, settings in watching.items():
+        monitor = settings.get("monitor")
         if monitor is None:
             continue
-        logged = LOGGED_BEFORE_SAVING if callback["_target_"] == BEST_CHECKPOINT else MONITORS
+        logged = LOGGED_BEFORE_SAVING if settings["_target_"] == BEST_CHECKPOINT else MONITORS
         if monitor not in logged:
             raise ConfigError(
-                f"callbacks.{name}.monitor={monitor} is never logged{' in time' * (monitor in MONITORS)}."
+                f"{path}.monitor={monitor} is never logged{' in time' * (monitor in MONITORS)}."
                 f"{did_you_mean(monitor, logged)}\nLogged: {', '.join(logged)}."
             )
         best = "max" if "/acc" in monitor else "min" if "/" in monitor else None
-        parameters = inspect.signature(locate(f"callbacks.{name}", callback["_target_"])).parameters
-        mode = callback.get("mode", parameters["mode"].default if "mode" in parameters else best)
+        parameters = inspect.signature(locate(path, settings["_target_"])).parameters
+        mode = settings.get("mode", parameters["mode"].default if "mode" in parameters else best)
         if best and mode != best:
-            key = f"callbacks.{name}.mode"
+            key = f"{path}.mode"
             raise ConfigError(f"{key}={mode} takes the worst {monitor} for the best: set {key}={best}.")
 
 
@@ -364,7 +372,7 @@ def rehearse_optimizer(cfg: DictConfig) -> None:
         section = "scheduler"
         if cfg.get(section) is not None:
             instantiate(cfg.scheduler)(optimizer)
-    except InstantiationException:
+    except (InstantiationException, ConfigError):
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())

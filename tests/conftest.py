@@ -23,8 +23,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data.cifar10 import CLASS_NAMES
+from alexnet_pl.resolvers import register_resolvers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+register_resolvers()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,10 +36,15 @@ def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("CIFAR10_ROOT", None)
 
 
-def config(*overrides: str, run_dir: Path = Path("unused")) -> DictConfig:
-    """What ``train.py`` with these overrides hands to ``alexnet_pl.training.run``."""
+UNDRAWN = "callbacks.dashboard.figures=false"
+"""Figures take two seconds a run: only the tests of figures draw them."""
+
+
+def config(*overrides: str, run_dir: Path = Path("unused"), figures: bool = False) -> DictConfig:
+    """What ``train.py`` with these overrides hands to ``alexnet_pl.training.run``, figures apart."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return compose("train", overrides=[*overrides, f"run_dir={run_dir}"])
+        lean = [] if figures else [UNDRAWN]
+        return compose("train", overrides=[*overrides, *lean, f"run_dir={run_dir}"])
 
 
 def train(*overrides: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,13 @@ from alexnet_pl import load_run
 from alexnet_pl.augment import ten_views
 from alexnet_pl.card import card, wilson_interval
 from alexnet_pl.errors import DataError, UserError, one_line_errors
-from alexnet_pl.evaluate import TenViews, as_json, evaluate, wide_size
+from alexnet_pl.evaluate import TenViews, as_json, evaluate, report, uncropped
 from alexnet_pl.evaluate import main as evaluate_command
 from alexnet_pl.export import SUFFIXES, export, real_pictures
 from alexnet_pl.export import main as export_command
-from alexnet_pl.pictures import read_picture, to_rgb
+from alexnet_pl.pictures import Preprocess, read_picture, to_rgb
 from alexnet_pl.predict import main as predict_command
+from alexnet_pl.results import results_table
 from alexnet_pl.training import run as train_run
 
 RUN = ("model=lenet5", "trainer.accelerator=cpu", "trainer.precision=32-true")
@@ -175,7 +177,10 @@ def test_ten_views_are_the_papers():
     corners = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
     assert [divmod(int(view[0, 0, 0, 0]), 256) for view in views[:5]] == corners
     assert torch.equal(views[5:], views[:5].flip(-1))
-    assert (wide_size(224), wide_size(50), wide_size(32)) == (256, 57, 37)
+    for size, wide in [(224, 256), (50, 57), (32, 37)]:
+        assert uncropped(Preprocess(size, (), ())).image_size == wide
+        assert uncropped(Preprocess(size, (), (), resize_size=size)).image_size == wide
+        assert uncropped(Preprocess(size, (), (), resize_size=size + 3)).image_size == size + 3
 
 
 def test_ten_views_average_the_softmax(run):
@@ -185,6 +190,51 @@ def test_ten_views_average_the_softmax(run):
         assert torch.allclose(TenViews(run.net, 32)(images).exp(), one_by_one, atol=1e-6)
     result = evaluate(run, views=10)
     assert len(as_json(run, result, 10)["test/confusion"]) == 10
+
+
+@pytest.fixture(scope="module")
+def cropped(tmp_path_factory):
+    """A run on crops of 32 from 37 pixels, that tested ten views."""
+    folder = tmp_path_factory.mktemp("cropped") / "run"
+    larger = ("data.resize_size=37", "data.test_views=10", "augment=crop_flip", "augment.padding=0", "augment.size=32")
+    train_run(config(*RUN, *larger, "trainer.max_epochs=2", run_dir=folder))
+    return folder
+
+
+def test_a_run_tests_the_centre_and_ten_views_in_one_pass(cropped):
+    """Both figures against NumPy on views that are cut by hand, and evaluate repeats both exactly."""
+    run = load_run(cropped)
+    data = instantiate(config(*RUN, "data.resize_size=37").data)
+    data.setup()
+    images, labels = data.test_dataloader().images.numpy(), data.test_dataloader().labels.numpy()
+    assert images.shape[1:] == (3, 37, 37)
+    corners = [(0, 0), (0, 5), (2, 2), (5, 0), (5, 5)]
+    views = [images[:, :, top : top + 32, left : left + 32] for top, left in corners]
+    views += [view[..., ::-1] for view in views]
+    softmax = np.stack([
+        run.probabilities(torch.from_numpy((view.astype(np.float32) / 255 - 0.5) / 0.5)).double().numpy()
+        for view in views
+    ])  # fmt: skip
+    for suffix, probabilities in (("", softmax[2]), ("_10views", softmax.mean(0))):
+        assert run.result[f"test/acc{suffix}"] == pytest.approx(accuracy_score(labels, probabilities.argmax(1)))
+        top5 = top_k_accuracy_score(labels, probabilities, k=5)
+        assert run.result[f"test/acc_top5{suffix}"] == pytest.approx(top5)
+        assert run.result[f"test/loss{suffix}"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
+    assert run.result["test/loss"] != run.result["test/loss_10views"]
+    for views in (1, 10):
+        assert "exactly the figures of result.json" in report(run, evaluate(run, views=views), views)
+    assert re.search(rf"^  10 views +{run.result['test/loss_10views']:.4f} ", results_table(run.result), re.MULTILINE)
+
+
+def test_pictures_for_a_run_on_crops_are_cut_as_its_data_are(cropped):
+    run = load_run(cropped)
+    data = instantiate(config(*RUN, "data.resize_size=37").data)
+    data.setup()
+    pictures = [Image.fromarray(pixels) for pixels in data.load().test.images]
+    expected = data.on_after_batch_transfer((data.test_dataloader().images, None), 0)[0]
+    assert expected.shape[1:] == (3, 32, 32)
+    assert torch.equal(run.preprocess(pictures), expected)
+    assert "37×37, and only the middle 32×32" in card(run)
 
 
 # --- predict --------------------------------------------------------------------------------------------------------

@@ -200,6 +200,42 @@ def test_data_settings_out_of_range_are_named(setting):
     assert isinstance(refusal.value.__cause__, ConfigError)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("data.resize_size=31", "data.resize_size=31 is below data.image_size=32"),
+        ("data.resize_size=0", "data.resize_size=0"),
+        ("data.test_views=10", "data.test_views=10 needs images larger than data.image_size=32.*37"),
+        ("augment=crop_flip augment.size=30", "augment leaves 30 pixels a side, and the network takes data.image_s"),
+        ("augment=crop_flip augment.padding=0 augment.size=40", "size=40 does not fit into images of 32×32"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_before_data_is_read(settings, message):
+    with pytest.raises(Exception, match=message):
+        instantiate(config("model=lenet5", *settings.split()).data)
+
+
+def test_images_are_kept_larger_and_cut_to_size_batch_by_batch(tmp_path):
+    """Training at random, everything else at the centre; what is drawn to try the augmentation is not missed later."""
+    torch.manual_seed(4)
+    expected_draw = torch.rand(1)
+    torch.manual_seed(4)
+    module = data_module("data.resize_size=40", "augment=crop_flip", "augment.padding=0", "augment.size=32")
+    assert torch.equal(torch.rand(1), expected_draw)
+    images = module.val_dataloader().images
+    assert images.shape[1:] == (3, 40, 40)
+    batch = (images[:50], torch.zeros(50))
+    trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path, accelerator="cpu")
+    module.trainer = trainer
+    for stage, crop in [("validating", True), ("testing", True), ("training", False)]:
+        setattr(trainer, stage, True)
+        cut = module.on_after_batch_transfer(batch, 0)[0]
+        assert cut.shape == (50, 3, 32, 32)
+        assert torch.allclose(cut, (images[:50, :, 4:36, 4:36] / 255 - 0.5) / 0.5, atol=1e-6) is crop
+    module.augment, trainer.training = torch.nn.Identity(), True
+    assert module.on_after_batch_transfer(batch, 0)[0].shape == (50, 3, 32, 32)  # without augmentation the centre too
+
+
 # --- class folders --------------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,26 @@ def test_resumed_many_times_is_uninterrupted(uninterrupted, tmp_path, monkeypatc
     ]
 
 
+def test_a_run_with_warm_up_resumes_bit_for_bit(tmp_path, monkeypatch):
+    """The paper's recipe with a larger batch, stopped on the way up, after it, and after the rate has fallen."""
+    recipe = (
+        *("experiment=paper_imagenet", "data=digits", "data.image_size=67", "data.resize_size=77"),
+        *("model.conv1_padding=0", "model.channels=[4,6,8,8,6]", "model.fc_width=16", "model.initialization=torch"),
+        *("data.batch_size=256", "scheduler.warmup_epochs=1.5", "scheduler.patience=0", "+scheduler.threshold=0.5"),
+        *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=4"),
+    )
+    run(config(*recipe, run_dir=tmp_path / "whole"))
+    assert [float(row["lr"]) for row in figures(tmp_path / "whole")] == pytest.approx(
+        [0.01 + 0.01 * 4 / 7.5, 0.02, 0.02, 0.002]
+    )
+    run_until_stopped(config(*recipe, run_dir=tmp_path / "run"), monkeypatch, step=4)
+    again = config(f"resume={tmp_path / 'run'}", run_dir=tmp_path / "run")
+    run_until_stopped(again, monkeypatch, step=5)  # the ninth of all
+    run_until_stopped(again, monkeypatch, step=8)  # the seventeenth
+    run(again)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("phase", ["validation", "test"])
 def test_stopped_in_evaluation(phase, uninterrupted, tmp_path, monkeypatch):
     run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 2, phase=phase)

@@ -8,7 +8,7 @@ import torch
 from conftest import config
 from PIL import Image
 
-from alexnet_pl.figures import response_grid
+from alexnet_pl.image_figures import response_grid
 from alexnet_pl.runs import load_run
 from alexnet_pl.serve import MAX_PIXELS, build_page, launch, respond, training_images
 from alexnet_pl.training import run as train_run

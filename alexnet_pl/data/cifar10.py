@@ -54,6 +54,11 @@ class CIFAR10DataModule(ImageDataModule):
         if not official_folder(self.root).is_dir() and not class_folders_present(self.root):
             fetch_official(self.root)
 
+    @classmethod
+    def is_in(cls, root: str | Path) -> bool:
+        root = Path(root).expanduser()
+        return official_folder(root).is_dir() or class_folders_present(root)
+
     def load(self) -> ImageSource:
         if official_folder(self.root).is_dir():
             return load_official(self.root)

@@ -2,9 +2,10 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from alexnet_pl.augment import normalize
-from alexnet_pl.data.loader import EpochShuffle, TensorLoader
+from alexnet_pl.augment import center_crop, normalize, ten_views
+from alexnet_pl.data.loader import BatchLoader, EpochShuffle, TensorLoader
 from alexnet_pl.data.split import stratified_split
 from alexnet_pl.errors import ConfigError
 
@@ -45,23 +46,30 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Batches are ``(images, labels)``: float32 ``(B, 3, image_size, image_size)``, normalised, and int64 ``(B,)``. In
     evaluation the last batch is filled up with images labelled ``IGNORED``.
-    Resizing matches PIL's bilinear filter to within two grey levels. Only training batches are augmented.
+    Resizing matches PIL's bilinear filter to within two grey levels. Only training batches are augmented. Whatever
+    is larger than ``image_size`` by then is cut to its centre, on the device.
 
     Args:
-        image_size: side in pixels that images are resized to.
+        image_size: side in pixels of what the network takes.
         batch_size: images a step, at least 1.
         val_fraction: fraction of the training images held out for validation, in (0, 1).
         seed: of the shuffling.
         split_seed: of the split, apart from ``seed``.
         mean, std: of the normalisation, one number a channel on the [0, 1] pixel scale.
-        augment: applied to uint8 training batches on their device.
+        augment: applied to uint8 training batches ``(B, 3, resize_size, resize_size)`` on their device.
+        resize_size: side in pixels that images are resized to and kept in, at least ``image_size`` and by default the
+            same. The paper's is 256 for a network that takes 224: training crops at random, evaluation at the centre.
+        test_views: 10 makes test batches ``(10, B, 3, image_size, image_size)``, the paper's views of each image.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range; an ``augment`` that leaves less than ``image_size``, or ten views of images
+            that have no room for them.
     """
 
     name: str
     class_names: Sequence[str]
+    classes_from_files = False
+    """Whether the classes are known only once the data is looked at; ``model.num_classes`` then follows them."""
 
     def __init__(
         self,
@@ -73,19 +81,46 @@ class ImageDataModule(LightningDataModule, ABC):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         augment: Callable[[Tensor], Tensor] | None = None,
+        resize_size: int | None = None,
+        test_views: Literal[1, 10] = 1,
     ):
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+        resize_size = image_size if resize_size is None else resize_size
+        for name, value in (("batch_size", batch_size), ("image_size", image_size), ("resize_size", resize_size)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"data.{name}={value} is not possible: it is a whole number, 1 or more.")
+        if resize_size < image_size:
+            raise ConfigError(
+                f"data.resize_size={resize_size} is below data.image_size={image_size}, which is cut from it."
+            )
+        if test_views != 1 and resize_size == image_size:
+            raise ConfigError(
+                f"data.test_views={test_views} needs images larger than data.image_size={image_size}: "
+                f"set data.resize_size, to {round(image_size * 256 / 224)} for the paper's ratio."
+            )
         if not 0 < val_fraction < 1:
             raise ConfigError(f"data.val_fraction={val_fraction} is not possible: it is above 0 and below 1.")
-        self.image_size, self.batch_size, self.val_fraction = image_size, batch_size, val_fraction
+        self.image_size, self.resize_size, self.test_views = image_size, resize_size, test_views
+        self.batch_size, self.val_fraction = batch_size, val_fraction
         self.seed, self.split_seed = seed, split_seed
         self.mean, self.std = tuple(mean), tuple(std)
         self.augment = augment or nn.Identity()
-        self._loaders: dict[str, TensorLoader] = {}
+        with torch.random.fork_rng(devices=[]):  # what does not fit is found now, and nothing is drawn for it
+            kept = self.augment(torch.zeros(1, 3, resize_size, resize_size, dtype=torch.uint8)).shape[-1]
+        if kept < image_size:
+            raise ConfigError(
+                f"augment leaves {kept} pixels a side, and the network takes data.image_size={image_size}."
+            )
+        self._loaders: dict[str, BatchLoader] = {}
         self.description = ""
+
+    keep_ratio = False
+    """Whether pictures are scaled by their shorter side and cut to a square, not stretched to one."""
+
+    @classmethod
+    def is_in(cls, root: str | Path) -> bool:
+        """Whether ``root`` holds this kind of data. Nothing but names is looked at."""
+        return True
 
     @abstractmethod
     def load(self) -> ImageSource:
@@ -115,7 +150,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _tensors(self, labelled: LabelledImages) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(labelled.images).permute(0, 3, 1, 2)
         # In slices: the resize works on float copies, which for the whole of CIFAR-10 would take gigabytes.
-        size = [self.image_size, self.image_size]
+        size = [self.resize_size, self.resize_size]
         resized = torch.empty(len(images), 3, *size, dtype=torch.uint8)
         for start in range(0, len(images), 2048):
             resized[start : start + 2048] = resize(images[start : start + 2048], size, antialias=True)
@@ -141,17 +176,25 @@ class ImageDataModule(LightningDataModule, ABC):
         """Number of images in ``train``, ``val`` and ``test``."""
         return {split: len(loader.indices) for split, loader in self._loaders.items()}
 
-    def train_dataloader(self) -> TensorLoader:
+    def training_images(self) -> Iterator[Tensor]:
+        """Every training image once, in order, as it is stored: uint8 batches ``(B, 3, H, W)``, not augmented."""
+        loader = self._loaders["train"]
+        for batch in loader.indices.split(self.batch_size):
+            yield loader.gather(batch)[0]
+
+    def train_dataloader(self) -> BatchLoader:
         return self._loaders["train"]
 
-    def val_dataloader(self) -> TensorLoader:
+    def val_dataloader(self) -> BatchLoader:
         return self._loaders["val"]
 
-    def test_dataloader(self) -> TensorLoader:
+    def test_dataloader(self) -> BatchLoader:
         return self._loaders["test"]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             images = self.augment(images)
-        return normalize(images, self.mean, self.std), labels
+        if self.test_views == 10 and self.trainer is not None and self.trainer.testing:
+            images = ten_views(images, self.image_size)
+        return normalize(center_crop(images, self.image_size), self.mean, self.std), labels
