@@ -8,7 +8,7 @@ LOGDIR ?=
 PORT ?= 6006
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train test test-faults test-browser lint format sweep dashboard lock audit clean
+.PHONY: help setup quickstart train test test-faults test-slow test-browser lint format sweep dashboard lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -51,6 +51,9 @@ test: setup ## the tests, without network and without CIFAR-10
 
 test-faults: setup ## what can go wrong, with a table of what happens then: some minutes
 	$(BIN)/pytest -m fault tests/faults $(ARGS)
+
+test-slow: setup ## what compiles or times something: some minutes
+	$(BIN)/pytest -m slow $(ARGS)
 
 test-browser: setup ## the page of alexnet_pl.serve in headless Chromium; installs Gradio and Playwright into .venv
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

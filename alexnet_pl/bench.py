@@ -53,6 +53,9 @@ ROOT = Path(__file__).resolve().parent.parent
 EPOCH = 45_000
 """Training images of CIFAR-10, which every figure for an epoch is worked out for."""
 
+IMAGES = {"cpu": 5120, "cuda": 50_000}
+"""Training and validation images of an epoch as it is timed."""
+
 NAMES = ("tutorial", "handwritten", "project")
 
 LRN_SHAPES = ((128, 96, 11, 11), (128, 256, 5, 5), (32, 96, 55, 55), (32, 256, 27, 27))
@@ -477,7 +480,7 @@ def bench_startup(device: str) -> dict[str, float]:
 def bench(device: str, repeats: int, compile_mode: str | None) -> dict[str, Any]:
     """Measure everything; the keys are explained in ``docs/results/bench-cpu.md``."""
     root_device = torch.device(device)
-    count = 50_000 if device == "cuda" else 5120
+    count = IMAGES[device]
     cfg = make_config(device, Path("unused"))
     keep_freed_memory()
     return {

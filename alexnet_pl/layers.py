@@ -8,7 +8,7 @@ nothing else:
 - ``activation()``: an elementwise non-linearity (``conf/model/activation``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,9 +41,9 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
         The shape and dtype of ``x``.
     """
     with torch.autocast(x.device.type, enabled=False):
-        # A compiler or exporter sees the plain formula: it differentiates and fuses that itself.
-        if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             return _LocalResponseNorm.apply(x, size, alpha, beta, k)
+        # A compiler or exporter gets the plain formula, which it differentiates and fuses itself.
         wide = _at_least_float32(x)
         return (wide * _power(_denominator(wide, size, alpha, k), -beta)).to(x.dtype)
 
@@ -52,28 +52,44 @@ class _LocalResponseNorm(torch.autograd.Function):
     """The gradient in closed form: autograd's own would keep, and pass over, a tensor for every step of the formula.
 
     With d the denominator: ``dL/dx_c = g_c d_c^-beta - 2 alpha beta / size * x_c * sum of g_j x_j d_j^(-beta-1)``,
-    summed over the channels j that c is in the window of.
+    summed over the channels j that c is in the window of. Only x is kept; d is worked out again. On a CPU a few images
+    at a time, so that everything between x and the result stays in the cache.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-        wide = _at_least_float32(x)
-        denominator = _denominator(wide, size, alpha, k)
-        factor = _power(denominator, -beta)
-        ctx.save_for_backward(x, denominator, factor)
-        ctx.constants = size, alpha, beta
-        return (wide * factor).to(x.dtype)
+        ctx.save_for_backward(x)
+        ctx.constants = size, alpha, beta, k
+        result = torch.empty_like(x)
+        for images, normed in _in_parts(x, result):
+            wide = _at_least_float32(images)
+            normed.copy_(_power(_denominator(wide, size, alpha, k), -beta).mul_(wide))
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, denominator, factor = ctx.saved_tensors
-        size, alpha, beta = ctx.constants
-        wide = _at_least_float32(x)
-        direct = gradient.to(wide.dtype) * factor
-        through_window = _window_sum((direct * wide).div_(denominator), before=(size - 1) // 2, after=size // 2)
-        result = direct.addcmul_(wide, through_window, value=-2 * alpha * beta / size).to(x.dtype)
+        (x,) = ctx.saved_tensors
+        size, alpha, beta, k = ctx.constants
+        result = torch.empty_like(x)
+        for images, incoming, outgoing in _in_parts(x, gradient, result):
+            wide = _at_least_float32(images)
+            denominator = _denominator(wide, size, alpha, k)
+            direct = _power(denominator, -beta).mul_(incoming)
+            through_window = _window_sum((direct * wide).div_(denominator), before=(size - 1) // 2, after=size // 2)
+            outgoing.copy_(direct.addcmul_(wide, through_window, value=-2 * alpha * beta / size))
         return result, None, None, None, None
+
+
+PART = 2**18
+"""Values that are worked on at a time on a CPU: with all that is between, about a megabyte a step."""
+
+
+def _in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape ``(N, …)``, the same few images of each at a time; all at once where N is 0 or on a GPU."""
+    count = len(tensors[0])
+    images = count if tensors[0].device.type != "cpu" else max(1, PART * count // max(1, tensors[0].numel()))
+    return zip(*(tensor.split(max(1, images)) for tensor in tensors), strict=True)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
