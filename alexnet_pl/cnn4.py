@@ -20,14 +20,14 @@ from alexnet_pl.layers import (
 class CNN4(nn.Module):
     """Three convolutional layers of 5×5, each pooled, and one fully connected layer.
 
-    The paper says of its network no more than "a four-layer convolutional neural network". This is the smallest of
-    its authors' CIFAR-10 networks (cuda-convnet's ``layers-80sec``: 32, 32 and 64 maps), with max pooling everywhere,
-    where theirs averages in the second and third layer, and the activation in front of the pooling. 89,578 parameters
-    at 32×32 and 10 classes. The factories are :class:`alexnet_pl.alexnet.AlexNet`'s.
+    The paper says of its network no more than "a four-layer convolutional neural network". This has the geometry of
+    cuda-convnet's ``layers-18pct`` for CIFAR-10 (32, 32 and 64 maps), without its response normalisation and with max
+    pooling after all three convolutions, where theirs averages after the second and third. 89,578 parameters at 32×32
+    and 10 classes. The factories are :class:`alexnet_pl.alexnet.AlexNet`'s.
 
     Args:
         num_classes: number of logits, at least 1.
-        image_size: side of the square input in pixels, at least 5.
+        image_size: side of the square input in pixels, at least 2.
         channels: feature maps of conv1, conv2 and conv3.
 
     Raises:

@@ -97,7 +97,8 @@ def check_sections(cfg: DictConfig) -> None:
     references = set(re.findall(r"\$\{\.*([^.:}[]+)", OmegaConf.to_yaml(cfg)))
     for key in cfg:
         if references and key not in known and key not in references:
-            raise ConfigError(f"{key}={shown(cfg[key])}: nothing reads a key {key}.{did_you_mean(str(key), known)}")
+            hint = f" Leave it out: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(str(key), known)
+            raise ConfigError(f"{key}={shown(cfg[key])}: nothing reads a key {key}.{hint}")
     for key in (*SECTIONS, *(f"{name}.{entry}" for name in COLLECTIONS for entry in cfg.get(name) or ())):
         described = OmegaConf.select(cfg, key)
         if described is None and key in ("augment", "scheduler"):
