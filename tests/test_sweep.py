@@ -18,7 +18,8 @@ from alexnet_pl.points import STUDY, Study, identity, label, progress
 from alexnet_pl.sweep import study_folder
 from alexnet_pl.training import run
 
-POINTS = ("-m", *DIGITS, "trainer.max_epochs=2", "model/pool=overlapping,non_overlapping", "augment=crop_flip")
+PLAIN = "callbacks.dashboard.figures=false"
+POINTS = ("-m", *DIGITS, PLAIN, "trainer.max_epochs=2", "model/pool=overlapping,non_overlapping", "augment=crop_flip")
 
 
 def result_of(folder: Path) -> dict:
@@ -139,7 +140,7 @@ def test_the_same_command_again_runs_nothing_and_more_values_only_the_new(study,
 
 
 def test_failed_points_are_noted_and_retried_and_the_others_go_on(tmp_path):
-    rates = ("-m", "study=f", *DIGITS, "trainer=smoke", "optimizer.lr=1e-3,1e25,1e-4")
+    rates = ("-m", "study=f", *DIGITS, PLAIN, "trainer=smoke", "optimizer.lr=1e-3,1e25,1e-4")
     first = Command(*rates, cwd=tmp_path)
     assert first.wait() == 1
     study = tmp_path / "multirun" / "f"
@@ -230,7 +231,7 @@ def test_studies_that_cannot_be_are_refused(overrides, message, tmp_path):
 def test_a_study_moved_to_another_copy_of_the_data_goes_on(class_folders, tmp_path):
     """The first epoch with one copy, the second with another: ``data.root`` is no part of a point."""
     root = class_folders()
-    settings = ("-m", "study=c", *DIGITS[:1], *DIGITS[2:], "data=cifar10", "data.batch_size=16", "seed=1")
+    settings = ("-m", "study=c", *DIGITS[:1], *DIGITS[2:], PLAIN, "data=cifar10", "data.batch_size=16", "seed=1")
     whole = Command(*settings, "trainer.max_epochs=2", f"data.root={root}", cwd=tmp_path)
     assert whole.wait() == 0, whole.text
     (folder,) = (path.parent for path in (tmp_path / "multirun").glob("*/*/result.json"))
@@ -243,3 +244,41 @@ def test_a_study_moved_to_another_copy_of_the_data_goes_on(class_folders, tmp_pa
     assert "goes on after epoch 1" in moved.text
     assert metrics(folder) == before
     assert OmegaConf.load(folder / "config.yaml").data.root == f"{tmp_path}/moved"
+
+
+def test_a_run_that_has_learned_enough_stops_there_also_when_it_goes_on(tmp_path):
+    """Figure 1's stop, and a kill between the last epoch and the test."""
+    digits = ("experiment=relu_vs_tanh", "data=digits", *DIGITS[2:], PLAIN, "callbacks.learned.error=0.5")
+    run(config(*digits, run_dir=tmp_path / "run"))
+    errors = [float(row["train/error"]) for row in metrics(tmp_path / "run")]
+    assert errors[-1] < 0.5 <= min(errors[:-1], default=1)
+    whole = metrics(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    assert metrics(tmp_path / "run") == whole
+    assert result_of(tmp_path / "run")["epochs"] == len(errors)
+    with pytest.raises(Exception, match="error=1.5 is not possible"):
+        run(config(*digits, "callbacks.learned.error=1.5", run_dir=tmp_path / "refused"))
+
+
+def test_views_are_compared_on_trained_runs(finished, tmp_path):
+    """No training: every finished point with 1 and 10 views, paired by seed; the second time nothing is evaluated."""
+    from alexnet_pl.views import main
+
+    source = finished / "multirun" / "s"
+    main([str(source), "--out", str(tmp_path / "views")])
+    study = Study(tmp_path / "views")
+    assert len(study.points) == 8
+    for known in study.points.values():
+        if known["overrides"]["views"] == "1":
+            result = result_of(study.root / known["folder"])
+            own = result_of(Path(result["run"]))
+            assert [result[f"test/{name}"] for name in ("acc", "loss")] == [
+                own[f"test/{name}"] for name in ("acc", "loss")
+            ]
+    text = (tmp_path / "views" / "report.md").read_text()
+    (effect,) = (line for line in text.splitlines() if line.startswith("| 10 instead of 1 (views) | 2 |"))
+    assert "−1.5 / −1.3" in effect
+    before = results_untouched(study.root)
+    main([str(source), "--out", str(tmp_path / "views")])
+    assert results_untouched(study.root) == before

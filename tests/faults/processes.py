@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alexnet_pl.training"])
+CONTEXT.set_forkserver_preload(["alexnet_pl.training", "alexnet_pl.study", "alexnet_pl.study_figures"])
 
 EVERY_EPOCH = "callbacks.resume.spare_seconds=0"
 DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", EVERY_EPOCH)
