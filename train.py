@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_pl.errors import ConfigError, one_line_errors
 from alexnet_pl.resolvers import register_resolvers
 from alexnet_pl.stopping import exit_on_signal
-from alexnet_pl.sweep import in_sweep, point_folder, run_point, study_folder
+from alexnet_pl.sweep import in_sweep, point_folder, run_point, say_how_to_go_on, study_folder
 
 
 def run_folder(resume: str | None, new: str) -> str:
@@ -41,5 +41,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with one_line_errors(), exit_on_signal():
+    with one_line_errors(), exit_on_signal(say_how_to_go_on):
         main()

@@ -134,6 +134,15 @@ class Study:
             self.commands.append(started)
             self.write()
 
+    def include(self, name: str, point: dict[str, Any]) -> None:
+        """Note a point that the latest command did not know in advance."""
+        with FileLock(self.root / LOCKS / "study.lock"):
+            self.read()
+            self.points[name] = {"folder": self._existing(name) or name, **point}
+            if self.commands:
+                self.commands[-1]["points"].append(name)
+            self.write()
+
     def _existing(self, name: str) -> str | None:
         """The folder of a point that a lost ``study.json`` knew."""
         return next((path.name for path in sorted(self.root.glob(f"*{name}")) if path.is_dir()), None)

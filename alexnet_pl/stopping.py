@@ -70,14 +70,19 @@ class StopRequest:
 
 
 @contextmanager
-def exit_on_signal() -> Iterator[None]:
-    """End the process with 128 + the signal's number, whatever it does meanwhile; what saves first takes over."""
+def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """End the process with 128 + the signal's number, whatever it does meanwhile; what saves first takes over.
+
+    Args:
+        then: called last.
+    """
     stop = StopRequest()
     stop.install()
     try:
         yield
     except RunStopped as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
+        then()
         sys.exit(stopped.exit_code)
     finally:
         stop.restore()

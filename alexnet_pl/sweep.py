@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,11 @@ def run_point(cfg: DictConfig) -> float:
     """
     study, folder = Study(Path(HydraConfig.get().sweep.dir)), Path(cfg.run_dir)
     (study.root / LOCKS).mkdir(parents=True, exist_ok=True)
+    name = folder.name.rpartition("-")[2]
+    if name not in study.points:  # of a sweeper whose points are not known in advance
+        study.include(name, described(HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices))
     if _command is not None:
+        _command.points += [name] if name not in _command.points else []
         return _run_point(cfg, study, folder, _command.points)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, StdoutHandler):
@@ -119,14 +123,19 @@ def _run_point(cfg: DictConfig, study: Study, folder: Path, names: list[str]) ->
         return float("nan")
     except SystemExit:  # a signal
         lock.release()
-        if _command is not None:
-            say(f"{progress(study, names)}\n{GO_ON}")
+        say_how_to_go_on()
         raise
     finally:
         lock.release()
     collect_garbage()
     say(f"\n{progress(study, names)}")
     return score
+
+
+def say_how_to_go_on() -> None:
+    """The last words of a command that carries out a study; nothing of any other."""
+    if _command is not None:
+        say(f"\n{progress(_command.study, _command.points)}\n{GO_ON}")
 
 
 # --- workers of a parallel launcher -----------------------------------------------------------------------------------
@@ -290,28 +299,27 @@ def plan(config: DictConfig) -> None:
     if config.get("resume") is not None:
         raise ConfigError("resume is for a single run. A study goes on when its command is given again.")
     sweeper = config.hydra.sweeper
-    if not sweeper._target_.endswith(".BasicSweeper"):
-        return  # its points are not known in advance
     root = Path(config.hydra.sweep.dir)
     study = Study(root)
     loader = GlobalHydra.instance().config_loader()
-    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    wanted: Sequence[Sequence[str]] = ()
+    if sweeper._target_.endswith(".BasicSweeper"):  # others choose their points as they go
+        given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+        wanted = BasicSweeper.split_arguments(parsed, None)[0]
     points: dict[str, dict[str, Any]] = {}
     before = HydraConfig.instance().cfg
-    for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+    for overrides in wanted:
         cfg = loader.load_sweep_config(config, list(overrides))
         HydraConfig.instance().set_config(cfg)
         name = identity(cfg)
         if name in points:
             same = " ".join(f"{key}={value}" for key, value in points[name]["overrides"].items())
             raise ConfigError(f"{same}\nand {' '.join(overrides)}\nare the same point: they compute the same numbers.")
-        pairs = (override.lstrip("+~").partition("=") for override in overrides)
-        choices = {group: choice for group, choice in cfg.hydra.runtime.choices.items() if "hydra" not in group}
-        points[name] = {"overrides": {key: value for key, _, value in pairs}, "choices": choices}
+        points[name] = described(overrides, cfg.hydra.runtime.choices)
     HydraConfig.instance().cfg = before
     columns = [point["overrides"] for point in points.values()]
-    axes = [key for key in columns[0] if len({column.get(key) for column in columns}) > 1]
+    axes = [key for key in (columns[0] if columns else ()) if len({column.get(key) for column in columns}) > 1]
     launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
     try:
         study.add(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), launcher, axes, points)
@@ -328,6 +336,13 @@ def plan(config: DictConfig) -> None:
     say(progress(study, _command.points))
 
 
+def described(overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``study.json`` says of a point: its overrides by key, and the option of every group."""
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    options = {group: choice for group, choice in choices.items() if "hydra" not in group}
+    return {"overrides": {key: value for key, _, value in pairs}, "choices": options}
+
+
 def sum_up() -> None:
     """Say how the study stands; the process then ends with 1 if a point of this command has failed."""
     if _command is None:
@@ -338,7 +353,7 @@ def sum_up() -> None:
         for leftover in (study.root / LOCKS).glob(f"{os.environ[OWNER]}.stop"):
             leftover.unlink(missing_ok=True)
         if stop.received is not None:
-            say(f"\n{progress(study, names)}\n{GO_ON}")
+            say_how_to_go_on()
             sys.exit(128 + stop.received)
     states = {name: study.state(name) for name in names}
     say("")
@@ -347,6 +362,8 @@ def sum_up() -> None:
             print(f"error: {study.folder(name)}: {read_point(study.folder(name))['error']}", file=sys.stderr)
         if state == "running":
             say(f"{study.folder(name).name} is still being run by another process")
+        if state in ("stopped", "missing"):
+            print(f"error: {study.folder(name)} has not ended; the same command goes on with it", file=sys.stderr)
     try:
         from alexnet_pl.study import write_report  # after all points, for pandas and matplotlib take their time
 
