@@ -594,7 +594,8 @@ def report(table: Table) -> str:
         ]
     if left_out or more_left_out:
         parts.append("\n".join(f"- {line}" for line in [*left_out, *more_left_out]))
-    parts += ["## Learning curves", "![Learning curves](curves.png)", "## Points that do not count"]
+    parts += ["## Learning curves", "Mean over seeds, in a band of one sample standard deviation."]
+    parts += ["![Learning curves](curves.png)", "## Points that do not count"]
     rows = [[point.folder.name, *table.cell(point), point.seed, point.excluded] for point in excluded]
     heads = ["folder", *(factor.name for factor in table.factors), "seed", "why"]
     parts.append(markdown(heads, rows) if rows else "None: every point has finished.")

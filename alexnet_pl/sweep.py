@@ -67,10 +67,9 @@ class _Command:
 
     study: Study
     points: list[str]
+    again: str  # how to go on with it
     stop: StopRequest | None = None  # while workers run the points, who are to save before it ends
 
-
-GO_ON = "The same command goes on with the study."
 
 _command: _Command | None = None  # a worker of a parallel launcher does not know it
 
@@ -135,7 +134,7 @@ def _run_point(cfg: DictConfig, study: Study, folder: Path, names: list[str]) ->
 def say_how_to_go_on() -> None:
     """The last words of a command that carries out a study; nothing of any other."""
     if _command is not None:
-        say(f"\n{progress(_command.study, _command.points)}\n{GO_ON}")
+        say(f"\n{progress(_command.study, _command.points)}\n{_command.again}")
 
 
 # --- workers of a parallel launcher -----------------------------------------------------------------------------------
@@ -327,7 +326,9 @@ def plan(config: DictConfig) -> None:
         raise ConfigError(
             f"{error.filename or root} cannot be written ({error.strerror}). Choose another hydra.sweep.dir."
         ) from error
-    _command = _Command(study, [*points])
+    named = config.get("study") is not None or "hydra.sweep.dir" in str(config.hydra.overrides.hydra)
+    again = f"The same command goes on with it{'' if named else f', with hydra.sweep.dir={root}'}."
+    _command = _Command(study, [*points], again)
     os.environ[OWNER] = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
     if launcher in WAITS:
         _command.stop = StopRequest(then=stop_workers)
@@ -363,7 +364,7 @@ def sum_up() -> None:
         if state == "running":
             say(f"{study.folder(name).name} is still being run by another process")
         if state in ("stopped", "missing"):
-            print(f"error: {study.folder(name)} has not ended; the same command goes on with it", file=sys.stderr)
+            print(f"error: {study.folder(name)} has not ended. {_command.again}", file=sys.stderr)
     try:
         from alexnet_pl.study import write_report  # after all points, for pandas and matplotlib take their time
 

@@ -323,7 +323,7 @@ def test_help_and_cfg_answer_without_running(tmp_path):
         "model=alexnet_lrn data=cifar10",
         "data.root=",
         "model/norm: batch, lrn, none",
-        "experiment: norm_x_pool, ",
+        "experiment: augmentation, dropout, ",
     ):
         assert word in shown.stdout
     printed = train("--cfg", "job", "model=alexnet_bn", "optimizer.lr=0.5", cwd=tmp_path)

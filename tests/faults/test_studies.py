@@ -94,7 +94,7 @@ def test_a_study_stopped_by_signals(tmp_path, whole):
             time.sleep(0.001)
         command.send(number)
         assert command.wait(60) == 128 + number, command.text
-        assert command.text.rstrip().endswith("The same command goes on with the study."), command.text
+        assert command.text.rstrip().endswith("The same command goes on with it."), command.text
         assert "Traceback" not in command.text
     last = Command(*STUDY, cwd=tmp_path)
     assert last.wait(300) == 0, last.text
@@ -135,7 +135,7 @@ def test_parallel_points_stop_and_go_on(tmp_path, whole):
     wait_for(lambda: len(list(tmp_path.glob("multirun/s/*/checkpoints/latest.ckpt"))) == 2, command, seconds=300)
     command.send(signal.SIGTERM)
     assert command.wait(120) == 128 + signal.SIGTERM, command.text
-    assert "The same command goes on with the study." in command.text
+    assert "The same command goes on with it." in command.text
     assert "Traceback" not in command.text
     assert not list(tmp_path.glob("multirun/s/.locks/*.worker"))
     last = Command(*parallel, cwd=tmp_path)
