@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -129,6 +130,27 @@ class StopWhenNotFinite(Callback):
             f"{len(images)} images: {listed}; learning rate {rate:g}).\n"
             f"The checkpoints before it are kept. Try a smaller optimizer.lr, or trainer.precision=32-true."
         )
+
+
+class StopAtTrainingError(EarlyStopping):
+    """Ends training after the epoch whose ``train/error`` is below ``error``: what figure 1 of the paper waits for.
+
+    Args:
+        error: fraction of the training images, in (0, 1).
+
+    Raises:
+        ConfigError: ``error`` out of range.
+    """
+
+    def __init__(self, error: float = 0.25):
+        if not 0 < error < 1:
+            raise ConfigError(f"StopAtTrainingError error={error} is not possible: it is above 0 and below 1.")
+        never = 2**31
+        super().__init__("train/error", patience=never, stopping_threshold=error, check_on_train_epoch_end=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that was stopped between its last epoch and its test has nothing left to learn.
+        trainer.should_stop = trainer.should_stop or self.stopping_reason is EarlyStoppingReason.STOPPING_THRESHOLD
 
 
 class EpochReport(Callback):

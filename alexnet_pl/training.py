@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from alexnet_pl.resuming import (
     apply_changes,
     changes,
     check_fit,
+    move,
     named_on_the_command_line,
     saved_config,
     warm_start,
@@ -49,11 +52,15 @@ class OutOfMemory(UserError):
     exit_code = 1
 
 
-def run(cfg: DictConfig) -> float:
+def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
     """Train and test what ``cfg`` (``conf/train.yaml``) describes, into the folder ``cfg.run_dir``.
 
     With ``cfg.resume`` go on with the run in that folder, as if it had never stopped. A SIGINT, SIGTERM or SIGUSR1
     ends the process with 128 + its number after what has been learned is saved.
+
+    Args:
+        named: with ``cfg.resume``, the settings that are to be compared with the run's; by default those on the
+            command line.
 
     Returns:
         The best validation accuracy, in [0, 1]: what a sweep maximises. Never a test figure.
@@ -70,7 +77,7 @@ def run(cfg: DictConfig) -> float:
     stop = StopRequest()
     stop.install()
     try:
-        return _run(cfg, stop)
+        return _run(cfg, stop, named_on_the_command_line() if named is None else named)
     except RunStopped as stopped:
         log.info(f"stopped by {stopped}")
         if current().rank == 0 and (Path(cfg.run_dir) / "config.yaml").exists():
@@ -94,7 +101,7 @@ def run(cfg: DictConfig) -> float:
         stop.restore()
 
 
-def _run(cfg: DictConfig, stop: StopRequest) -> float:
+def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     commit = git_commit()  # now: the checkout may change while the run goes on
     run_dir, group = Path(cfg.run_dir), current()
     validate(cfg)
@@ -107,7 +114,7 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
             refuse_used_folder(run_dir)
     else:
         saved = saved_config(run_dir)
-        changed = changes(saved, cfg, named_on_the_command_line())
+        changed = move(saved, changes(saved, cfg, named))
         apply_changes(saved, changed, cfg.resume_with_changes)
         if not changed and (result := finished_result(run_dir)):
             log.info(f"{run_dir} has finished; there is nothing to resume.\n\n{results_table(result)}")
@@ -173,7 +180,9 @@ def _run(cfg: DictConfig, stop: StopRequest) -> float:
     data.move_to(trainer.strategy.root_device)
     if group.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)  # from here on the folder holds a run
+        scratch = run_dir / ".config.yaml"
+        OmegaConf.save(cfg, scratch, resolve=True)
+        os.replace(scratch, run_dir / "config.yaml")  # from here on the folder holds a run
     counts, parameters = data.counts(), sum(p.numel() for p in model.net.parameters())
     device, side = device_name(trainer.strategy.root_device), cfg.data.image_size
     if group.size > 1:
