@@ -109,7 +109,8 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     if group.rank == 0:
         refuse_unwritable(run_dir)
     changed: Changes = {}
-    if cfg.resume is None:
+    resuming = cfg.resume is not None  # what is resumed has settled everything
+    if not resuming:
         if group.rank == 0:
             refuse_used_folder(run_dir)
     else:
@@ -130,7 +131,7 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
 
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)
-    if data.classes_from_files and "model.num_classes" not in named_on_the_command_line():
+    if data.classes_from_files and not resuming and "model.num_classes" not in named_on_the_command_line():
         with open_dict(cfg):
             cfg.model.num_classes = len(data.class_names)
     if cfg.model.num_classes < len(data.class_names):
