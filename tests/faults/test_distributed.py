@@ -170,7 +170,7 @@ LONG = ("model=lenet5", "data=digits", "trainer=ddp", "trainer.devices=2", *DIGI
 @pytest.mark.fault("SIGKILL of one of two processes", "the other ends within a minute, one error says which, exit 1")
 def test_a_killed_process_ends_the_run(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=300)
+    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=600)
     ranks = children(process.pid)
     os.kill(ranks[1], signal.SIGKILL)
     begin = time.monotonic()
@@ -187,7 +187,7 @@ def test_a_killed_process_ends_the_run(started, tmp_path):
 @pytest.mark.fault("SIGTERM to a run of two processes", "saves once, prints the resume command, exit 143")
 def test_a_signal_to_the_run(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=300)
+    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=600)
     ranks = children(process.pid)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=60)
@@ -200,7 +200,7 @@ def test_a_signal_to_the_run(started, tmp_path):
 @pytest.mark.fault("SIGKILL of what started two processes", "they save and end by themselves")
 def test_a_killed_parent(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=300)
+    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=600)
     ranks = children(process.pid)
     assert sorted(ranks) == [0, 1]
     process.kill()
@@ -212,7 +212,7 @@ def test_torchrun(started, tmp_path):
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(REPOSITORY / "train.py"))
     overrides = ("model=lenet5", "data=digits", "trainer=ddp", *DIGITS[2:], "trainer.max_epochs=1")
     process = start(started, *command, *overrides, cwd=tmp_path)
-    said, errors = process.communicate(timeout=300)
+    said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     (run_dir,) = (tmp_path / "runs" / "lenet5_digits").iterdir()
     assert finished_result(run_dir)["status"] == "finished"
