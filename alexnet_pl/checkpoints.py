@@ -339,7 +339,8 @@ class ResumeCheckpoint(Callback):
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._inside = checkpoint.get("inside")
+        inside = checkpoint.get("inside")
+        self._inside = [inside] if isinstance(inside, dict) else inside  # of one process, before there could be several
         if self._inside is not None and len(self._inside) != trainer.world_size:
             raise ConfigError(
                 f"this run was stopped inside an epoch by {len(self._inside)} processes, and goes on with as many: "

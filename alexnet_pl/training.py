@@ -109,7 +109,8 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     if group.rank == 0:
         refuse_unwritable(run_dir)
     changed: Changes = {}
-    if cfg.resume is None:
+    resuming = cfg.resume is not None  # what is resumed has settled everything
+    if not resuming:
         if group.rank == 0:
             refuse_used_folder(run_dir)
     else:
@@ -123,12 +124,14 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
         validate(cfg)  # for this machine, and with the changes
     check_processes(cfg, group)
     if not started() and processes(cfg) > 1:
+        if not HydraConfig.initialized():
+            raise ConfigError(f"{processes(cfg)} processes are started by train.py, torchrun or srun; this is neither.")
         launch(processes(cfg), run_dir)
         return finished_result(run_dir)["val/acc"]
 
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)
-    if data.classes_from_files and "model.num_classes" not in named_on_the_command_line():
+    if data.classes_from_files and not resuming and "model.num_classes" not in named_on_the_command_line():
         with open_dict(cfg):
             cfg.model.num_classes = len(data.class_names)
     if cfg.model.num_classes < len(data.class_names):

@@ -82,6 +82,7 @@ class StreamLoader(BatchLoader):
         labels = torch.from_numpy(shards.splits[split].label.astype(np.int64))
         super().__init__(labels, indices, batch_size, sampler, group)
         self.shards, self.split, self.side, self.workers = shards, split, side, workers
+        self.fetched_by: torch.device | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         parts = list(self._parts(self._order()))
@@ -125,6 +126,9 @@ class StreamLoader(BatchLoader):
         pixels, labels = self.gather(images)
         if missing:
             labels[-missing:] = IGNORED
+        if self.fetched_by is not None:
+            with torch.cuda.device(self.fetched_by):  # else every process would take memory of the first GPU
+                pixels = pixels.pin_memory()
         return pixels, labels
 
 
@@ -246,7 +250,9 @@ class ShardedDataModule(ImageDataModule):
         self.description = self.describe()
 
     def move_to(self, device: torch.device) -> None:
-        """Nothing: pictures are decoded on the CPU, and every batch is copied over."""
+        """Pictures stay where they are; batches for a CUDA GPU are decoded into memory that it fetches them from."""
+        for loader in self._loaders.values():
+            loader.fetched_by = device if device.type == "cuda" else None
 
     def describe(self) -> str:
         """The data, for people and result.json."""

@@ -44,7 +44,7 @@ class Pair:
             for rank in range(2)
         ]
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int]:
         return [rank.wait(seconds) for rank in self.ranks]
 
     @property
@@ -100,16 +100,16 @@ def test_a_signal_to_one(tmp_path):
     # Dropout and crops, so that the random generators of both have to be right too.
     net = ("model=alexnet_bn", "model.channels=[4,6,8,8,6]", "model.fc_width=16")
     settings = (*net, "trainer=ddp", "trainer.devices=2", "data=digits", "augment=crop_flip", *DIGITS[2:],
-                "trainer.max_epochs=2", "data.batch_size=8")  # fmt: skip
+                "trainer.max_epochs=2", "data.batch_size=16")  # fmt: skip
     whole = tmp_path / "whole"
     assert Pair(*settings, run_dir=whole).wait() == [0, 0]
     pair = Pair(*settings, run_dir=tmp_path / "run")
     wait_for(lambda: "epoch 1/" in pair.text, pair.ranks[0])
     pair.ranks[1].send(signal.SIGTERM)
-    assert pair.wait(60) == [143, 143], pair.text
+    assert pair.wait() == [143, 143], pair.text
     position = latest_valid(tmp_path / "run" / "checkpoints")[1]["position"]
     assert position["epoch"] == 1
-    assert position["batch"] in range(10, 161, 10)
+    assert position["batch"] in range(10, 80, 10)
     assert Pair("resume=here", run_dir=tmp_path / "run").wait() == [0, 0]
     assert_same(tmp_path / "run", whole)
 
@@ -118,7 +118,7 @@ def test_a_signal_to_one(tmp_path):
 @pytest.mark.parametrize("how", ["nan loss", "inf loss", "nan gradient"])
 def test_nan_in_both(how, tmp_path):
     pair = Pair(DDP[0], *BREAKING, f"+model.how={how}", *DDP[1:], run_dir=tmp_path / "run")
-    assert pair.wait(60) == [1, 1]
+    assert pair.wait() == [1, 1]
     for rank in pair.ranks:
         assert len(rank.errors) == 1
         assert f"the {how.split()[1]} is {'nan' if how[0] == 'n' else 'infinite'} at step 4 " in rank.errors[0]
@@ -170,7 +170,7 @@ LONG = ("model=lenet5", "data=digits", "trainer=ddp", "trainer.devices=2", *DIGI
 @pytest.mark.fault("SIGKILL of one of two processes", "the other ends within a minute, one error says which, exit 1")
 def test_a_killed_process_ends_the_run(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None)
+    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=600)
     ranks = children(process.pid)
     os.kill(ranks[1], signal.SIGKILL)
     begin = time.monotonic()
@@ -187,7 +187,7 @@ def test_a_killed_process_ends_the_run(started, tmp_path):
 @pytest.mark.fault("SIGTERM to a run of two processes", "saves once, prints the resume command, exit 143")
 def test_a_signal_to_the_run(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None)
+    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=600)
     ranks = children(process.pid)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=60)
@@ -200,7 +200,7 @@ def test_a_signal_to_the_run(started, tmp_path):
 @pytest.mark.fault("SIGKILL of what started two processes", "they save and end by themselves")
 def test_a_killed_parent(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None)
+    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None, seconds=600)
     ranks = children(process.pid)
     assert sorted(ranks) == [0, 1]
     process.kill()
@@ -212,7 +212,7 @@ def test_torchrun(started, tmp_path):
     command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(REPOSITORY / "train.py"))
     overrides = ("model=lenet5", "data=digits", "trainer=ddp", *DIGITS[2:], "trainer.max_epochs=1")
     process = start(started, *command, *overrides, cwd=tmp_path)
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     (run_dir,) = (tmp_path / "runs" / "lenet5_digits").iterdir()
     assert finished_result(run_dir)["status"] == "finished"
