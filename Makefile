@@ -38,7 +38,7 @@ quickstart: setup ## train AlexNet on the embedded digits, under two minutes on 
 train: setup ## one run: make train ARGS="model=alexnet_bn data=cifar10"
 	$(BIN)/python train.py $(ARGS)
 
-sweep: setup ## every combination: make sweep ARGS="model=alexnet_lrn,alexnet_bn seed=1,2,3"
+sweep: setup ## every combination: make sweep ARGS="study=NAME model=alexnet_lrn,alexnet_bn seed=1,2,3"
 	$(BIN)/python train.py -m $(or $(ARGS),model=alexnet_lrn$(comma)alexnet_bn model/pool=overlapping$(comma)non_overlapping)
 
 comma := ,

@@ -6,24 +6,26 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 from torch.optim import Optimizer
 
 from alexnet_pl.data.loader import epoch_seed
+from alexnet_pl.distributed import highest
 from alexnet_pl.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
 
 class ReseedEachEpoch(Callback):
-    """Make dropout and augmentation of an epoch a function of ``(seed, epoch)``, whatever was drawn before it."""
+    """Make dropout and augmentation of an epoch a function of ``(seed, epoch, rank)``, whatever was drawn before it."""
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch))
+        torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank))
 
 
 class NonFiniteError(UserError):
@@ -99,7 +101,8 @@ class StopWhenNotFinite(Callback):
     def _note(self, trainer: Trainer, value: Tensor, kind: int) -> None:
         code = 4 * self._step + kind + value.isinf()
         self._first = torch.where(value.isfinite(), self._first, torch.minimum(self._first, code))
-        if self._at_once:
+        # Several processes have to look together. Their gradients are one sum: not finite for one, so for all.
+        if self._at_once and (trainer.world_size == 1 or (kind == 2 and not value.isfinite())):
             self.look(trainer)
 
     def look(self, trainer: Trainer) -> None:
@@ -110,7 +113,8 @@ class StopWhenNotFinite(Callback):
         """
         if self._first is None:  # before training
             return
-        if (first := int(self._first)) != self.NEVER:
+        (latest,) = highest(-int(self._first))
+        if (first := -latest) != self.NEVER:
             step, kind = divmod(first, 4)
             self._stop(trainer, step, "gradient" if kind >= 2 else "loss", self.HOW[kind % 2])
         if (longest := int(self._longest)) >= self.max_skipped:
@@ -126,6 +130,27 @@ class StopWhenNotFinite(Callback):
             f"{len(images)} images: {listed}; learning rate {rate:g}).\n"
             f"The checkpoints before it are kept. Try a smaller optimizer.lr, or trainer.precision=32-true."
         )
+
+
+class StopAtTrainingError(EarlyStopping):
+    """Ends training after the epoch whose ``train/error`` is below ``error``: what figure 1 of the paper waits for.
+
+    Args:
+        error: fraction of the training images, in (0, 1).
+
+    Raises:
+        ConfigError: ``error`` out of range.
+    """
+
+    def __init__(self, error: float = 0.25):
+        if not 0 < error < 1:
+            raise ConfigError(f"StopAtTrainingError error={error} is not possible: it is above 0 and below 1.")
+        never = 2**31
+        super().__init__("train/error", patience=never, stopping_threshold=error, check_on_train_epoch_end=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that was stopped between its last epoch and its test has nothing left to learn.
+        trainer.should_stop = trainer.should_stop or self.stopping_reason is EarlyStoppingReason.STOPPING_THRESHOLD
 
 
 class EpochReport(Callback):
@@ -151,7 +176,7 @@ class EpochReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[1])
+        self._images += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":

@@ -55,7 +55,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = None if _SHOW_TRACEBACK else _for_people(error)
+        found = None if _SHOW_TRACEBACK else message_for_people(error)
         if found is None:
             raise
         message, exit_code = found
@@ -67,7 +67,7 @@ def one_line_errors() -> Iterator[None]:
             os.environ[_FULL_ERROR] = before
 
 
-def _for_people(error: BaseException) -> tuple[str, int] | None:
+def message_for_people(error: BaseException) -> tuple[str, int] | None:
     """The message to print instead of a traceback and the exit status; None where only a traceback helps."""
     from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -94,6 +94,9 @@ def _for_people(error: BaseException) -> tuple[str, int] | None:
         return "A group cannot be null. To leave one out, put a tilde before its name: ~scheduler", 2
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(error).split()), 2
+    if type(error).__module__.startswith(("joblib.", "submitit.")):
+        reason = " ".join(str(error).split())[:300]
+        return f"a worker has ended without a word ({reason}). The same command goes on with what is left.", 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}.", 1
     return None

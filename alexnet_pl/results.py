@@ -7,11 +7,12 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from alexnet_pl import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "scikit-learn")
 
@@ -42,9 +43,11 @@ def _git(root: Path, *command: str) -> str:
     return done.stdout.strip()
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """Such as ``cuda (NVIDIA H100 80GB HBM3)`` or ``cpu (AMD EPYC, 2 cores)``."""
     if device.type == "cuda":
+        import torch  # here: who only reads results does not wait for it
+
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
         return f"cpu ({_cpu_model()}, {len(_usable_cores())} cores)"

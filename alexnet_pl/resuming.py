@@ -1,6 +1,7 @@
 """Going on with a run in its folder, and starting a new one from another's weights."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from alexnet_pl.checkpoints import BEST, CheckpointError, read_checkpoint
 from alexnet_pl.errors import ConfigError
 from alexnet_pl.validation import check_targets
 
-ABOUT_RESUMING = ("resume", "resume_with_changes", "run_dir")
+ABOUT_RESUMING = ("resume", "resume_with_changes", "run_dir", "study")
 """Keys that say how a run is called, not what it computes."""
+
+PLACES = ("data.root",)
+"""Keys that say where something lies: a resumed run takes them as they are now, and is no other run for it."""
 
 TORCHVISION = "torchvision"
 """The word that stands for torchvision's ImageNet weights in ``init_from``."""
@@ -60,7 +64,7 @@ def named_on_the_command_line() -> list[str]:
     return [key for key in keys if key not in ABOUT_RESUMING]
 
 
-def changes(saved: DictConfig, now: DictConfig, named: list[str]) -> Changes:
+def changes(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Changes:
     """What the settings ``named`` on the command line would change: key → (before, now).
 
     Args:
@@ -93,6 +97,14 @@ def _leaves(config: DictConfig) -> dict[str, Any]:
 
     visit(OmegaConf.to_container(config, resolve=True), "")
     return found
+
+
+def move(saved: DictConfig, changed: Changes) -> Changes:
+    """Put the changes of ``PLACES`` into ``saved``; what is left of the changes is another matter."""
+    for key in PLACES:
+        if key in changed:
+            OmegaConf.update(saved, key, changed[key][1])
+    return {key: change for key, change in changed.items() if key not in PLACES}
 
 
 def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
@@ -186,8 +198,6 @@ def download_torchvision() -> tuple[Path, dict[str, Tensor]]:
     """
     url = AlexNet_Weights.IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.exists():
-        print(f"downloading the weights of torchvision's AlexNet (244 MB) to {path}")
     try:
         weights = torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

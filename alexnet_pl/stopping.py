@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,12 +28,16 @@ class RunStopped(BaseException):
 class StopRequest:
     """Remembers the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT ends the process at once.
 
+    Args:
+        then: called at the first signal.
+
     Attributes:
         received: number of the signal, None before one.
         wait: while True the signal is only remembered, for whoever can save; else it raises :class:`RunStopped`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.then = then
         self.received: int | None = None
         self.wait = False
         self._before: dict[int, Any] = {}
@@ -54,8 +60,29 @@ class StopRequest:
         if again and number == signal.SIGINT:
             os._exit(128 + number)
         self.received = number
+        if self.then is not None and not again:
+            self.then()
         if not self.wait:
             raise RunStopped(number)
         if not again:
             hint = "; once more ends it at once, without saving" if number == signal.SIGINT else ""
             os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: saving, then stopping{hint}\n".encode())
+
+
+@contextmanager
+def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """End the process with 128 + the signal's number, whatever it does meanwhile; what saves first takes over.
+
+    Args:
+        then: called last.
+    """
+    stop = StopRequest()
+    stop.install()
+    try:
+        yield
+    except RunStopped as stopped:
+        print(f"stopped by {stopped}", file=sys.stderr)
+        then()
+        sys.exit(stopped.exit_code)
+    finally:
+        stop.restore()

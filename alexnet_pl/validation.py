@@ -29,7 +29,8 @@ SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
 COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
-VALUES = ("seed", "split_seed", "channels_last", "compile", "run_dir", "resume", "resume_with_changes", "init_from")
+VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "resume_with_changes",
+          "init_from")  # fmt: skip
 """Top-level keys that are plain values."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -93,10 +94,11 @@ def check_sections(cfg: DictConfig) -> None:
         ConfigError: names the key.
     """
     known = (*VALUES, *SECTIONS, *COLLECTIONS)
-    references = set(re.findall(r"\$\{\.*([^.:}]+)", OmegaConf.to_yaml(cfg)))
+    references = set(re.findall(r"\$\{\.*([^.:}[]+)", OmegaConf.to_yaml(cfg)))
     for key in cfg:
         if references and key not in known and key not in references:
-            raise ConfigError(f"{key}={shown(cfg[key])}: nothing reads a key {key}.{did_you_mean(str(key), known)}")
+            hint = f" Leave it out: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(str(key), known)
+            raise ConfigError(f"{key}={shown(cfg[key])}: nothing reads a key {key}.{hint}")
     for key in (*SECTIONS, *(f"{name}.{entry}" for name in COLLECTIONS for entry in cfg.get(name) or ())):
         described = OmegaConf.select(cfg, key)
         if described is None and key in ("augment", "scheduler"):
@@ -352,6 +354,8 @@ def check_device(trainer: Settings) -> None:
     except (MisconfigurationException, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer.devices={devices} is not possible on {found[0]}: {reason}") from error
+    if found[0] == "cpu" and trainer.get("sync_batchnorm"):
+        raise ConfigError("trainer.sync_batchnorm=true is not possible on a CPU: torch has it for GPUs only.")
     if found[0] == "cpu" and str(precision) in ("16", "16-mixed"):
         raise ConfigError(
             f"trainer.precision={precision} is not possible on a CPU: it is auto, bf16-mixed, 32-true or 64-true."

@@ -29,7 +29,7 @@ def options(group: str) -> list[str]:
 MODELS, NORMS = options("model"), options("model/norm")
 POOLS, ACTIVATIONS = options("model/pool"), options("model/activation")
 PARTS = {"norm": NORMS, "pool": POOLS, "activation": ACTIVATIONS}
-NARROW = {"AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"], "LeNet5": []}
+NARROW = {"AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"], "LeNet5": [], "CNN4": []}
 
 
 PAPER = {"conv1_padding": 0, "pool2_padding": 0, "groups": 2}
@@ -87,6 +87,8 @@ def test_every_variant_trains_every_parameter(model, variant):
         (["model=alexnet_lrn", "model/norm=batch"], 21_622_506 + 96 + 256),  # LRN → BatchNorm is +704
         (["model=alexnet_lrn", "model/pool=non_overlapping", "model/activation=tanh"], 21_622_506 - 704 + 96 + 256),
         (["model=alexnet_bn", "model.num_classes=100"], 21_622_506 + 90 * 4097),
+        (["model=cnn4"], 89_578),  # 3·25·32+32, 32·25·32+32, 32·25·64+64, 64·4·4·10+10
+        (["model=cnn4", "model/pool=non_overlapping"], 89_578),
         (["model=alexnet_paper"], 60_965_224),
         (["model=alexnet_paper", "model.num_classes=10"], 56_909_194),
         (["model=alexnet_paper", "model.image_size=224", "model.conv1_padding=2"], 60_965_224),

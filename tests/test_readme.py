@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -27,6 +28,20 @@ def test_the_model_variant_example_works(tmp_path: Path):
     # Half the width: about a quarter of the parameters of convolutions and fully connected layers.
     counts = [int(count.replace(",", "")) for count in re.findall(r"AlexNet, ([\d,]+) parameters", done.stdout)]
     assert counts == [5_427_066, 5_427_066]
+
+
+@pytest.mark.slow
+def test_the_study_example_works(tmp_path: Path):
+    """Word for word, but for the data and the length."""
+    (line,) = set(
+        re.findall(r"^\.venv/bin/python (train\.py -m study=my_study [^#\n]*?) *(?:#.*)?$", README, re.MULTILINE)
+    )
+    command = f"{sys.executable} {REPOSITORY}/{line.split('  ')[0]} data=digits trainer=smoke"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "study my_study: 6 done, 0 running, 0 failed, 0 left" in done.stdout
+    assert "alexnet_bn instead of alexnet_lrn (model)" in (tmp_path / "multirun" / "my_study" / "report.md").read_text()
 
 
 def test_every_file_and_folder_it_names_exists():

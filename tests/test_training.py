@@ -255,8 +255,9 @@ def test_a_sweep_leaves_complete_runs_in_folders_of_their_own(tmp_path):
     done = train("-m", "model=lenet5", "model/pool=overlapping,non_overlapping", "data=digits", "trainer=smoke",
                  f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for job, pool in enumerate(("OverlappingMaxPool2d", "NonOverlappingMaxPool2d")):
-        folder = tmp_path / "sweep" / str(job)
+    for pool in ("OverlappingMaxPool2d", "NonOverlappingMaxPool2d"):
+        option = {"OverlappingMaxPool2d": "overlapping", "NonOverlappingMaxPool2d": "non_overlapping"}[pool]
+        (folder,) = (tmp_path / "sweep").glob(f"pool_{option}-*")
         assert result_of(folder)["status"] == "finished"
         assert OmegaConf.load(folder / "config.yaml").model.pool._target_.endswith(f".{pool}")
         assert len(read_metrics(folder)) == 2
@@ -322,7 +323,7 @@ def test_help_and_cfg_answer_without_running(tmp_path):
         "model=alexnet_lrn data=cifar10",
         "data.root=",
         "model/norm: batch, lrn, none",
-        "experiment: tutorial",
+        "experiment: augmentation, dropout, ",
     ):
         assert word in shown.stdout
     printed = train("--cfg", "job", "model=alexnet_bn", "optimizer.lr=0.5", cwd=tmp_path)

@@ -8,31 +8,36 @@ import logging
 import multiprocessing
 import os
 import resource
+import runpy
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import config
+from conftest import REPOSITORY, config
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alexnet_pl.training"])
+CONTEXT.set_forkserver_preload(["alexnet_pl.training", "alexnet_pl.study", "alexnet_pl.study_figures"])
 
 EVERY_EPOCH = "callbacks.resume.spare_seconds=0"
 DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", EVERY_EPOCH)
 
 
-class Run:
-    """One run as a process; what it prints goes to a file beside its folder."""
+class Started:
+    """A process that imports nothing any more; what it prints goes to a file.
 
-    def __init__(self, *overrides: str, run_dir: Path, memory: int | None = None):
-        self.run_dir, self.output = run_dir, run_dir.with_name(f"{run_dir.name}.{time.monotonic_ns()}.log")
+    Args:
+        target: called with ``arguments`` in the process.
+        output: the file.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: object, output: Path):
+        self.output = output
         self.output.touch()
-        cfg = config(*overrides, run_dir=run_dir)
-        self.process = CONTEXT.Process(target=_run, args=(cfg, self.output, memory))
+        self.process = CONTEXT.Process(target=_redirected, args=(target, arguments, output))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -53,12 +58,40 @@ class Run:
         return [line for line in self.text.splitlines() if line.startswith("error: ")]
 
 
-def _run(cfg: DictConfig, output: Path, memory: int | None) -> None:
+class Run(Started):
+    """One run as a process; what it prints goes to a file beside its folder."""
+
+    def __init__(
+        self, *overrides: str, run_dir: Path, memory: int | None = None, environment: dict[str, str] | None = None
+    ):
+        self.run_dir, output = run_dir, run_dir.with_name(f"{run_dir.name}.{time.monotonic_ns()}.log")
+        super().__init__(_run, config(*overrides, run_dir=run_dir), memory, environment or {}, output=output)
+
+
+class Command(Started):
+    """``python train.py`` with these overrides, called from the folder ``cwd``."""
+
+    def __init__(self, *overrides: str, cwd: Path):
+        super().__init__(_command, overrides, cwd, output=cwd / f"{time.monotonic_ns()}.log")
+
+
+def _redirected(target: Callable[..., None], arguments: tuple, output: Path) -> None:
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
+    target(*arguments)
+
+
+def _command(overrides: tuple[str, ...], cwd: Path) -> None:
+    os.chdir(cwd)
+    sys.argv = [str(REPOSITORY / "train.py"), *overrides]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _run(cfg: DictConfig, memory: int | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 
     from alexnet_pl.errors import one_line_errors
     from alexnet_pl.training import run

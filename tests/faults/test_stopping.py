@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -50,7 +51,7 @@ def test_sigint_twice(tmp_path):
 @pytest.mark.fault("SIGTERM in a sweep", "the sweep stops with 143, finished points stay, the current one can go on")
 def test_sigterm_in_a_sweep(tmp_path):
     sweep = tmp_path / "sweep"
-    points = [*DIGITS, "trainer.max_epochs=2,2001,2", f"hydra.sweep.dir={sweep}"]
+    points = [*DIGITS, "trainer.max_epochs=2,2001,3", f"hydra.sweep.dir={sweep}"]
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "train.py"), "-m", *points],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -58,12 +59,16 @@ def test_sigterm_in_a_sweep(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: (sweep / "1" / "metrics.csv").exists() or process.poll() is not None)
+
+    def point(epochs: int) -> Path:
+        return next(sweep.glob(f"max_epochs_{epochs}-*"), sweep / "absent")
+
+    wait_for(lambda: (point(2001) / "metrics.csv").exists() or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert "Traceback" not in errors
-    assert finished_result(sweep / "0") is not None
-    assert finished_result(sweep / "1") is None
-    assert latest_valid(sweep / "1" / "checkpoints") is not None
-    assert not (sweep / "2" / "config.yaml").exists()
+    assert finished_result(point(2)) is not None
+    assert finished_result(point(2001)) is None
+    assert latest_valid(point(2001) / "checkpoints") is not None
+    assert not (point(3) / "config.yaml").exists()

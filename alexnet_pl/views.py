@@ -1,0 +1,112 @@
+"""One against ten test views on the trained runs of a study: a study of its own, without any training.
+
+``python -m alexnet_pl.views multirun/norm_x_pool`` evaluates the best checkpoint of every finished point twice, on
+validation and test images, and writes ``multirun/norm_x_pool_views`` with its report. Points that are there already are
+skipped. Published (ILSVRC-2010, section 6 of the paper): 10 views instead of the centre, −1.5 / −1.3 points.
+"""
+
+import argparse
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from alexnet_pl.errors import UserError, one_line_errors
+from alexnet_pl.evaluate import evaluate
+from alexnet_pl.points import Study, progress, read_point
+from alexnet_pl.results import package_versions, write_result
+from alexnet_pl.runs import load_run
+from alexnet_pl.study import Point, factors_of, read_study, write_report
+
+VIEWS = (1, 10)
+
+
+def views_study(source: Path, out: Path, data_root: Path | None = None) -> Study:
+    """Evaluate every finished point of the study ``source`` with one and with ten views, as points of a study ``out``.
+
+    Args:
+        data_root: where the data is now; by default where it was.
+
+    Raises:
+        UserError: no study, no finished point, or data that is not there.
+    """
+    trained, points = read_study(source)
+    finished = [point for point in points if not point.excluded]
+    if not finished:
+        raise UserError(f"{source} has no finished point to evaluate.")
+    factors, _ = factors_of(finished, trained.axes)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}). Choose another --out.") from error
+    study = Study(out)
+    wanted: dict[str, tuple[Point, int]] = {}
+    noted: dict[str, dict[str, Any]] = {}
+    for point in finished:
+        settings = {key: point.settings[key] for factor in factors for key in factor.key.split(" + ")}
+        for views in VIEWS:
+            name = hashlib.sha256(f"{point.identity} {views} views".encode()).hexdigest()[:10]
+            wanted[name] = point, views
+            overrides = {**settings, "views": str(views), "seed": str(point.seed)}
+            noted[name] = {"overrides": overrides, "choices": {}}
+    command = shlex.join(["python", "-m", "alexnet_pl.views", *sys.argv[1:]])
+    study.add(
+        command, "basic", [*(key for factor in factors for key in factor.key.split(" + ")), "views", "seed"], noted
+    )
+    for name, (point, views) in wanted.items():
+        folder = study.folder(name)
+        if read_point(folder).get("status") == "finished":
+            continue
+        lock = study.lock(name)
+        try:
+            with lock.acquire(timeout=2, poll_interval=0.02):
+                folder.mkdir(exist_ok=True)
+                write_result(folder / "result.json", evaluated(point, views, data_root))
+        except Timeout:
+            print(f"{folder.name} is left to another process, which is evaluating it", flush=True)
+            continue
+        print(progress(study, [*wanted]), flush=True)
+    return study
+
+
+def evaluated(point: Point, views: int, data_root: Path | None = None) -> dict[str, Any]:
+    """A result.json of the point's best checkpoint seen with ``views`` views; what is of training stays as it was."""
+    run = load_run(point.folder)
+    found = {split: evaluate(run, split, views, data_root) for split in ("val", "test")}
+    kept = ("best_epoch", "epochs", "seconds", "images_per_second", "model", "parameters", "device", "seed",
+            "split_seed", "git_commit")  # fmt: skip
+    counts = {split: len(evaluation.labels) for split, evaluation in found.items()}
+    data = {**point.result.get("data", {}), "source": found["test"].description, **counts}
+    return {
+        "status": "finished",
+        **{key: value for split in found for key, value in found[split].figures.items()},
+        **{key: point.result.get(key) for key in kept},
+        "views": views,
+        "run": str(point.folder.resolve()),
+        "data": data,
+        "precision": found["test"].precision,
+        "versions": package_versions(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m alexnet_pl.views", description="Evaluate the trained runs of a study with 1 and with 10 views."
+    )
+    parser.add_argument("study", type=Path, metavar="STUDY", help="folder of a study, such as multirun/norm_x_pool")
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the data is now")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the study to write; default: STUDY_views")
+    given = parser.parse_args(arguments)
+    out = given.out or given.study.resolve().with_name(f"{given.study.resolve().name}_views")
+    study = views_study(given.study, out, given.data_root)
+    write_report([study.root], study.root)
+    print(f"report {study.root / 'report.md'}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
