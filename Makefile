@@ -55,9 +55,10 @@ test-faults: setup ## what can go wrong, with a table of what happens then: some
 test-slow: setup ## what compiles or times something: some minutes
 	$(BIN)/pytest -m slow $(ARGS)
 
-test-browser: setup ## the page of alexnet_pl.serve in headless Chromium; installs Gradio and Playwright into .venv
+test-browser: setup ## pages in headless Chromium; installs Gradio and Playwright into .venv, as root Chromium too
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
-		{ echo "error: there is no Chromium. Install it, such as with: apt-get install chromium"; exit 1; }
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+		{ echo "error: there is no Chromium. Install it, such as with: sudo apt-get install chromium"; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[serve]' playwright
 	$(BIN)/pytest -m browser $(ARGS)
 

@@ -1,10 +1,12 @@
 """Train an image classifier: ``python train.py model=alexnet_lrn data=cifar10``. See ``python train.py --help``."""
 
+import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_pl.distributed import agreed, current
 from alexnet_pl.errors import ConfigError, one_line_errors
 from alexnet_pl.resolvers import register_resolvers
 from alexnet_pl.stopping import exit_on_signal
@@ -12,14 +14,14 @@ from alexnet_pl.sweep import in_sweep, point_folder, run_point, say_how_to_go_on
 
 
 def run_folder(resume: str | None, new: str) -> str:
-    """The folder that Hydra makes and writes its log into: the run to go on with, or a new one.
+    """The folder that Hydra makes and writes its log into: the run to go on with, or a new one, the same for all ranks.
 
     Raises:
         ConfigError: ``resume`` is no folder. Said here, before Hydra makes one of that name.
     """
     if resume is not None and not Path(resume).is_dir():
         raise ConfigError(f"resume={resume} does not exist. Give the folder of a run, as it is named in its last line.")
-    return new if resume is None else resume
+    return agreed("run folder", new) if resume is None else resume
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder)
@@ -42,4 +44,6 @@ def main(cfg: DictConfig) -> float:
 
 if __name__ == "__main__":
     with one_line_errors(), exit_on_signal(say_how_to_go_on):
+        if current().rank > 0:  # process 0 writes the files and the log
+            sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none"]
         main()

@@ -88,7 +88,7 @@ class RandomCropFlip(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` in; a new tensor of the same dtype out, ``(N, C, size, size)`` or of the same shape."""
-        count, channels = images.shape[:2]
+        count = len(images)
         height, width = (self.size or side for side in images.shape[2:])
         padded = F.pad(images, [self.padding] * 4)
         rooms = [padded.shape[2] - height + 1, padded.shape[3] - width + 1]
@@ -98,15 +98,41 @@ class RandomCropFlip(nn.Module):
                 f"store them larger, with data.resize_size={self.size} or more."
             )
         device = images.device
-        rows = torch.randint(rooms[0], (count, 1), device=device) + torch.arange(height, device=device)
-        columns = torch.randint(rooms[1], (count, 1), device=device) + torch.arange(width, device=device)
+        top = torch.randint(rooms[0], (count, 1), device=device)
+        left = torch.randint(rooms[1], (count, 1), device=device)
         mirrored = torch.rand(count, 1, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-        down = padded.gather(2, rows.view(count, 1, height, 1).expand(-1, channels, -1, padded.shape[3]))
-        return down.gather(3, columns.view(count, 1, 1, width).expand(-1, channels, height, -1))
+        cut = cut_one_by_one if device.type == "cpu" else cut_at_once
+        return cut(padded, top, left, mirrored, (height, width))
 
     def extra_repr(self) -> str:
         return f"padding={self.padding}, size={self.size}"
+
+
+def cut_at_once(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
+    """A part of each image, in two gathers: for a GPU.
+
+    Args:
+        images: ``(N, C, H, W)``.
+        top, left: ``(N, 1)`` int64, the part's first row and column.
+        mirrored: ``(N, 1)`` bool.
+        size: height and width of the part.
+    """
+    count, channels, _, width = images.shape
+    rows = top + torch.arange(size[0], device=images.device)
+    columns = left + torch.arange(size[1], device=images.device)
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    down = images.gather(2, rows.view(count, 1, size[0], 1).expand(-1, channels, -1, width))
+    return down.gather(3, columns.view(count, 1, 1, size[1]).expand(-1, channels, size[0], -1))
+
+
+def cut_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
+    """:func:`cut_at_once` for a CPU, where a slice copies whole rows and a gather single pixels."""
+    result = torch.empty(*images.shape[:2], *size, dtype=images.dtype)
+    draws = zip(images, result, *(draw[:, 0].tolist() for draw in (top, left, mirrored)), strict=True)
+    for image, place, first_row, first_column, mirror in draws:
+        part = image[:, first_row : first_row + size[0], first_column : first_column + size[1]]
+        place.copy_(part.flip(2) if mirror else part)
+    return result
 
 
 class PCAColor(nn.Module):

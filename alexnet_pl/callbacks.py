@@ -12,19 +12,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alexnet_pl.data.loader import epoch_seed
+from alexnet_pl.distributed import highest
 from alexnet_pl.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
 
 
 class ReseedEachEpoch(Callback):
-    """Make dropout and augmentation of an epoch a function of ``(seed, epoch)``, whatever was drawn before it."""
+    """Make dropout and augmentation of an epoch a function of ``(seed, epoch, rank)``, whatever was drawn before it."""
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch))
+        torch.manual_seed(epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank))
 
 
 class NonFiniteError(UserError):
@@ -100,7 +101,8 @@ class StopWhenNotFinite(Callback):
     def _note(self, trainer: Trainer, value: Tensor, kind: int) -> None:
         code = 4 * self._step + kind + value.isinf()
         self._first = torch.where(value.isfinite(), self._first, torch.minimum(self._first, code))
-        if self._at_once:
+        # Several processes have to look together. Their gradients are one sum: not finite for one, so for all.
+        if self._at_once and (trainer.world_size == 1 or (kind == 2 and not value.isfinite())):
             self.look(trainer)
 
     def look(self, trainer: Trainer) -> None:
@@ -111,7 +113,8 @@ class StopWhenNotFinite(Callback):
         """
         if self._first is None:  # before training
             return
-        if (first := int(self._first)) != self.NEVER:
+        (latest,) = highest(-int(self._first))
+        if (first := -latest) != self.NEVER:
             step, kind = divmod(first, 4)
             self._stop(trainer, step, "gradient" if kind >= 2 else "loss", self.HOW[kind % 2])
         if (longest := int(self._longest)) >= self.max_skipped:
@@ -173,7 +176,7 @@ class EpochReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[1])
+        self._images += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":

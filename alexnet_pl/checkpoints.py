@@ -17,12 +17,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 
+from alexnet_pl.distributed import highest, of_all
 from alexnet_pl.errors import ConfigError, UserError
 from alexnet_pl.stopping import RunStopped, StopRequest
 
 log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
+AGREE_EVERY = 10
+"""Batches after which several processes agree on saving and stopping: every time costs a message to all of them."""
+
 BEST, LATEST, PREVIOUS = "best.ckpt", "latest.ckpt", "previous.ckpt"
 
 
@@ -238,7 +242,7 @@ class ResumeCheckpoint(Callback):
     Saved at the start of an epoch unless that was done within the last ``spare_seconds``, after ``every_minutes``
     inside an epoch, at the end of training, and at a stop. An epoch's order of images, dropout and augmentation start
     from ``(seed, epoch)``; inside an epoch the state of the random generators, the running metrics and the next batch
-    are saved as well.
+    are saved as well. Several processes save and stop at the same step, and the state of each is saved.
 
     Args:
         folder: where ``latest.ckpt`` and ``previous.ckpt`` go.
@@ -262,7 +266,7 @@ class ResumeCheckpoint(Callback):
         self._saved_at = 0.0
         self._saved_step = -1
         self._batch = 0
-        self._inside: dict[str, Any] | None = None
+        self._inside: list[dict[str, Any]] | None = None
 
     # Lightning replaces the handler for SIGTERM when it starts; this runs after that.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -273,30 +277,35 @@ class ResumeCheckpoint(Callback):
             # Up to here it made the loops go on inside the epoch. Left on, Lightning would leave out the plateau
             # scheduler's step at the end of this epoch.
             trainer.fit_loop._restarting = False
-            torch.set_rng_state(self._inside["cpu_rng"].cpu())
-            for device, state in enumerate(self._inside["cuda_rng"]):
-                torch.cuda.set_rng_state(state.cpu(), device)
-            pl_module.load_running_metrics(self._inside["metrics"])
+            own = self._inside[trainer.global_rank]
+            torch.set_rng_state(own["cpu_rng"].cpu())
+            if own["cuda_rng"] is not None and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(own["cuda_rng"].cpu(), pl_module.device)
+            pl_module.load_running_metrics(own["metrics"])
             self._inside = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.stop.received is not None or time.monotonic() - self._saved_at >= self.spare_seconds:
+        stop, due = self._agree(self.spare_seconds)
+        if stop or due:
             self._save(trainer, batch=0)
-        self._stop_if_asked()
+        self._stop_if(stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx + 1 >= trainer.num_training_batches:
             return  # the epoch's end is near, and the place to save at
-        if self.stop.received is not None or time.monotonic() - self._saved_at >= self.every_seconds:
+        if trainer.world_size > 1 and (batch_idx + 1) % AGREE_EVERY:
+            return
+        stop, due = self._agree(self.every_seconds)
+        if stop or due:
             self._save(trainer, batch=batch_idx + 1)
-            self._stop_if_asked()
+            self._stop_if(stop)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, batch=0)
         self.stop.wait = False
-        self._stop_if_asked()
+        self._stop_if(self._agree(self.every_seconds)[0])
 
     def _save(self, trainer: Trainer, batch: int) -> None:
         if trainer.global_step != self._saved_step:  # else it is what the run was resumed from, or just saved
@@ -305,9 +314,14 @@ class ResumeCheckpoint(Callback):
             self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 
-    def _stop_if_asked(self) -> None:
-        if self.stop.received is not None:
-            raise RunStopped(self.stop.received)
+    def _agree(self, seconds: float) -> tuple[int, bool]:
+        """The signal that any process has received, 0 for none; and whether one of them last saved ``seconds`` ago."""
+        stop, due = highest(self.stop.received or 0, time.monotonic() - self._saved_at >= seconds)
+        return stop, bool(due)
+
+    def _stop_if(self, number: int) -> None:
+        if number:
+            raise RunStopped(number)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning's own account of where the loops stand cannot be resumed exactly: at the end of an epoch it is
@@ -315,15 +329,22 @@ class ResumeCheckpoint(Callback):
         del checkpoint["loops"]
         checkpoint["position"] = {"epoch": trainer.current_epoch, "batch": self._batch, "step": trainer.global_step}
         if self._batch:
-            cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-            checkpoint["inside"] = {
-                "cpu_rng": torch.get_rng_state(),
-                "cuda_rng": cuda,
-                "metrics": pl_module.running_metrics(),
-            }
+            device = pl_module.device
+            checkpoint["inside"] = of_all(
+                {
+                    "cpu_rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                    "metrics": {name: value.cpu() for name, value in pl_module.running_metrics().items()},
+                }
+            )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._inside = checkpoint.get("inside")
+        if self._inside is not None and len(self._inside) != trainer.world_size:
+            raise ConfigError(
+                f"this run was stopped inside an epoch by {len(self._inside)} processes, and goes on with as many: "
+                f"not {trainer.world_size}."
+            )
         self._saved_step = checkpoint["position"]["step"]
         if self.rebuild_schedule:
             checkpoint["lr_schedulers"] = []

@@ -26,6 +26,7 @@ from alexnet_pl.augment import normalize
 from alexnet_pl.features import (
     Histogram,
     activations,
+    central_view,
     feature_layer,
     histogram,
     layer_name,
@@ -169,7 +170,7 @@ class Dashboard(Callback):
     ) -> None:  # fmt: skip
         if self._record is not None:
             images, labels = batch
-            self._attempt("test", lambda: self._record.add(images, labels, outputs))
+            self._attempt("test", lambda: self._record.add(central_view(images), labels, outputs))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._record is not None and trainer.world_size > 1:

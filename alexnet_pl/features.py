@@ -10,6 +10,8 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
 
+from alexnet_pl.augment import CENTRE
+
 NEIGHBOURS = 6
 """As in figure 4 of the paper."""
 
@@ -118,9 +120,16 @@ def see(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], mean: Sequence
 def plain_batches(
     data: LightningDataModule, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A loader's batches as in evaluation: on the device, normalised, not augmented."""
+    """A loader's batches as in evaluation: on the device, normalised, not augmented, one view of each image."""
     for batch in loader:
-        yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, torch.device(device), 0), 0)
+        batch = data.transfer_batch_to_device(batch, torch.device(device), 0)
+        images, labels = data.on_after_batch_transfer(batch, 0)
+        yield central_view(images), labels
+
+
+def central_view(images: Tensor) -> Tensor:
+    """``(N, 3, S, S)`` as it is; of the ten views ``(10, N, 3, S, S)`` of a test the one of the centre."""
+    return images[CENTRE] if images.ndim == 5 else images
 
 
 def pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -275,13 +275,12 @@ def redraw(run_dir: Path, data_root: Path | None = None) -> dict[str, str]:
 
 
 def _redraw_with_data(run: Any, run_dir: Path, data_root: Path | None) -> dict[str, str]:
-    from alexnet_pl.augment import normalize
     from alexnet_pl.classifier import ImageClassifier
     from alexnet_pl.dashboard import Dashboard
     from alexnet_pl.evaluate import find_data, make_trainer
     from alexnet_pl.validation import check_targets
 
-    data = find_data(run, "val", run.preprocess.image_size, data_root)
+    data = find_data(run, "val", data_root, run.preprocess)
     data.setup()
     settings = (run.config.get("callbacks") or {}).get("dashboard") or {}
     among = {"training_images": settings["training_images"]} if "training_images" in settings else {}
@@ -293,7 +292,7 @@ def _redraw_with_data(run: Any, run_dir: Path, data_root: Path | None) -> dict[s
         with torch.random.fork_rng():
             torch.manual_seed(run.config["seed"])
             images = (instantiate(augment) or torch.nn.Identity())(images[:AUGMENTED])
-        dashboard.augmented = normalize(images, data.mean, data.std), labels[:AUGMENTED]
+        dashboard.augmented = data.on_after_batch_transfer((images, labels[:AUGMENTED]), 0)
     trainer, _ = make_trainer(run, [dashboard])
     count = run.config["model"]["num_classes"]
     model = ImageClassifier(run.net, count, torch.optim.SGD, hyperparameters={"class_names": list(run.class_names)})

@@ -198,8 +198,6 @@ def download_torchvision() -> tuple[Path, dict[str, Tensor]]:
     """
     url = AlexNet_Weights.IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.exists():
-        print(f"downloading the weights of torchvision's AlexNet (244 MB) to {path}")
     try:
         weights = torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,6 +24,7 @@ from alexnet_pl.checkpoints import BestCheckpoint, ResumeCheckpoint, SafeCheckpo
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.dashboard import Dashboard
 from alexnet_pl.data.module import ImageDataModule
+from alexnet_pl.distributed import PeerLost, ProcessGroup, agreed, current, end_with_parent, launch, lost_peer, started
 from alexnet_pl.errors import ConfigError, DataError, UserError
 from alexnet_pl.malloc import keep_freed_memory
 from alexnet_pl.metrics_csv import MetricsCSV
@@ -70,6 +73,7 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
         OutOfMemory: with a batch size to try.
     """
     quiet_lightning()
+    end_with_parent()
     stop = StopRequest()
     stop.install()
     try:
@@ -78,12 +82,17 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
         return score
     except RunStopped as stopped:
         log.info(f"stopped by {stopped}")
-        if (Path(cfg.run_dir) / "config.yaml").exists():
+        if current().rank == 0 and (Path(cfg.run_dir) / "config.yaml").exists():
             log.info(f"go on with: python train.py resume={cfg.run_dir}")
         sys.exit(stopped.exit_code)
     except RuntimeError as error:
         # What torch's allocator for the CPU says, on Linux and on Windows.
         on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+        if lost_peer(error):
+            raise PeerLost(
+                "another process of this run has ended, so this one ends too.\n"
+                f"Go on with the same command and resume={cfg.run_dir}"
+            ) from error
         if not isinstance(error, torch.OutOfMemoryError) and not on_cpu:
             raise
         raise OutOfMemory(
@@ -96,13 +105,15 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
 
 def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     commit = git_commit()  # now: the checkout may change while the run goes on
-    run_dir = Path(cfg.run_dir)
+    run_dir, group = Path(cfg.run_dir), current()
     validate(cfg)
     settle(cfg)
-    refuse_unwritable(run_dir)
+    if group.rank == 0:
+        refuse_unwritable(run_dir)
     changed: Changes = {}
     if cfg.resume is None:
-        refuse_used_folder(run_dir)
+        if group.rank == 0:
+            refuse_used_folder(run_dir)
     else:
         saved = saved_config(run_dir)
         changed = move(saved, changes(saved, cfg, named))
@@ -112,6 +123,10 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
             return result["val/acc"]
         cfg = saved
         validate(cfg)  # for this machine, and with the changes
+    check_processes(cfg, group)
+    if not started() and processes(cfg) > 1:
+        launch(processes(cfg), run_dir)
+        return finished_result(run_dir)["val/acc"]
 
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data)
@@ -163,12 +178,15 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     data.prepare_data()
     data.setup()
     data.move_to(trainer.strategy.root_device)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    scratch = run_dir / ".config.yaml"
-    OmegaConf.save(cfg, scratch, resolve=True)
-    os.replace(scratch, run_dir / "config.yaml")  # from here on the folder holds a run
+    if group.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        scratch = run_dir / ".config.yaml"
+        OmegaConf.save(cfg, scratch, resolve=True)
+        os.replace(scratch, run_dir / "config.yaml")  # from here on the folder holds a run
     counts, parameters = data.counts(), sum(p.numel() for p in model.net.parameters())
     device, side = device_name(trainer.strategy.root_device), cfg.data.image_size
+    if group.size > 1:
+        device = f"{group.size} × {device}"
     log.info(f"data    {data.description}")
     log.info(f"        {counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test images")
     log.info(f"model   {type(model.net).__name__}, {parameters:,} parameters, input {side}×{side}")
@@ -179,13 +197,16 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
     log.info(f"run     {run_dir}")
 
     if cfg.compile is not None:
-        images = torch.zeros(cfg.data.batch_size, 3, side, side)
+        images = torch.zeros(data.train_dataloader().share, 3, side, side)
         compile_network(model.net, cfg.compile, images, trainer)
     set_position(trainer, position)
     data.train_dataloader().start = position["batch"]
     trainer.fit(model, datamodule=data, ckpt_path=resumed_from)
+    trainer.strategy.barrier("best checkpoint")  # process 0 has written it
     test = trainer.test(model, datamodule=data, ckpt_path=best.path, verbose=False)[0]
 
+    if group.rank > 0:
+        return best.score
     metrics.record(best.epoch, test)
     rows = metrics.rows
     result: dict[str, Any] = {
@@ -238,13 +259,20 @@ def settle(cfg: DictConfig) -> None:
     """Replace what is left to the machine or to another key by what it comes to, so that config.yaml says it.
 
     ``trainer.precision=auto`` and ``channels_last=auto`` become what suits the device; a ``data.image_size`` of its
-    own becomes the size that the network is built for.
+    own becomes the size that the network is built for; ``trainer.devices=auto`` the processes that this machine has or
+    is to have.
     """
     with open_dict(cfg):
         cfg.model.image_size = cfg.data.image_size
         for key in ("root", "shards", "cache"):  # a resumed run may be called from another folder
             if (path := cfg.data.get(key)) is not None and "://" not in path:
                 cfg.data[key] = str(Path(path).expanduser().absolute())
+        if cfg.trainer.get("devices") in ("auto", -1):
+            group = current()
+            if group.size > 1:
+                cfg.trainer.num_nodes = group.size // group.local_size
+            gpus = torch.cuda.device_count() if on_cuda(cfg.trainer.accelerator) else 1
+            cfg.trainer.devices = group.local_size if started() else gpus
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
         if cfg.channels_last == "auto":
@@ -254,6 +282,46 @@ def settle(cfg: DictConfig) -> None:
 def on_cuda(accelerator: str) -> bool:
     """Whether ``trainer.accelerator`` comes to a CUDA GPU on this machine."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def processes(cfg: DictConfig) -> int:
+    """``devices`` × ``num_nodes`` of the trainer, once :func:`settle` has replaced ``auto``."""
+    devices = cfg.trainer.get("devices", 1)
+    if isinstance(devices, str):
+        devices = int(devices) if devices.isdecimal() else devices.split(",")
+    return (devices if isinstance(devices, int) else len(devices)) * cfg.trainer.get("num_nodes", 1)
+
+
+def check_processes(cfg: DictConfig, group: ProcessGroup) -> None:
+    """Hold the processes that are there, or are to be started, against the configuration.
+
+    Raises:
+        ConfigError: a sweep; several machines without torchrun or srun; another number than was started; a batch that
+            they cannot share; different folders.
+    """
+    count, local = processes(cfg), group.local_size
+    if max(count, group.size) > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            f"{max(count, group.size)} processes are not possible in a sweep (-m): each of them would run the whole "
+            "sweep. Give every point one device, or start the points one by one."
+        )
+    if started() and count != group.size:
+        raise ConfigError(
+            f"{group.size} processes were started, and trainer.devices × trainer.num_nodes is {count}. Set "
+            f"trainer=ddp, and leave both out or set trainer.devices={local} trainer.num_nodes={group.size // local}."
+        )
+    if not started() and cfg.trainer.get("num_nodes", 1) > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: the processes of several machines are started by torchrun or "
+            "srun. See docs/scaling.md."
+        )
+    if cfg.data.batch_size % count:
+        raise ConfigError(
+            f"data.batch_size={cfg.data.batch_size} cannot be shared by {count} processes: it counts the images of all "
+            f"of them together, and is a multiple of {count}."
+        )
+    if (first := agreed("run_dir", str(cfg.run_dir))) != str(cfg.run_dir):
+        raise ConfigError(f"process {group.rank} was given the folder {cfg.run_dir}, and process 0 {first}.")
 
 
 def default_precision(accelerator: str) -> str:
@@ -303,14 +371,18 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> T
     bar = [ProgressBar()] if on_terminal else []
     # The report counts a batch before the checkpoint callback saves the count.
     callbacks = [EpochReport(), Norms(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
-    return instantiate(
+    trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
         logger=loggers,
         plugins=[SafeCheckpointIO()],
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=on_terminal and current().rank == 0,
         enable_checkpointing=False,  # Lightning's own; the callbacks above save
     )
+    # Of several processes Lightning asks the first in every step whether it was to stop, and waits for its GPU to
+    # answer. ResumeCheckpoint has them agree.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def refuse_used_folder(run_dir: Path) -> None:
@@ -343,7 +415,12 @@ def refuse_unwritable(run_dir: Path) -> None:
 
 def quiet_lightning() -> None:
     """Keep Lightning's banners out of the log; its warnings stay, but for those that nobody here can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # between lightning and newer torch
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # the metrics sum over processes
+    warnings.filterwarnings(
+        "ignore", message=".*it is recommended to use `Trainer\\(devices=1"
+    )  # no image counts twice
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # nothing is logged by step
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # TensorLoader.start resumes it

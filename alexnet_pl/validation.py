@@ -354,6 +354,8 @@ def check_device(trainer: Settings) -> None:
     except (MisconfigurationException, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"trainer.devices={devices} is not possible on {found[0]}: {reason}") from error
+    if found[0] == "cpu" and trainer.get("sync_batchnorm"):
+        raise ConfigError("trainer.sync_batchnorm=true is not possible on a CPU: torch has it for GPUs only.")
     if found[0] == "cpu" and str(precision) in ("16", "16-mixed"):
         raise ConfigError(
             f"trainer.precision={precision} is not possible on a CPU: it is auto, bf16-mixed, 32-true or 64-true."

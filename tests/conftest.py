@@ -1,9 +1,11 @@
 """Shared by the tests: composing configurations, running train.py, small CIFAR-10 trees."""
 
 import http.server
+import importlib.util
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -36,6 +38,21 @@ def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("CIFAR10_ROOT", None)
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a browser, with what is missing for it, unless it was asked for: ``-m browser``."""
+    if "browser" in config.option.markexpr:
+        return
+    missing = [] if any(map(shutil.which, BROWSERS)) else ["Chromium"]
+    missing += [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+    reason = f"{', '.join(missing)} missing: make test-browser installs it" if missing else "run by make test-browser"
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 UNDRAWN = "callbacks.dashboard.figures=false"
 """Figures take two seconds a run: only the tests of figures draw them."""
 
@@ -47,10 +64,11 @@ def config(*overrides: str, run_dir: Path = Path("unused"), figures: bool = Fals
         return compose("train", overrides=[*overrides, *lean, f"run_dir={run_dir}"])
 
 
-def train(*overrides: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``train.py`` as a user does, from another folder."""
+def train(*overrides: str, cwd: Path, figures: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``train.py`` as a user does, from another folder; figures apart, which take two seconds."""
+    lean = [] if figures or any("callbacks.dashboard" in override for override in overrides) else [UNDRAWN]
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *overrides],
+        [sys.executable, str(REPOSITORY / "train.py"), *overrides, *lean],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,

@@ -10,7 +10,17 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sklearn.decomposition import PCA
 
-from alexnet_pl.augment import CENTRE, Compose, PCAColor, RandomCropFlip, center_crop, normalize, ten_views
+from alexnet_pl.augment import (
+    CENTRE,
+    Compose,
+    PCAColor,
+    RandomCropFlip,
+    center_crop,
+    cut_at_once,
+    cut_one_by_one,
+    normalize,
+    ten_views,
+)
 from alexnet_pl.color_pca import color_statistics, data_from
 from alexnet_pl.color_pca import main as color_pca_command
 from alexnet_pl.data.digits import DigitsDataModule
@@ -77,6 +87,15 @@ def test_a_crop_of_larger_images_is_every_window_and_mirror(dtype):
     assert set(seen) == expected
     rates = [seen.count(result) / 2000 for result in expected]
     assert 0.055 < min(rates) <= max(rates) < 0.115  # each 1/12
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_crops_are_the_same_on_a_cpu_and_on_a_gpu(dtype):
+    images = torch.randint(256, (20, 3, 9, 11)).to(dtype)
+    top, left, mirrored = torch.randint(4, (20, 1)), torch.randint(5, (20, 1)), torch.rand(20, 1) < 0.5
+    one_by_one, at_once = (cut(images, top, left, mirrored, (6, 7)) for cut in (cut_one_by_one, cut_at_once))
+    assert one_by_one.dtype == dtype
+    assert torch.equal(one_by_one, at_once)
 
 
 def test_crops_that_cannot_be_are_refused():

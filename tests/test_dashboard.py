@@ -202,6 +202,16 @@ def test_the_profile_is_written_where_the_run_says(tmp_path, caplog):
         run(config(*RUN, "trainer.profile=maybe", run_dir=tmp_path / "refused"))
 
 
+def test_figures_of_a_test_with_ten_views_show_the_centre(tmp_path):
+    """Every image once, although each was looked at ten times."""
+    views = ("data.resize_size=37", "data.test_views=10", "data.val_fraction=0.5")
+    run(config(*RUN, *views, run_dir=tmp_path / "run", figures=True))
+    page = opened(tmp_path / "run")
+    assert len(page.images) == len(TITLES)
+    points = (tmp_path / "run" / "tensorboard" / "00004" / "fc4" / "metadata.tsv").read_text().splitlines()
+    assert len(points) == 1 + 128
+
+
 @pytest.mark.parametrize("setting", ["histograms_every=-1", "training_images=-1", "figures=some", "histograms_every=x"])
 def test_settings_are_checked_before_data_is_read(setting, tmp_path):
     with pytest.raises(ConfigError, match=f"callbacks.dashboard.{setting.partition('=')[0]}"):

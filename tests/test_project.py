@@ -20,7 +20,7 @@ GROUPS = sorted(
 @pytest.mark.parametrize("option", GROUPS, ids=str)
 def test_every_option_composes_and_is_instantiated(option, tmp_path):
     above = ["augment=crop_flip_color"] if option.parent.name == "color" else []
-    cfg = config(*above, f"{option.parent}={option.name}", "model.image_size=50", run_dir=tmp_path)
+    cfg = config(*above, f"{option.parent}={option.name}", "model.image_size=70", run_dir=tmp_path)
     for part in ("model", "data", "augment", "optimizer", "scheduler", "callbacks", "logger", "trainer"):
         if cfg.get(part) is None and part == "scheduler":
             continue  # an experiment may leave it out

@@ -1,22 +1,28 @@
 """A run that was stopped and resumed is the run that was never stopped, bit for bit."""
 
 import csv
+import hashlib
+import http.server
 import os
 import signal
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import config
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from alexnet_pl.alexnet import TORCHVISION_LAYERS
 from alexnet_pl.checkpoints import CheckpointError, read_checkpoint
 from alexnet_pl.classifier import ImageClassifier
 from alexnet_pl.data.digits import DigitsDataModule
 from alexnet_pl.errors import ConfigError
 from alexnet_pl.results import finished_result
-from alexnet_pl.resuming import changes
+from alexnet_pl.resuming import changes, warm_start
 from alexnet_pl.training import run
 
 # AlexNet for its dropout and augmentation for its random draws: 10 batches an epoch, three epochs.
@@ -261,3 +267,88 @@ def test_a_warm_start_names_what_does_not_fit(uninterrupted, tmp_path, caplog):
     with pytest.raises(CheckpointError, match="has no weights for this network"):
         run(config("model=lenet5", "model.channels=[5,7]", "model.fc_widths=[3,4]", "trainer=smoke",
                    f"init_from={uninterrupted}", run_dir=tmp_path / "other"))  # fmt: skip
+
+
+# --- torchvision's weights ------------------------------------------------------------------------------------------
+
+
+NARROW = ("model=alexnet_torchvision", "model.channels=[4,6,8,8,6]", "model.fc_width=16", "model.image_size=70")
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A server with a narrow network's weights, under torchvision's names and named by their hash; a cache of its own.
+
+    That the names are torchvision's and the logits equal at full size: tests/test_networks.py.
+    """
+    torch.manual_seed(0)
+    theirs = instantiate(config(*NARROW).model).eval()
+    names = {ours: theirs for theirs, ours in TORCHVISION_LAYERS.items()}
+    renamed = {f"{names[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value
+               for name, value in theirs.state_dict().items()}  # fmt: skip
+    draft = tmp_path / "draft.pth"
+    torch.save(renamed, draft)
+    folder = tmp_path / "served"
+    folder.mkdir()
+    name = f"alexnet-{hashlib.sha256(draft.read_bytes()).hexdigest()[:8]}.pth"
+    draft.rename(folder / name)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=folder)
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    weights = SimpleNamespace(IMAGENET1K_V1=SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}/{name}"))
+    monkeypatch.setattr("alexnet_pl.resuming.AlexNet_Weights", weights)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    yield theirs, folder / name
+    server.shutdown()
+    server.server_close()
+
+
+def test_torchvisions_weights_are_downloaded_verified_and_give_its_logits(served, tmp_path):
+    theirs, file = served
+    images = torch.randn(1, 3, 70, 70)
+    net = instantiate(config(*NARROW).model).eval()
+    for source in ("torchvision", str(file), "torchvision"):  # the third finds it in the cache
+        assert warm_start(net, source).startswith("16 of 16 weights from ")
+        with torch.no_grad():
+            torch.testing.assert_close(net(images), theirs(images), atol=1e-5, rtol=0)
+            for parameter in net.parameters():
+                parameter.zero_()
+        if source != "torchvision":
+            file.unlink()  # from here on there is nothing to download
+
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / file.name
+    cached.write_bytes(cached.read_bytes()[:1000])
+    for damage in ("damaged", "gone"):
+        with pytest.raises(CheckpointError, match="(?s)init_from=torchvision: http.*init_from=FILE") as refusal:
+            warm_start(net, "torchvision")
+        assert str(refusal.value).count("\n") == 1, damage
+        cached.unlink(missing_ok=True)
+
+
+def test_a_download_with_the_wrong_hash_is_not_kept(served, tmp_path):
+    _, file = served
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+    net = instantiate(config(*NARROW).model)
+    with pytest.raises(CheckpointError, match="invalid hash value"):
+        warm_start(net, "torchvision")
+    assert not [path for path in (tmp_path / "torch").rglob("*") if path.is_file()]
+
+
+def test_other_numbers_of_classes_keep_their_last_layer(served):
+    theirs, file = served
+    net = instantiate(config(*NARROW, "model.num_classes=10").model)
+    own = net.classifier.fc8.weight.clone()
+    line = warm_start(net, str(file))
+    assert line.startswith("14 of 16 weights from ")
+    assert "mis-shaped: classifier.fc8.weight (1000, 16) instead of (10, 16)" in line
+    assert torch.equal(net.features.conv3.weight, theirs.features.conv3.weight)
+    assert torch.equal(net.classifier.fc8.weight, own)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import config
+from conftest import BROWSERS, config
 from PIL import Image
 
 from alexnet_pl.image_figures import response_grid
@@ -53,7 +53,7 @@ def test_maps_lie_side_by_side_each_on_its_own_scale():
 def test_a_picture_is_dropped_in_and_others_are_refused(trained, tmp_path):
     from playwright.sync_api import expect, sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    chromium = next(filter(None, map(shutil.which, BROWSERS)))
     training = training_images(trained, 50)
     address = launch(page := build_page(trained, training), "127.0.0.1", 7893, block=False)
     assert address.startswith("http://127.0.0.1:")

@@ -12,9 +12,10 @@ from alexnet_pl.distributed import ALONE, ProcessGroup
 from alexnet_pl.errors import DataError
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A 64-bit seed for one epoch of one run, well apart from those of neighbouring seeds and epochs."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A 64-bit seed for one epoch of one process of a run, well apart from those of neighbouring seeds and epochs."""
+    numbers = [seed, epoch, rank] if rank else [seed, epoch]
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class EpochShuffle(Sampler[int]):

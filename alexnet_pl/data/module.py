@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import resize
 from alexnet_pl.augment import center_crop, normalize, ten_views
 from alexnet_pl.data.loader import BatchLoader, EpochShuffle, TensorLoader
 from alexnet_pl.data.split import stratified_split
+from alexnet_pl.distributed import current
 from alexnet_pl.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         image_size: side in pixels of what the network takes.
-        batch_size: images a step, at least 1.
+        batch_size: images a step, of all processes together, at least 1.
         val_fraction: fraction of the training images held out for validation, in (0, 1).
         seed: of the shuffling.
         split_seed: of the split, apart from ``seed``.
@@ -139,12 +140,12 @@ class ImageDataModule(LightningDataModule, ABC):
         train, val = stratified_split(source.train.labels, self.val_fraction, self.split_seed)
         images, labels = self._tensors(source.train)
         test_images, test_labels = self._tensors(source.test)
-        shuffle = EpochShuffle(len(train), self.seed)
+        shuffle, group = EpochShuffle(len(train), self.seed), current()
         everything = np.arange(len(test_labels))
         self._loaders = {
-            "train": TensorLoader(images, labels, torch.from_numpy(train), self.batch_size, shuffle),
-            "val": TensorLoader(images, labels, torch.from_numpy(val), self.batch_size),
-            "test": TensorLoader(test_images, test_labels, torch.from_numpy(everything), self.batch_size),
+            "train": TensorLoader(images, labels, torch.from_numpy(train), self.batch_size, shuffle, group),
+            "val": TensorLoader(images, labels, torch.from_numpy(val), self.batch_size, group=group),
+            "test": TensorLoader(test_images, test_labels, torch.from_numpy(everything), self.batch_size, group=group),
         }
 
     def _tensors(self, labelled: LabelledImages) -> tuple[Tensor, Tensor]:

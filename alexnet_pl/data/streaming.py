@@ -18,7 +18,7 @@ from alexnet_pl.data.loader import IGNORED, BatchLoader, EpochShuffle, epoch_see
 from alexnet_pl.data.module import ImageDataModule, ImageSource
 from alexnet_pl.data.shards import INDEX, Shards, is_url, usable_cores
 from alexnet_pl.data.split import stratified_split
-from alexnet_pl.distributed import ALONE, ProcessGroup
+from alexnet_pl.distributed import ALONE, ProcessGroup, current
 from alexnet_pl.errors import ConfigError, DataError
 
 try:
@@ -235,12 +235,13 @@ class ShardedDataModule(ImageDataModule):
             labels = shards.splits["train"].label
             everything["train"], everything["val"] = stratified_split(labels, self.val_fraction, self.split_seed)
         shuffle = ShardShuffle(shards.splits["train"].shard[everything["train"]], self.seed)
-        workers = self.workers or usable_cores()
+        group = current()
+        workers = self.workers or max(1, usable_cores() // group.local_size)
         for split, folder in roles.items():
             indices = torch.from_numpy(everything[split])
             self._loaders[split] = StreamLoader(
                 shards, folder, indices, self.resize_size, workers, self.batch_size,
-                shuffle if split == "train" else None,
+                shuffle if split == "train" else None, group,
             )  # fmt: skip
         self.description = self.describe()
 

@@ -61,9 +61,11 @@ class Started:
 class Run(Started):
     """One run as a process; what it prints goes to a file beside its folder."""
 
-    def __init__(self, *overrides: str, run_dir: Path, memory: int | None = None):
+    def __init__(
+        self, *overrides: str, run_dir: Path, memory: int | None = None, environment: dict[str, str] | None = None
+    ):
         self.run_dir, output = run_dir, run_dir.with_name(f"{run_dir.name}.{time.monotonic_ns()}.log")
-        super().__init__(_run, config(*overrides, run_dir=run_dir), memory, output=output)
+        super().__init__(_run, config(*overrides, run_dir=run_dir), memory, environment or {}, output=output)
 
 
 class Command(Started):
@@ -87,7 +89,8 @@ def _command(overrides: tuple[str, ...], cwd: Path) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _run(cfg: DictConfig, memory: int | None) -> None:
+def _run(cfg: DictConfig, memory: int | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 
     from alexnet_pl.errors import one_line_errors
