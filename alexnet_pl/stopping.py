@@ -46,12 +46,16 @@ class StopRequest:
         """Take over the signals. Does nothing outside the main thread, where Python does not allow it."""
         if threading.current_thread() is not threading.main_thread():
             return
+        if self not in _installed:
+            _installed.append(self)
         for number in SIGNALS:
             before = signal.signal(number, self._receive)
             self._before.setdefault(number, before)
 
     def restore(self) -> None:
         """Give the signals back to those who had them before :meth:`install`."""
+        if self in _installed:
+            _installed.remove(self)
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -69,6 +73,20 @@ class StopRequest:
             os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: saving, then stopping{hint}\n".encode())
 
 
+_installed: list[StopRequest] = []
+
+
+def stop_if_asked() -> None:
+    """Raise again what Python has dropped, as it drops every exception in a destructor or a callback of C code.
+
+    Raises:
+        RunStopped: a signal has come since the handlers were installed.
+    """
+    for request in _installed:
+        if request.received is not None:
+            raise RunStopped(request.received)
+
+
 @contextmanager
 def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
     """End the process with 128 + the signal's number, whatever it does meanwhile; what saves first takes over.
@@ -80,6 +98,7 @@ def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
     stop.install()
     try:
         yield
+        stop_if_asked()
     except RunStopped as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
         then()

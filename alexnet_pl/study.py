@@ -21,8 +21,9 @@ from alexnet_pl.errors import UserError, one_line_errors
 from alexnet_pl.figures import read_curves
 from alexnet_pl.points import STUDY, Study, read_point
 
-NOT_FACTORS = ("study", "seed", "data.root", "resume", "resume_with_changes", "hydra")
-"""What may differ between points without being what the study is about."""
+NOT_FACTORS = ("study", "seed", "data.root", "resume", "resume_with_changes", "hydra", "logger", "callbacks.dashboard",
+               "callbacks.resume", "callbacks.finite")  # fmt: skip
+"""Keys, and all below them, that may differ between points without being what the study is about."""
 
 FIGURES = ("val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss")
 STOP = "alexnet_pl.callbacks.StopAtTrainingError"
@@ -155,9 +156,8 @@ def factors_of(points: Sequence[Point], axes: Sequence[str]) -> tuple[list[Facto
     Args:
         axes: keys in the order to show them in; others follow.
     """
-    keys = dict.fromkeys(key for key in axes if key not in NOT_FACTORS)
-    keys |= dict.fromkeys(key for point in points for key in point.settings if key.split(".")[0] not in NOT_FACTORS)
-    keys = [key for key in keys if key not in NOT_FACTORS]
+    given = dict.fromkeys([*axes, *(key for point in points for key in point.settings)])
+    keys = [key for key in given if not any(key == no or key.startswith(f"{no}.") for no in NOT_FACTORS)]
     for point in points:
         point.settings |= {key: _setting(point, key) for key in keys}
     varied: list[Factor] = []

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_pl.console import StdoutHandler
 from alexnet_pl.errors import ConfigError, UserError, message_for_people, one_line_errors
 from alexnet_pl.points import LOCKS, Study, identity, progress, read_point
-from alexnet_pl.stopping import RunStopped, StopRequest
+from alexnet_pl.stopping import RunStopped, StopRequest, stop_if_asked
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def run_point(cfg: DictConfig) -> float:
     if name not in study.points:  # of a sweeper whose points are not known in advance
         study.include(name, described(HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices))
     if _command is not None:
+        stop_if_asked()
         _command.points += [name] if name not in _command.points else []
         return _run_point(cfg, study, folder, _command.points)
     for handler in logging.getLogger().handlers:

@@ -39,7 +39,9 @@ def log_folders(given: Sequence[Path]) -> list[Path]:
 
 def has_events(folder: Path) -> bool:
     """Whether TensorBoard has written anything in or below it."""
-    return any(name.startswith("events.out.tfevents.") for _, _, names in os.walk(folder) for name in names)
+    return any(
+        name.startswith("events.out.tfevents.") for _, _, names in os.walk(folder, followlinks=True) for name in names
+    )
 
 
 def check_port(port: int) -> None:

@@ -40,7 +40,7 @@ from alexnet_pl.resuming import (
     saved_config,
     warm_start,
 )
-from alexnet_pl.stopping import RunStopped, StopRequest
+from alexnet_pl.stopping import RunStopped, StopRequest, stop_if_asked
 from alexnet_pl.validation import validate
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,9 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
     stop = StopRequest()
     stop.install()
     try:
-        return _run(cfg, stop, named_on_the_command_line() if named is None else named)
+        score = _run(cfg, stop, named_on_the_command_line() if named is None else named)
+        stop_if_asked()
+        return score
     except RunStopped as stopped:
         log.info(f"stopped by {stopped}")
         if current().rank == 0 and (Path(cfg.run_dir) / "config.yaml").exists():

@@ -365,7 +365,9 @@ def test_the_dashboard_says_when_there_is_nothing_to_show(tmp_path, monkeypatch,
         tensorboard.main([])
     with pytest.raises(UserError, match="absent does not exist"):
         tensorboard.main(["absent"])
-    for folder in (drawn, drawn.parent):  # one run, and a folder of runs
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "run").symlink_to(drawn)
+    for folder in (drawn, drawn.parent, Path("linked")):  # one run, a folder of runs, a folder of links to them
         assert tensorboard.log_folders([folder]) == [folder]
 
 

@@ -250,7 +250,10 @@ def test_defaults_are_looked_up_and_what_belongs_together_is_one_factor(make_stu
         ({"seed": 1}, result(0.7, 1)),  # no norm given: its choice says none; no rate given: its config says 0.001
         ({"seed": 2, "model/norm": "none", "optimizer.lr": "1e-3"}, result(0.7, 2)),
         ({"seed": 1, "model/norm": "lrn", "model/pool": "x", "data.root": "/a"}, result(0.7, 1)),
-        ({"seed": 2, "model/norm": "lrn", "model/pool": "x", "study": "s"}, result(0.7, 2)),
+        (
+            {"seed": 2, "model/norm": "lrn", "model/pool": "x", "study": "s", "callbacks.dashboard.figures": "false"},
+            result(0.7, 2),
+        ),
     ]
     table = tabulate([make_study("s", points)])
     assert [(factor.key, factor.levels) for factor in table.factors] == [

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from omegaconf import OmegaConf
 from alexnet_pl.checkpoints import LATEST, read_checkpoint
 from alexnet_pl.errors import ConfigError, UserError
 from alexnet_pl.points import STUDY, Study, identity, label, progress
+from alexnet_pl.stopping import exit_on_signal, stop_if_asked
 from alexnet_pl.sweep import study_folder
 from alexnet_pl.training import run
 
@@ -244,6 +248,31 @@ def test_a_study_moved_to_another_copy_of_the_data_goes_on(class_folders, tmp_pa
     assert "goes on after epoch 1" in moved.text
     assert metrics(folder) == before
     assert OmegaConf.load(folder / "config.yaml").data.root == f"{tmp_path}/moved"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_in_a_destructor_is_not_lost():
+    """Python drops what is raised there; a study went on once that was told to stop while garbage was collected."""
+
+    class Garbage:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)  # the handler runs here
+
+    reached = []
+
+    def work() -> None:
+        with exit_on_signal(lambda: reached.append("last words")):
+            Garbage()
+            reached.append("after the signal")
+            stop_if_asked()
+            reached.append("not stopped")
+
+    with pytest.raises(SystemExit) as ended:
+        work()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert reached == ["after the signal", "last words"]
+    stop_if_asked()  # what is over is over
 
 
 def test_a_run_that_has_learned_enough_stops_there_also_when_it_goes_on(tmp_path):
