@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl.distributed import agreed, current
+from alexnet_pl.distributed import agreed, current, refuse_in_sweep
 from alexnet_pl.errors import ConfigError, one_line_errors
 from alexnet_pl.resolvers import register_resolvers
 from alexnet_pl.stopping import exit_on_signal
@@ -34,6 +34,7 @@ register_resolvers()
 def main(cfg: DictConfig) -> float:
     with one_line_errors():
         if in_sweep():
+            refuse_in_sweep(cfg.trainer)
             return run_point(cfg)
         if cfg.study is not None:
             raise ConfigError(f"study={cfg.study} names a sweep. Put -m before the settings.")

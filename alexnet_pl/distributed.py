@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -83,6 +83,26 @@ def _adopt_slurm() -> None:
         MASTER_ADDR=cluster.main_address, MASTER_PORT=str(cluster.main_port),
         TORCHELASTIC_RUN_ID=f"slurm-{slurm.get('SLURM_JOB_ID', '')}",
     )  # fmt: skip
+
+
+def refuse_in_sweep(trainer: Mapping[str, Any]) -> None:
+    """A sweep runs its points in one process each.
+
+    Raises:
+        ConfigError: this process is one of several, or the trainer asks for several.
+    """
+    devices = trainer.get("devices", 1)
+    if trainer.get("strategy") == "ddp" and devices in ("auto", -1):
+        import torch
+
+        devices = torch.cuda.device_count()
+    count = devices if isinstance(devices, int) else len(devices.split(",") if isinstance(devices, str) else devices)
+    count = max(count * trainer.get("num_nodes", 1), current().size)
+    if count > 1:
+        raise ConfigError(
+            f"{count} processes are not possible in a sweep (-m): each of them would run the whole sweep. Give every point "
+            "one device, or start the points one by one."
+        )
 
 
 # --- what processes agree on ----------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -299,15 +298,10 @@ def check_processes(cfg: DictConfig, group: ProcessGroup) -> None:
     """Hold the processes that are there, or are to be started, against the configuration.
 
     Raises:
-        ConfigError: a sweep; several machines without torchrun or srun; another number than was started; a batch that
+        ConfigError: several machines without torchrun or srun; another number than was started; a batch that
             they cannot share; different folders.
     """
     count, local = processes(cfg), group.local_size
-    if max(count, group.size) > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ConfigError(
-            f"{max(count, group.size)} processes are not possible in a sweep (-m): each of them would run the whole "
-            "sweep. Give every point one device, or start the points one by one."
-        )
     if started() and count != group.size:
         raise ConfigError(
             f"{group.size} processes were started, and trainer.devices × trainer.num_nodes is {count}. Set "
