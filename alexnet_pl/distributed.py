@@ -100,8 +100,8 @@ def refuse_in_sweep(trainer: Mapping[str, Any]) -> None:
     count = max(count * trainer.get("num_nodes", 1), current().size)
     if count > 1:
         raise ConfigError(
-            f"{count} processes are not possible in a sweep (-m): each of them would run the whole sweep. Give every point "
-            "one device, or start the points one by one."
+            f"{count} processes are not possible in a sweep (-m): each of them would run the whole sweep. "
+            "Give every point one device, or start the points one by one."
         )
 
 
