@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from alexnet_pl.errors import ConfigError, UserError
+from alexnet_pl.errors import ConfigError, UserError, as_the_user_has_it
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -221,7 +221,7 @@ def _start(count: int, run_dir: Path, errors: Sequence[IO[str]]) -> list[subproc
     command.append(f"hydra.run.dir='{folder}'")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {
-        "OMP_NUM_THREADS": str(max(1, cores // count)), **os.environ, "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": str(max(1, cores // count)), **as_the_user_has_it(os.environ), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "alexnet_pl", _PARENT: str(os.getpid()),
     }  # fmt: skip

@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,12 @@ class DataError(UserError, RuntimeError):
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _SHOW_TRACEBACK = os.environ.get(_FULL_ERROR, "0") not in ("", "0")  # read before one_line_errors sets it
+
+
+def as_the_user_has_it(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what :func:`one_line_errors` puts into it: for processes that report by themselves."""
+    shown = {_FULL_ERROR: "1"} if _SHOW_TRACEBACK else {}
+    return {**{name: value for name, value in environment.items() if name != _FULL_ERROR}, **shown}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
