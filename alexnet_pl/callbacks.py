@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from alexnet_pl.data.loader import epoch_seed
@@ -37,9 +37,12 @@ class NonFiniteError(UserError):
 class StopWhenNotFinite(Callback):
     """Stops a run whose loss or gradient is NaN or infinite, before that reaches a checkpoint.
 
-    On a CPU it stops at that step, before the weights are touched. Reading a value back from a GPU would make the CPU
-    wait for it in every step; there the first such step is remembered on the device and read back every
-    ``every_steps`` steps, before validation and before anything is saved.
+    The loss is looked at in every step. A gradient is not: that would mean reading the whole network once more. It is
+    found in the weights, where it has made NaN of them, before anything is saved and when the next loss is NaN.
+
+    Reading a value back from a GPU would make the CPU wait for it in every step; there, and where several processes
+    have to look together, the first such loss is remembered on the device and read back every ``every_steps`` steps,
+    before validation and before anything is saved.
 
     With a float16 loss scaler an infinite gradient is part of the method (the step is skipped and the scale halved),
     so there it is ``max_skipped`` such steps in a row that stop the run.
@@ -65,21 +68,22 @@ class StopWhenNotFinite(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = pl_module.device
-        self._at_once = device.type == "cpu"
-        # 4 · step + 2 for a gradient + 1 for an infinity: the smallest is the first.
-        self._first = torch.tensor(self.NEVER, device=device)
+        self._at_once = device.type == "cpu" and trainer.world_size == 1
+        self._first = torch.tensor(self.NEVER, device=device)  # 2 · step + 1 for an infinity: the smallest is the first
         self._skipped = self._longest = torch.zeros((), dtype=torch.int64, device=device)
         self._scale = torch.zeros((), device=device)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._step, self._batch = trainer.global_step, trainer.fit_loop.epoch_loop.batch_idx
-        self._note(trainer, loss.detach(), kind=0)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is None:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            # A NaN or an infinity does not get lost in a sum, and a sum reads every value just once.
-            self._note(trainer, torch.stack([gradient.sum() for gradient in gradients]).sum(), kind=2)
+        if self._at_once:
+            if not torch.isfinite(loss):
+                if self._batch > 0 and not finite(pl_module):
+                    self._stop(trainer, self._step - 1, "gradient", "nan")
+                self._stop(trainer, self._step, "loss", self.HOW[int(loss.isinf())])
+            return
+        loss = loss.detach()
+        code = 2 * self._step + loss.isinf()
+        self._first = torch.where(loss.isfinite(), self._first, torch.minimum(self._first, code))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,34 +93,32 @@ class StopWhenNotFinite(Callback):
             scale = scaler._scale.clone()  # scaler.get_scale() would read it back
             self._skipped = torch.where(scale < self._scale, self._skipped + 1, 0)
             self._longest, self._scale = torch.maximum(self._longest, self._skipped), scale
-        if (batch_idx + 1) % self.every_steps == 0:
+        if not self._at_once and (batch_idx + 1) % self.every_steps == 0:
             self.look(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.look(trainer)
+        self._look_closely(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.look(trainer)
+        self._look_closely(trainer, pl_module)
 
-    def _note(self, trainer: Trainer, value: Tensor, kind: int) -> None:
-        code = 4 * self._step + kind + value.isinf()
-        self._first = torch.where(value.isfinite(), self._first, torch.minimum(self._first, code))
-        # Several processes have to look together. Their gradients are one sum: not finite for one, so for all.
-        if self._at_once and (trainer.world_size == 1 or (kind == 2 and not value.isfinite())):
-            self.look(trainer)
+    def _look_closely(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._first is None:  # before training
+            return
+        self.look(trainer)
+        if not finite(pl_module):
+            self._stop(trainer, self._step, "gradient", "nan")
 
     def look(self, trainer: Trainer) -> None:
-        """Read back what has been noted.
+        """Read back what has been remembered.
 
         Raises:
             NonFiniteError: names the step, its images and the learning rate.
         """
-        if self._first is None:  # before training
-            return
         (latest,) = highest(-int(self._first))
         if (first := -latest) != self.NEVER:
-            step, kind = divmod(first, 4)
-            self._stop(trainer, step, "gradient" if kind >= 2 else "loss", self.HOW[kind % 2])
+            step, infinite = divmod(first, 2)
+            self._stop(trainer, step, "loss", self.HOW[infinite])
         if (longest := int(self._longest)) >= self.max_skipped:
             self._stop(trainer, self._step, f"gradient, in {longest} steps in a row,", "infinite")
 
@@ -130,6 +132,11 @@ class StopWhenNotFinite(Callback):
             f"{len(images)} images: {listed}; learning rate {rate:g}).\n"
             f"The checkpoints before it are kept. Try a smaller optimizer.lr, or trainer.precision=32-true."
         )
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether no parameter is NaN or infinite: neither gets lost in a sum, which reads every value just once."""
+    return bool(torch.stack([parameter.detach().float().sum() for parameter in module.parameters()]).sum().isfinite())
 
 
 class StopAtTrainingError(EarlyStopping):

@@ -180,19 +180,28 @@ class AsOnAGPU(StopWhenNotFinite):
         self._at_once = False
 
 
-@pytest.mark.parametrize(("every", "seen_at"), [(1, 13), (5, 15), (50, 20)])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_was_not_finite_is_named_however_late_it_is_seen(what, every, seen_at, tmp_path):
-    model = Breaking(at=12, what=what)
-    trainer = Trainer(
+def trainer_with(callback: StopWhenNotFinite, folder: Path) -> Trainer:
+    return Trainer(
         max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
-        callbacks=[AsOnAGPU(every_steps=every)],
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder, callbacks=[callback],
     )  # fmt: skip
-    message = rf"the {what} is (nan|infinite) at step 12 \(epoch 2, batch 2, 4 images: 8, 9, 10, 11;"
+
+
+@pytest.mark.parametrize(("every", "seen_at"), [(1, 13), (5, 15), (50, 20)])
+def test_a_loss_that_was_not_finite_is_named_however_late_it_is_seen(every, seen_at, tmp_path):
+    trainer = trainer_with(AsOnAGPU(every_steps=every), tmp_path)
+    message = r"the loss is nan at step 12 \(epoch 2, batch 2, 4 images: 8, 9, 10, 11;"
     with pytest.raises(NonFiniteError, match=message):
-        trainer.fit(model, Batches(), Batches())
+        trainer.fit(Breaking(at=12, what="loss"), Batches(), Batches())
     assert trainer.global_step == seen_at
+
+
+@pytest.mark.parametrize("at", [12, 19])
+def test_a_gradient_that_was_not_finite_is_named_a_step_later_or_before_validation(at, tmp_path):
+    trainer = trainer_with(StopWhenNotFinite(), tmp_path)
+    with pytest.raises(NonFiniteError, match=rf"the gradient is nan at step {at} \(epoch 2, batch {at - 10}, 4 images"):
+        trainer.fit(Breaking(at=at, what="gradient"), Batches(), Batches())
+    assert trainer.global_step == at + 1
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

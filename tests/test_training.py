@@ -285,8 +285,8 @@ def test_the_log_reads_well_and_without_control_characters(tmp_path):
     ("overrides", "message"),
     [
         (["data.image_size=32"], "error: image_size=32 is too small for AlexNet: the smallest that works is 47"),
-        (["model/norm=layer"], "error: model/norm=layer does not exist. Choose one of: batch, lrn, none."),
-        (["model=vgg"], "error: model=vgg does not exist. Choose one of: alexnet_bn, alexnet_lrn, alexnet_plain, "),
+        (["model/norm=layer"], "error: model/norm=layer does not exist. Choose one of: batch, lrn, lrn_printed, none."),
+        (["model=vgg"], "error: model=vgg does not exist. Choose one of: alexnet_bn, alexnet_imagenet_bn, "),
         (["+model.depth=8"], "error: model.depth=8 is not possible: AlexNet has no argument depth."),
         (["model.widht=8"], "error: model.widht=8: there is no key model.widht. Did you mean model.fc_width?"),
         (["mdoel=lenet5"], "error: mdoel=lenet5: there is no key mdoel. Did you mean model?"),
@@ -322,7 +322,7 @@ def test_help_and_cfg_answer_without_running(tmp_path):
     for word in (
         "model=alexnet_lrn data=cifar10",
         "data.root=",
-        "model/norm: batch, lrn, none",
+        "model/norm: batch, lrn, lrn_printed, none",
         "experiment: augmentation, dropout, ",
     ):
         assert word in shown.stdout

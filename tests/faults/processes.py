@@ -40,7 +40,7 @@ class Started:
         self.process = CONTEXT.Process(target=_redirected, args=(target, arguments, output))
         self.process.start()
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """Exit status, negative after a signal that nobody handled."""
         self.process.join(seconds)
         assert not self.process.is_alive(), "the run hangs"

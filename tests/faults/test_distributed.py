@@ -80,7 +80,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_are_one(together, tmp_path):
     assert Run(*RUN, run_dir=tmp_path / "run").wait() == 0
     assert_same(together, tmp_path / "run", tolerance=2e-5)
-    assert {path.name for path in together.iterdir()} == FILES
+    assert {path.name for path in together.iterdir()} == FILES - {"figures", "report.html"}  # not drawn here
     assert finished_result(together)["device"].startswith("2 × cpu (")
 
 
@@ -115,14 +115,21 @@ def test_a_signal_to_one(tmp_path):
     assert_same(tmp_path / "run", whole)
 
 
-@pytest.mark.fault("NaN in one of two processes", "both stop at that step, one error line each, exit 1")
-@pytest.mark.parametrize("how", ["nan loss", "inf loss", "nan gradient"])
-def test_nan_in_both(how, tmp_path):
+@pytest.mark.fault("NaN in one of two processes", "both name the step, one error line each, exit 1")
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("nan loss", "the loss is nan at step 4 "),
+        ("inf loss", "the loss is infinite at step 4 "),
+        ("nan gradient", "the loss is nan at step 5 "),  # several processes look later, when the weights tell no more
+    ],
+)
+def test_nan_in_both(how, named, tmp_path):
     pair = Pair(DDP[0], *BREAKING, f"+model.how={how}", *DDP[1:], run_dir=tmp_path / "run")
     assert pair.wait() == [1, 1]
     for rank in pair.ranks:
         assert len(rank.errors) == 1
-        assert f"the {how.split()[1]} is {'nan' if how[0] == 'n' else 'infinite'} at step 4 " in rank.errors[0]
+        assert named in rank.errors[0]
         assert "Traceback" not in rank.text
 
 
@@ -226,7 +233,6 @@ def test_refusals(tmp_path):
     ddp = ("model=lenet5", "data=digits", "trainer=ddp", *DIGITS[2:])
     done = train_many(
         [
-            ["-m", *ddp, "trainer.devices=2", "seed=1,2"],
             [*ddp, "trainer.devices=3"],
             [*ddp, "trainer.num_nodes=2"],
             [*ddp, "trainer.sync_batchnorm=true"],
@@ -236,7 +242,6 @@ def test_refusals(tmp_path):
     for each, message in zip(
         done,
         [
-            "2 processes are not possible in a sweep (-m): each of them would run the whole sweep.",
             "data.batch_size=64 cannot be shared by 3 processes",
             "trainer.num_nodes=2: the processes of several machines are started by torchrun or srun.",
             "trainer.sync_batchnorm=true is not possible on a CPU",
@@ -246,3 +251,14 @@ def test_refusals(tmp_path):
         assert each.returncode == 2
         assert each.stderr.startswith(f"error: {message}")
         assert len(each.stderr.splitlines()) == 1
+
+
+@pytest.mark.fault("a sweep with several processes a point", "no point runs, the reason in a line each, exit 1")
+def test_a_sweep_by_several_processes(tmp_path):
+    settings = ("model=lenet5", "data=digits", "trainer=ddp", *DIGITS[2:], "trainer.devices=2", "seed=1,2")
+    (done,) = train_many([["-m", "study=s", *settings]], tmp_path)
+    assert done.returncode == 1
+    message = "2 processes are not possible in a sweep (-m): each of them would run the whole sweep."
+    assert (done.stdout + done.stderr).count(message) >= 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not [*tmp_path.glob("multirun/s/*/checkpoints")]
