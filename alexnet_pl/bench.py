@@ -41,7 +41,7 @@ from torchvision import transforms
 
 from alexnet_pl.augment import normalize
 from alexnet_pl.data.cifar10 import CLASS_NAMES, CIFAR10DataModule
-from alexnet_pl.data.module import ImageSource, LabelledImages
+from alexnet_pl.data.memory import ImageSource, LabelledImages
 from alexnet_pl.errors import ConfigError, one_line_errors
 from alexnet_pl.layers import LocalResponseNorm
 from alexnet_pl.malloc import keep_freed_memory, return_freed_memory

@@ -338,7 +338,8 @@ def compile_network(net: nn.Module, mode: str, images: Tensor, trainer: Trainer)
     """Have ``net`` compiled, in place so that the keys of its state dict stay; left as it is where that fails.
 
     A compiler can fail on the first batch: there may be no C++ compiler, or a GPU too new for it. So it is tried on
-    a copy first, forward and backward. Neither ``net`` nor the random generators notice.
+    a copy first, forward and backward. Neither ``net`` nor the random generators notice. Dropout draws the same masks
+    as without the compiler.
 
     Args:
         mode: of ``torch.compile``.
@@ -346,7 +347,9 @@ def compile_network(net: nn.Module, mode: str, images: Tensor, trainer: Trainer)
     """
     device = trainer.strategy.root_device
     twin = copy.deepcopy(net).to(device)
-    twin.compile(mode=mode)
+    # Compiled code has its own random numbers unless told otherwise.
+    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    twin.compile(options=options)
     try:
         with torch.random.fork_rng(), trainer.precision_plugin.forward_context():
             twin(images.to(device)).float().sum().backward()
@@ -357,7 +360,7 @@ def compile_network(net: nn.Module, mode: str, images: Tensor, trainer: Trainer)
         reason = " ".join(str(error).split())[:200]
         log.warning(f"warning: compile={mode} failed, the run goes on without it ({type(error).__name__}: {reason})")
     else:
-        net.compile(mode=mode)
+        net.compile(options=options)
 
 
 def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:

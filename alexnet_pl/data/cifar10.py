@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
-from alexnet_pl.data.module import ImageDataModule, ImageSource, LabelledImages
+from alexnet_pl.data.memory import ImageSource, LabelledImages, TensorDataModule
 from alexnet_pl.errors import DataError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -29,7 +29,7 @@ CACHE_VERSION = 1
 WAYS_OUT = "Give another copy with data.root=FOLDER, or use data=digits, which needs no download."
 
 
-class CIFAR10DataModule(ImageDataModule):
+class CIFAR10DataModule(TensorDataModule):
     """60,000 colour images of 32×32 pixels in ten classes (Krizhevsky 2009); 10,000 are the test set.
 
     Args:

@@ -3,14 +3,14 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from alexnet_pl.data.module import ImageDataModule, ImageSource, LabelledImages
+from alexnet_pl.data.memory import ImageSource, LabelledImages, TensorDataModule
 from alexnet_pl.data.split import stratified_split
 
 TEST_FRACTION = 0.2
 """The digits have no official test set. This part is held out the same way in every run, whatever the seeds."""
 
 
-class DigitsDataModule(ImageDataModule):
+class DigitsDataModule(TensorDataModule):
     """1,797 digits of 8×8 pixels (Alpaydin and Kaynak 1998), three equal channels, 360 of them the test set."""
 
     name = "digits"

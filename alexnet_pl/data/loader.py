@@ -124,6 +124,13 @@ class BatchLoader(ABC):
             missing = self.share - len(part)
             yield torch.cat([part, batch[-1:].expand(missing)]) if missing else part, missing
 
+    def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
+        """:meth:`gather`, the last ``missing`` images labelled ``IGNORED``."""
+        pixels, labels = self.gather(images)
+        if missing:
+            labels[-missing:] = IGNORED
+        return pixels, labels
+
 
 class TensorLoader(BatchLoader):
     """Batches gathered from tensors on whatever device they are.
@@ -149,10 +156,7 @@ class TensorLoader(BatchLoader):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order().to(self.images.device)  # once: a copy in every step would hold the device up
         for part, missing in self._parts(order):
-            images, labels = self.gather(part)
-            if missing:
-                labels[-missing:] = IGNORED
-            yield images, labels
+            yield self._batch(part, missing)
 
     def gather(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.images.device)

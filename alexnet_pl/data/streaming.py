@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from alexnet_pl.data.loader import IGNORED, BatchLoader, EpochShuffle, epoch_seed
-from alexnet_pl.data.module import ImageDataModule, ImageSource
+from alexnet_pl.data.loader import BatchLoader, EpochShuffle, epoch_seed
+from alexnet_pl.data.module import ImageDataModule
 from alexnet_pl.data.shards import INDEX, Shards, is_url, usable_cores
 from alexnet_pl.data.split import stratified_split
 from alexnet_pl.distributed import ALONE, ProcessGroup, current
@@ -95,7 +95,7 @@ class StreamLoader(BatchLoader):
                     fetchers.submit(self.shards.fetch, self.split, shard)  # what fails is raised by who needs it
             ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
             for part, missing in parts:
-                ahead.append(decoders.submit(self._part, part, missing))
+                ahead.append(decoders.submit(self._batch, part, missing))
                 if len(ahead) > self.workers + 1:
                     yield ahead.popleft().result()
             while ahead:
@@ -122,10 +122,8 @@ class StreamLoader(BatchLoader):
             decoded = resize(decoded, [self.side, self.side], antialias=True)
         return decoded, self.labels[images]
 
-    def _part(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
-        pixels, labels = self.gather(images)
-        if missing:
-            labels[-missing:] = IGNORED
+    def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
+        pixels, labels = super()._batch(images, missing)
         if self.fetched_by is not None:
             with torch.cuda.device(self.fetched_by):  # else every process would take memory of the first GPU
                 pixels = pixels.pin_memory()
@@ -222,9 +220,6 @@ class ShardedDataModule(ImageDataModule):
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         return self.shards.class_names
-
-    def load(self) -> ImageSource:
-        raise NotImplementedError("pictures of shards are never in memory all at once")
 
     def setup(self, stage: str | None = None) -> None:
         """Read the index and split; the second call does nothing."""
