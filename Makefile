@@ -22,7 +22,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@# The installer first, with the hash it has in the lock file; then pip where uv cannot reach the package index.
 	@awk '/^uv==/ {found = 1} found {print} found && !/\\$$/ {exit}' requirements.lock > $(VENV)/uv.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/uv.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock || \
+	@# Compiled here, or the first run of everything would do it, one file after the other.
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock || \
 		$(BIN)/python -m pip install --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	@touch $@

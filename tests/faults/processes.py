@@ -69,10 +69,16 @@ class Run(Started):
 
 
 class Command(Started):
-    """``python train.py`` with these overrides, called from the folder ``cwd``."""
+    """``python train.py`` with these overrides, called from the folder ``cwd``.
 
-    def __init__(self, *overrides: str, cwd: Path):
-        super().__init__(_command, overrides, cwd, output=cwd / f"{time.monotonic_ns()}.log")
+    Args:
+        fresh: in an interpreter that has imported nothing. What starts processes of its own has to be: joblib's workers
+            end when the interpreter does, and a forked one waits for them instead.
+    """
+
+    def __init__(self, *overrides: str, cwd: Path, fresh: bool = False):
+        target = _fresh_command if fresh else _command
+        super().__init__(target, overrides, cwd, output=cwd / f"{time.monotonic_ns()}.log")
 
 
 def _redirected(target: Callable[..., None], arguments: tuple, output: Path) -> None:
@@ -87,6 +93,12 @@ def _command(overrides: tuple[str, ...], cwd: Path) -> None:
     os.chdir(cwd)
     sys.argv = [str(REPOSITORY / "train.py"), *overrides]
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _fresh_command(overrides: tuple[str, ...], cwd: Path) -> None:
+    os.chdir(cwd)
+    os.environ["OMP_NUM_THREADS"] = "1"  # as in the others, for the same last digits
+    os.execv(sys.executable, [sys.executable, str(REPOSITORY / "train.py"), *overrides])
 
 
 def _run(cfg: DictConfig, memory: int | None, environment: dict[str, str]) -> None:

@@ -124,39 +124,37 @@ def test_a_lock_ends_with_its_owner(tmp_path, whole):
     assert_complete(tmp_path, whole)
 
 
-@pytest.mark.xfail(run=False, reason="known: a command with joblib's workers may hang after SIGTERM")
 @pytest.mark.fault(
     "SIGTERM with two workers (joblib)", "the workers save, exit 143, the same command goes on, same numbers"
 )
 def test_parallel_points_stop_and_go_on(tmp_path, whole):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     parallel = (*STUDY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    command = Command(*parallel, cwd=tmp_path)
+    command = Command(*parallel, cwd=tmp_path, fresh=True)
     wait_for(lambda: len(list(tmp_path.glob("multirun/s/*/checkpoints/latest.ckpt"))) == 2, command, seconds=300)
     command.send(signal.SIGTERM)
     assert command.wait(120) == 128 + signal.SIGTERM, command.text
     assert "The same command goes on with it." in command.text
     assert "Traceback" not in command.text
     assert not list(tmp_path.glob("multirun/s/.locks/*.worker"))
-    last = Command(*parallel, cwd=tmp_path)
+    last = Command(*parallel, cwd=tmp_path, fresh=True)
     assert last.wait(300) == 0, last.text
     assert_complete(tmp_path, whole)
     assert (tmp_path / "multirun" / "s" / "report.md").is_file()
 
 
-@pytest.mark.xfail(run=False, reason="known: jobs have their own number of threads, and so other last digits")
 @pytest.mark.fault("a failing point on a cluster (submitit, local executor)", "the others finish, exit 1, same numbers")
 def test_points_as_jobs_of_a_cluster(tmp_path, whole):
     pytest.importorskip("submitit")
     jobs = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1")
     some = [override for override in STUDY if not override.startswith("seed=")]
-    command = Command(*some, "seed=1", *jobs, cwd=tmp_path)
+    command = Command(*some, "seed=1", *jobs, cwd=tmp_path, fresh=True)
     assert command.wait(300) == 0, command.text
     alone = {path.name.rpartition("-")[2]: path for path in points(whole)}  # there the seed is in the names too
     for folder in points(tmp_path):
         assert_same_numbers(folder, alone[folder.name.rpartition("-")[2]])
     shutil.rmtree(tmp_path / "multirun")
-    failing = Command(*some, "seed=1,-1", *jobs, cwd=tmp_path)
+    failing = Command(*some, "seed=1,-1", *jobs, cwd=tmp_path, fresh=True)
     assert failing.wait(300) == 1, failing.text
     study = Study(tmp_path / "multirun" / "s")
     assert Counter(study.state(name) for name in study.points) == {"finished": 2, "failed": 2}
