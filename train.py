@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.distributed import agreed, current, refuse_in_sweep
@@ -31,8 +32,12 @@ register_resolvers()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
+        if "views_of" in cfg:
+            from alexnet_pl.views import run as evaluate_views
+
+            return evaluate_views(cfg, HydraConfig.get().overrides.task)
         if in_sweep():
             refuse_in_sweep(cfg.trainer)
             return run_point(cfg)

@@ -298,6 +298,8 @@ def plan(config: DictConfig) -> None:
     global _command
     if config.get("resume") is not None:
         raise ConfigError("resume is for a single run. A study goes on when its command is given again.")
+    if "views_of" in config:
+        raise ConfigError("experiment=views evaluates the runs of one study, and is no sweep: leave -m out.")
     sweeper = config.hydra.sweeper
     root = Path(config.hydra.sweep.dir)
     study = Study(root)

@@ -1,11 +1,11 @@
 """One against ten test views on the trained runs of a study: a study of its own, without any training.
 
-``python -m alexnet_pl.views multirun/norm_x_pool`` evaluates the best checkpoint of every finished point twice, on
-validation and test images, and writes ``multirun/norm_x_pool_views`` with its report. Points that are there already are
-skipped. Published (ILSVRC-2010, section 6 of the paper): 10 views instead of the centre, −1.5 / −1.3 points.
+``python train.py experiment=views views_of=multirun/norm_x_pool`` evaluates the best checkpoint of every finished point
+twice, on validation and test images, and writes ``multirun/norm_x_pool_views`` with its report. Points that are there
+already are skipped. Published (ILSVRC-2010, section 4.1 of the paper): 10 views instead of the centre, −1.5 / −1.3
+points.
 """
 
-import argparse
 import hashlib
 import shlex
 import sys
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from omegaconf import DictConfig
 
-from alexnet_pl.errors import UserError, one_line_errors
+from alexnet_pl.errors import ConfigError, UserError
 from alexnet_pl.evaluate import evaluate
 from alexnet_pl.points import Study, progress, read_point
 from alexnet_pl.results import package_versions, write_result
@@ -42,7 +43,7 @@ def views_study(source: Path, out: Path, data_root: Path | None = None) -> Study
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}). Choose another --out.") from error
+        raise UserError(f"{out} cannot be written ({error.strerror}). Views are written beside the study.") from error
     study = Study(out)
     wanted: dict[str, tuple[Point, int]] = {}
     noted: dict[str, dict[str, Any]] = {}
@@ -53,7 +54,7 @@ def views_study(source: Path, out: Path, data_root: Path | None = None) -> Study
             wanted[name] = point, views
             overrides = {**settings, "views": str(views), "seed": str(point.seed)}
             noted[name] = {"overrides": overrides, "choices": {}}
-    command = shlex.join(["python", "-m", "alexnet_pl.views", *sys.argv[1:]])
+    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     study.add(
         command, "basic", [*(key for factor in factors for key in factor.key.split(" + ")), "views", "seed"], noted
     )
@@ -93,20 +94,23 @@ def evaluated(point: Point, views: int, data_root: Path | None = None) -> dict[s
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_pl.views", description="Evaluate the trained runs of a study with 1 and with 10 views."
-    )
-    parser.add_argument("study", type=Path, metavar="STUDY", help="folder of a study, such as multirun/norm_x_pool")
-    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the data is now")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the study to write; default: STUDY_views")
-    given = parser.parse_args(arguments)
-    out = given.out or given.study.resolve().with_name(f"{given.study.resolve().name}_views")
-    study = views_study(given.study, out, given.data_root)
+def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """``experiment=views``: evaluate the trained runs of the study ``cfg.views_of`` and write the report.
+
+    Args:
+        overrides: what the command line has set.
+
+    Raises:
+        ConfigError: a setting that has no meaning here, since nothing is trained.
+        UserError: as for :func:`views_study`.
+    """
+    if cfg.views_of is None:
+        raise ConfigError("experiment=views needs the study whose runs it evaluates: views_of=multirun/norm_x_pool")
+    for override in overrides:
+        if override.lstrip("+").partition("=")[0] not in ("experiment", "views_of", "data.root"):
+            raise ConfigError(f"{override} has no meaning with experiment=views, which trains nothing. Leave it out.")
+    source, data_root = Path(cfg.views_of), cfg.data.root
+    out = source.resolve().with_name(f"{source.resolve().name}_views")
+    study = views_study(source, out, None if data_root is None else Path(data_root))
     write_report([study.root], study.root)
     print(f"report {study.root / 'report.md'}")
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()

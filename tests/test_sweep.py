@@ -293,24 +293,43 @@ def test_a_run_that_has_learned_enough_stops_there_also_when_it_goes_on(tmp_path
         run(config(*digits, "callbacks.learned.error=1.5", run_dir=tmp_path / "refused"))
 
 
-def test_views_are_compared_on_trained_runs(finished, tmp_path):
+def test_views_are_compared_on_trained_runs(study, tmp_path):
     """No training: every finished point with 1 and 10 views, paired by seed; the second time nothing is evaluated."""
-    from alexnet_pl.views import main
-
-    source = finished / "multirun" / "s"
-    main([str(source), "--out", str(tmp_path / "views")])
-    study = Study(tmp_path / "views")
-    assert len(study.points) == 8
-    for known in study.points.values():
+    command, beside = ("experiment=views", "views_of=multirun/s"), tmp_path / "multirun" / "s_views"
+    first = Command(*command, cwd=tmp_path)
+    assert first.wait() == 0, first.text
+    assert first.text.endswith(f"report {beside / 'report.md'}\n")
+    points = Study(beside).points
+    assert len(points) == 8
+    for known in points.values():
         if known["overrides"]["views"] == "1":
-            result = result_of(study.root / known["folder"])
+            result = result_of(beside / known["folder"])
             own = result_of(Path(result["run"]))
             assert [result[f"test/{name}"] for name in ("acc", "loss")] == [
                 own[f"test/{name}"] for name in ("acc", "loss")
             ]
-    text = (tmp_path / "views" / "report.md").read_text()
+    text = (beside / "report.md").read_text()
     (effect,) = (line for line in text.splitlines() if line.startswith("| 10 instead of 1 (views) | 2 |"))
     assert "−1.5 / −1.3" in effect
-    before = results_untouched(study.root)
-    main([str(source), "--out", str(tmp_path / "views")])
-    assert results_untouched(study.root) == before
+    assert "python train.py experiment=views views_of=multirun/s" in text
+    before = results_untouched(beside)
+    assert Command(*command, cwd=tmp_path).wait() == 0
+    assert results_untouched(beside) == before
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".log"] == ["multirun"], "a run's folder"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "views_of=multirun/norm_x_pool"),
+        (("views_of=multirun/s", "seed=3"), "seed=3 has no meaning"),
+        (("views_of=nowhere",), "nowhere"),
+        (("views_of=multirun/s", "-m"), "leave -m out"),
+    ],
+)
+def test_views_of_nothing_are_refused(overrides, message, tmp_path):
+    command = Command("experiment=views", *overrides, cwd=tmp_path)
+    assert command.wait() == 2, command.text
+    assert message in command.text
+    assert len(command.text.splitlines()) <= 3
+    assert list(tmp_path.iterdir()) == [command.output]
