@@ -106,11 +106,12 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     if cfg.views_of is None:
         raise ConfigError("experiment=views needs the study whose runs it evaluates: views_of=multirun/norm_x_pool")
-    for override in overrides:
-        if override.lstrip("+").partition("=")[0] not in ("experiment", "views_of", "data.root"):
+    keys = {override.lstrip("+").partition("=")[0]: override for override in overrides}
+    for key, override in keys.items():
+        if key not in ("experiment", "views_of", "data.root"):
             raise ConfigError(f"{override} has no meaning with experiment=views, which trains nothing. Leave it out.")
-    source, data_root = Path(cfg.views_of), cfg.data.root
+    source = Path(cfg.views_of)
     out = source.resolve().with_name(f"{source.resolve().name}_views")
-    study = views_study(source, out, None if data_root is None else Path(data_root))
+    study = views_study(source, out, Path(cfg.data.root) if "data.root" in keys else None)
     write_report([study.root], study.root)
     print(f"report {study.root / 'report.md'}")
