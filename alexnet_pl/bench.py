@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EPOCH = 45_000
 """Training images of CIFAR-10, which every figure for an epoch is worked out for."""
 
-IMAGES = {"cpu": 5120, "cuda": 50_000}
+IMAGES = {"cpu": 10_240, "cuda": 50_000}
 """Training and validation images of an epoch as it is timed."""
 
 NAMES = ("tutorial", "handwritten", "project")
