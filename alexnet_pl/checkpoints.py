@@ -254,7 +254,7 @@ class ResumeCheckpoint(Callback):
         ConfigError: a negative time.
     """
 
-    def __init__(self, folder: str | Path, every_minutes: float = 10, spare_seconds: float = 60):
+    def __init__(self, folder: str | Path, every_minutes: float = 10, spare_seconds: float = 120):
         for name, value in (("every_minutes", every_minutes), ("spare_seconds", spare_seconds)):
             if not value >= 0:
                 raise ConfigError(f"callbacks.resume.{name}={value} is not possible: it is 0 or more.")

@@ -303,6 +303,17 @@ def test_errors_are_one_line(tmp_path, overrides, message):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_the_first_run_on_a_machine_speaks_of_itself_alone(tmp_path):
+    """matplotlib, which then makes a list of the machine's fonts, would say so."""
+    settings = ("model=lenet5", "data=digits", "trainer=smoke", f"hydra.run.dir={tmp_path / 'run'}")
+    done = train(*settings, cwd=tmp_path, figures=True, MPLCONFIGDIR=str(tmp_path / "matplotlib"))
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "matplotlib").glob("fontlist*")), "not the first run"
+    assert done.stdout.startswith("data    ")
+    assert "font" not in done.stdout + done.stderr
+    assert "font" not in (tmp_path / "run" / "train.log").read_text()
+
+
 def test_a_mistyped_resume_leaves_no_folder_of_that_name(tmp_path):
     done = train("resume=nowhere", cwd=tmp_path)
     assert done.returncode == 2
