@@ -61,7 +61,7 @@ def training_curves(curves: Curves) -> Figure:
     """
     labels = {
         "lr": "learning rate",
-        "grad_norm": "gradient norm (last step)",
+        "grad_norm": "gradient norm",
         "weight_norm": "weight norm",
         "images_per_second": "images/s in training",
         "epoch_seconds": "seconds an epoch",
