@@ -2,8 +2,8 @@
 
 ``python train.py experiment=views views_of=multirun/norm_x_pool`` evaluates the best checkpoint of every finished point
 twice, on validation and test images, and writes ``multirun/norm_x_pool_views`` with its report. Points that are there
-already are skipped. Published (ILSVRC-2010, section 4.1 of the paper): 10 views instead of the centre, −1.5 / −1.3
-points.
+already are skipped. Published (views: section 4.1 of the paper, figures: section 6, ILSVRC-2010): 10 views
+instead of the centre, −1.5 / −1.3 points.
 """
 
 import hashlib
