@@ -28,8 +28,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	@touch $@
 
-quickstart: setup ## train AlexNet on the embedded digits, under two minutes on two CPU cores
-	$(BIN)/python train.py model=alexnet_lrn data=digits
+quickstart: setup ## train AlexNet on the embedded digits, within a minute on two CPU cores
+	$(BIN)/python train.py experiment=quickstart
 	@echo
 	@echo "Next:"
 	@echo "  $(BIN)/python train.py model=alexnet_lrn data=cifar10     CIFAR-10 (170 MB, downloaded once; or data.root=FOLDER)"

@@ -324,14 +324,18 @@ def check_processes(cfg: DictConfig, group: ProcessGroup) -> None:
 def default_precision(accelerator: str) -> str:
     """``16-mixed`` on a CUDA GPU, ``bf16-mixed`` on a CPU with bf16 instructions, else ``32-true``.
 
-    A CPU without AMX or AVX512-bf16 emulates bf16, many times slower than float32.
+    A CPU without AMX or AVX512-bf16 emulates bf16, many times slower than float32. So does one whose instruction set
+    is capped by ``ONEDNN_MAX_CPU_ISA``: the kernels follow that cap, not the CPU.
     """
     if on_cuda(accelerator):
         return "16-mixed"
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-    if on_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "bf16-mixed"
-    return "32-true"
+    return "bf16-mixed" if on_cpu and _has_bf16_instructions() else "32-true"
+
+
+def _has_bf16_instructions() -> bool:
+    on_chip = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return on_chip and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def compile_network(net: nn.Module, mode: str, images: Tensor, trainer: Trainer) -> None:

@@ -279,11 +279,17 @@ def test_a_signal_in_a_destructor_is_not_lost():
 
 
 def test_a_run_that_has_learned_enough_stops_there_also_when_it_goes_on(tmp_path):
-    """Figure 1's stop, and a kill between the last epoch and the test."""
-    digits = ("experiment=relu_vs_tanh", "data=digits", *DIGITS[2:], PLAIN, "callbacks.learned.error=0.5")
+    """Figure 1's stop, and a kill between the last epoch and the test.
+
+    At a third of the preset's rate, which is tuned for CIFAR-10 in batches of 128: on digits in batches of 64 it is at
+    the edge of stability, and rounding decides whether the ReLUs die. At 0.01 seeds 1 to 5 fall from an error of 0.44
+    or more in epoch 2 to 0.23 or less in epoch 3, in 32-true and bf16-mixed, with AVX2 and with AVX512.
+    """
+    slower = ("~rates", "optimizer.lr=0.01", "trainer.max_epochs=10", "callbacks.learned.error=0.3")
+    digits = ("experiment=relu_vs_tanh", "data=digits", *DIGITS[2:], PLAIN, *slower)
     run(config(*digits, run_dir=tmp_path / "run"))
     errors = [float(row["train/error"]) for row in metrics(tmp_path / "run")]
-    assert errors[-1] < 0.5 <= min(errors[:-1], default=1)
+    assert errors[-1] < 0.3 <= min(errors[:-1])
     whole = metrics(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     run(config("resume=here", run_dir=tmp_path / "run"))

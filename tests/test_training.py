@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -229,15 +230,25 @@ def test_precision_follows_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert default_precision("auto") == default_precision("gpu") == "16-mixed"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for bf16, amx, expected in [
-        (True, False, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true"),
+    for bf16, amx, capped, expected in [
+        (True, False, False, "bf16-mixed"), (False, True, False, "bf16-mixed"), (False, False, False, "32-true"),
+        (True, True, True, "32-true"),
     ]:  # fmt: skip
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda bf16=bf16: bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda capped=capped: not capped)
         assert default_precision("cpu") == expected
     cfg = config("trainer.precision=64-true")
     settle(cfg)
     assert cfg.trainer.precision == "64-true"  # a choice of one's own is kept
+
+
+def test_precision_follows_a_capped_instruction_set():
+    """``ONEDNN_MAX_CPU_ISA`` is read when torch is loaded, hence the process of its own."""
+    code = "from alexnet_pl.training import default_precision; print(default_precision('cpu'))"
+    capped = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=capped, capture_output=True, text=True, check=True)
+    assert done.stdout == "32-true\n"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
