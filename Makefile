@@ -45,7 +45,7 @@ sweep: setup ## every combination: make sweep ARGS="study=NAME model=alexnet_lrn
 comma := ,
 
 dashboard: setup ## TensorBoard on runs/ and multirun/: make dashboard LOGDIR=… PORT=…
-	@$(BIN)/python -m alexnet_pl.tensorboard --port $(PORT) $(LOGDIR)
+	@$(BIN)/python -m alexnet_pl tensorboard --port $(PORT) $(LOGDIR)
 
 test: setup ## the tests, without network and without CIFAR-10
 	$(BIN)/pytest $(ARGS)

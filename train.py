@@ -1,55 +1,6 @@
-"""Train an image classifier: ``python train.py model=alexnet_lrn data=cifar10``. See ``python train.py --help``."""
+"""Train a network: ``python train.py model=alexnet_lrn data=cifar10``. The same as ``alexnet train …``."""
 
-import sys
-from pathlib import Path
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
-from alexnet_pl.distributed import agreed, current, refuse_in_sweep
-from alexnet_pl.errors import ConfigError, one_line_errors
-from alexnet_pl.resolvers import register_resolvers
-from alexnet_pl.stopping import exit_on_signal
-from alexnet_pl.sweep import in_sweep, point_folder, run_point, say_how_to_go_on, study_folder
-
-
-def run_folder(resume: str | None, new: str) -> str:
-    """The folder that Hydra makes and writes its log into: the run to go on with, or a new one, the same for all ranks.
-
-    Raises:
-        ConfigError: ``resume`` is no folder. Said here, before Hydra makes one of that name.
-    """
-    if resume is not None and not Path(resume).is_dir():
-        raise ConfigError(f"resume={resume} does not exist. Give the folder of a run, as it is named in its last line.")
-    return agreed("run folder", new) if resume is None else resume
-
-
-OmegaConf.register_new_resolver("run_folder", run_folder)
-OmegaConf.register_new_resolver("study_folder", study_folder)
-OmegaConf.register_new_resolver("point_folder", point_folder)
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    with one_line_errors():
-        if "views_of" in cfg:
-            from alexnet_pl.views import run as evaluate_views
-
-            return evaluate_views(cfg, HydraConfig.get().overrides.task)
-        if in_sweep():
-            refuse_in_sweep(cfg.trainer)
-            return run_point(cfg)
-        if cfg.study is not None:
-            raise ConfigError(f"study={cfg.study} names a sweep. Put -m before the settings.")
-        from alexnet_pl.training import run  # torch is loaded only once Hydra knows that there is something to run
-
-        return run(cfg)
-
+from alexnet_pl.cli.train import main
 
 if __name__ == "__main__":
-    with one_line_errors(), exit_on_signal(say_how_to_go_on):
-        if current().rank > 0:  # process 0 writes the files and the log
-            sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none"]
-        main()
+    main()

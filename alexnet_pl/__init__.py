@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexnet_pl.runs import load_run
+    from alexnet_pl.inference.trained_run import load_run
 
 __all__ = ["__version__", "load_run"]
 __version__ = "0.1.0"
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Find ``load_run`` on its first use: ``import alexnet_pl`` alone does not wait for torch."""
     if name == "load_run":
-        from alexnet_pl.runs import load_run
+        from alexnet_pl.inference.trained_run import load_run
 
         return load_run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,32 +2,26 @@
 
 import http.server
 import importlib.util
-import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import md5
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from helpers import BROWSERS, OfficialArchive, TreeMaker
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.data.cifar10 import CLASS_NAMES
-from alexnet_pl.resolvers import register_resolvers
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 register_resolvers()
 
 
@@ -36,9 +30,6 @@ def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the cache of decoded images out of the home folder, and the user's CIFAR-10 out of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("CIFAR10_ROOT", None)
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -51,75 +42,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-UNDRAWN = "callbacks.dashboard.figures=false"
-"""Figures take two seconds a run: only the tests of figures draw them."""
-
-
-def config(*overrides: str, run_dir: Path = Path("unused"), figures: bool = False) -> DictConfig:
-    """What ``train.py`` with these overrides hands to ``alexnet_pl.training.run``, figures apart."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        lean = [] if figures else [UNDRAWN]
-        return compose("train", overrides=[*overrides, *lean, f"run_dir={run_dir}"])
-
-
-def train(*overrides: str, cwd: Path, figures: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``train.py`` as a user does, from another folder; figures apart, which take two seconds."""
-    lean = [] if figures or any("callbacks.dashboard" in override for override in overrides) else [UNDRAWN]
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "train.py"), *overrides, *lean],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-START_MANY = f"""
-import json, os, runpy, sys
-import alexnet_pl.training  # loaded once for all: that is most of a short run's time
-
-at_once, *commands = json.loads(sys.argv[1])
-started = []
-for index, overrides in enumerate(commands):
-    if (pid := os.fork()) == 0:
-        for descriptor, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{{index}}.{{name}}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
-        sys.argv = ["train.py", *overrides]
-        runpy.run_path({str(REPOSITORY / "train.py")!r}, run_name="__main__")
-        sys.exit()
-    started.append(pid if at_once else os.waitpid(pid, 0)[1])
-statuses = [os.waitpid(pid, 0)[1] for pid in started] if at_once else started
-print(json.dumps([os.waitstatus_to_exitcode(status) for status in statuses]))
-"""
-
-
-def train_many(
-    commands: Sequence[Sequence[str]], cwd: Path, at_once: bool = False
-) -> list[subprocess.CompletedProcess[str]]:
-    """Run ``train.py`` once for each list of overrides, in a process each, one after the other or all at once.
-
-    The processes are forked from one that has loaded torch: in seconds instead of half a minute, and at once means
-    within milliseconds. What they print is left in ``cwd`` as ``0.out``, ``0.err``, ``1.out``, …
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", START_MANY, json.dumps([at_once, *commands])],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return [
-        subprocess.CompletedProcess(command, code, (cwd / f"{i}.out").read_text(), (cwd / f"{i}.err").read_text())
-        for i, (command, code) in enumerate(zip(commands, json.loads(done.stdout), strict=True))
-    ]
-
-
-TreeMaker = Callable[..., Path]
 
 
 @pytest.fixture
@@ -139,14 +61,6 @@ def class_folders(tmp_path: Path) -> TreeMaker:
         return root
 
     return make
-
-
-@dataclass
-class OfficialArchive:
-    """The archive that is served, and the paths that were asked for so far."""
-
-    path: Path
-    requests: list[str]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, config
+from helpers import REPOSITORY, config
 from hydra.utils import instantiate
 
 GROUPS = sorted(
@@ -30,7 +30,7 @@ def test_every_option_composes_and_is_instantiated(option, tmp_path):
 
 def test_the_tutorial_experiment_is_the_tutorials_run():
     cfg = config("experiment=tutorial", "data.root=/nowhere")
-    assert cfg.model._target_ == "alexnet_pl.alexnet.AlexNet"
+    assert cfg.model._target_ == "alexnet_pl.models.AlexNet"
     assert cfg.model.norm._target_ == "torch.nn.BatchNorm2d"
     assert (cfg.model.image_size, cfg.data.batch_size, cfg.data.val_fraction) == (50, 128, 0.1)
     assert (cfg.optimizer._target_, cfg.optimizer.lr) == ("torch.optim.Adam", 1e-3)

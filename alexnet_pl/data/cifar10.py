@@ -1,7 +1,6 @@
 """CIFAR-10 from whatever is on disk: the official archive, or a tree of class folders; else the official download."""
 
 import hashlib
-import os
 import shutil
 import tarfile
 import tempfile
@@ -12,18 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
-from alexnet_pl.data.memory import ImageSource, LabelledImages, TensorDataModule
-from alexnet_pl.errors import DataError
+from alexnet_pl.data.in_memory import ImageSource, LabelledImages, TensorDataModule
+from alexnet_pl.runtime.errors import DataError
+from alexnet_pl.runtime.files import _one_at_a_time, _replacing, cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 IMAGE_SIZE = 32
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
 FULL_COUNTS = (50_000, 10_000)
+
 CACHE_VERSION = 1
 
 WAYS_OUT = "Give another copy with data.root=FOLDER, or use data=digits, which needs no download."
@@ -35,7 +38,7 @@ class CIFAR10DataModule(TensorDataModule):
     Args:
         root: folder that holds ``cifar-10-batches-py/`` (official, MD5-verified) or ``train/<class>/*.{png,jpg}``
             and ``test/<class>/*``. Where neither is there the official archive is downloaded into it.
-        **settings: :class:`alexnet_pl.data.module.ImageDataModule`'s.
+        **settings: :class:`alexnet_pl.data.datamodule.ImageDataModule`'s.
     """
 
     name = "cifar10"
@@ -157,16 +160,6 @@ def extract(archive: Path, folder: Path) -> None:
             tar.extractall(folder, members)
 
 
-@contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Wait until no other process holds ``lock``, and leave no file behind."""
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # while it is held: who waits for it notices, and makes a new one
-
-
 # --- class folders --------------------------------------------------------------------------------------------------
 
 
@@ -243,11 +236,6 @@ def _decode(path: Path) -> np.ndarray:
     return pixels
 
 
-def cache_folder() -> Path:
-    """Where decoded images are kept, outside the repository and the data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_pl"
-
-
 def _read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
     """The decoded images, or None where the cache is absent, of another tree or version, or damaged."""
     try:
@@ -283,14 +271,3 @@ def _write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) ->
             np.savez(scratch, fingerprint=np.array(fingerprint), **arrays)
     except OSError as error:
         print(f"warning: decoded images were not cached: {error}")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A scratch file that takes the place of ``path`` at the end, and is gone after an error."""
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
-    try:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from alexnet_pl.data.memory import ImageSource, LabelledImages, TensorDataModule
-from alexnet_pl.data.split import stratified_split
+from alexnet_pl.data.in_memory import ImageSource, LabelledImages, TensorDataModule
+from alexnet_pl.data.splits import stratified_split
 
 TEST_FRACTION = 0.2
 """The digits have no official test set. This part is held out the same way in every run, whatever the seeds."""

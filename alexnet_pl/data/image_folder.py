@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alexnet_pl.data.make_shards import make_shards
-from alexnet_pl.data.shards import usable_cores
-from alexnet_pl.data.streaming import ShardedDataModule
-from alexnet_pl.data.tree import LAYOUT, find_classes, list_tree
-from alexnet_pl.errors import ConfigError
+from alexnet_pl.data.class_folders import LAYOUT, find_classes, list_tree
+from alexnet_pl.data.shards.datamodule import ShardedDataModule
+from alexnet_pl.data.shards.writer import make_shards
+from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.system import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +20,14 @@ class ImageFolderDataModule(ShardedDataModule):
     """Any tree of class folders. Every picture is read, brought to size and checked once, into shards of its own.
 
     The first run makes the shards (see :mod:`alexnet_pl.shards`), later runs use them until the tree changes. Which
-    folder is the validation and which the test set: see :func:`alexnet_pl.data.streaming.choose_splits`.
+    folder is the validation and which the test set: see :func:`alexnet_pl.data.shards.datamodule.choose_splits`.
 
     Args:
         root: holds ``train/`` and beside it ``val/``, ``test/`` or both; each a folder for every class, named like it.
         shards: where the shards go; by default a folder under ``$XDG_CACHE_HOME/alexnet_pl`` (``~/.cache/alexnet_pl``).
         skip_unreadable: leave out pictures that cannot be read, after naming and counting them, instead of refusing.
         quality: of the JPEG files in the shards, 1 to 100.
-        **settings: :class:`alexnet_pl.data.streaming.ShardedDataModule`'s.
+        **settings: :class:`alexnet_pl.data.ShardedDataModule`'s.
     """
 
     name = "image_folder"

@@ -21,7 +21,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows: dict[tuple[str, str], list[tuple[str, float]]] = {}
     for verdict in RANK:
         for report in terminalreporter.stats.get(verdict, []):
-            if fault := dict(report.user_properties).get("fault"):
+            if fault := dict(getattr(report, "user_properties", ())).get("fault"):
                 rows.setdefault(fault, []).append((verdict, report.duration))
     if not rows:
         return

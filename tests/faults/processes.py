@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import REPOSITORY, config
+from helpers import REPOSITORY, config
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["alexnet_pl.training", "alexnet_pl.study", "alexnet_pl.study_figures"])
+CONTEXT.set_forkserver_preload(["alexnet_pl.training.run", "alexnet_pl.studies.report", "alexnet_pl.studies.plots"])
 
 EVERY_EPOCH = "callbacks.resume.spare_seconds=0"
 DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", EVERY_EPOCH)
@@ -105,8 +105,8 @@ def _run(cfg: DictConfig, memory: int | None, environment: dict[str, str]) -> No
     os.environ.update(environment)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 
-    from alexnet_pl.errors import one_line_errors
-    from alexnet_pl.training import run
+    from alexnet_pl.runtime.errors import one_line_errors
+    from alexnet_pl.training.run import run
 
     if memory is not None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_pl.checkpoints import BEST, LATEST, PREVIOUS, latest_valid, read_checkpoint, write_checkpoint
-from alexnet_pl.results import finished_result
+from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.training.checkpoint_io import BEST, LATEST, PREVIOUS, latest_valid, read_checkpoint, write_checkpoint
 
 from .processes import DIGITS, Run, wait_for
 

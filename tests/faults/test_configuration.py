@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import train_many
+from helpers import train_many
 
 UNKNOWN = pytest.mark.fault("unknown key", "the nearest name suggested, exit 2")
 LR = pytest.mark.fault("optimizer.lr=abc", "the key, its value and what is allowed, exit 2")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import OfficialArchive, TreeMaker, train_many
+from helpers import OfficialArchive, TreeMaker, train_many
 from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data import cifar10
-from alexnet_pl.errors import DataError
+from alexnet_pl.runtime.errors import DataError
 
 AT_ONCE = """
 import json, os, sys

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, train_many
-from test_resuming import figures
-from test_shards import make_tree
+from helpers import REPOSITORY, figures, make_tree, train_many
 
-from alexnet_pl.checkpoints import LATEST, latest_valid, read_checkpoint
-from alexnet_pl.data.make_shards import make_shards
-from alexnet_pl.data.tree import list_tree
-from alexnet_pl.results import finished_result
+from alexnet_pl.data.class_folders import list_tree
+from alexnet_pl.data.shards.writer import make_shards
+from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.training.checkpoint_io import LATEST, latest_valid, read_checkpoint
 
 from .processes import DIGITS, Run, wait_for
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from alexnet_pl.checkpoints import latest_valid
+from alexnet_pl.training.checkpoint_io import latest_valid
 
 from .processes import DIGITS, Run
 from .test_stopping import SLOW

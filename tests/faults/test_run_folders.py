@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import train_many
+from helpers import train_many
 
 
 @pytest.mark.fault("8 runs started in the same second", "8 folders, each with a finished run")

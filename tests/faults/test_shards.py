@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_shards import contents, make_tree
+from helpers import contents, make_tree
 
-from alexnet_pl.data.make_shards import make_shards
-from alexnet_pl.data.shards import INDEX, UNFINISHED
-from alexnet_pl.data.tree import list_tree
-from alexnet_pl.errors import DataError
-from alexnet_pl.shards import verify
+from alexnet_pl.cli.shards import verify
+from alexnet_pl.data.class_folders import list_tree
+from alexnet_pl.data.shards.reader import INDEX, UNFINISHED
+from alexnet_pl.data.shards.writer import make_shards
+from alexnet_pl.runtime.errors import DataError
 
 from .processes import CONTEXT, wait_for
 
@@ -97,7 +97,7 @@ def test_a_full_disk(small_disk, tree, whole):
 @pytest.mark.fault("SIGINT while shards are made", "says that it goes on when called again, exit 130")
 def test_interrupted(tree, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "alexnet_pl.shards", str(tree), str(out), "--size", "64", "--per-shard", "50"]
+    command = [sys.executable, "-m", "alexnet_pl", "shards", str(tree), str(out), "--size", "64", "--per-shard", "50"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(out.glob("*.tar")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)

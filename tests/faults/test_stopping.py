@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
-from alexnet_pl.checkpoints import LATEST, latest_valid
-from alexnet_pl.results import finished_result
+from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.training.checkpoint_io import LATEST, latest_valid
 
 from .processes import DIGITS, Run, wait_for
 

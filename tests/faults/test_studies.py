@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_pl.checkpoints import LATEST, read_checkpoint
-from alexnet_pl.points import Study
-from alexnet_pl.results import finished_result
+from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.studies.store import Study
+from alexnet_pl.training.checkpoint_io import LATEST, read_checkpoint
 
 from .processes import DIGITS, Command, wait_for
 

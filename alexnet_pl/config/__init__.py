@@ -1,0 +1,1 @@
+"""Hydra config: validation, resolution of ``auto`` values, allow-list for foreign configs, resolvers."""

@@ -1,0 +1,1 @@
+"""Distributed training: environment, collectives, single-node launcher."""

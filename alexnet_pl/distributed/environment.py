@@ -1,0 +1,60 @@
+"""Training by several processes: which of them this one is, what they agree on, and how one machine's are started.
+
+Processes are told what they are by the environment: by ``torchrun``, by ``srun``, or by :func:`launch`, which starts
+those of one machine as ``torchrun`` would and stops them all when one ends.
+"""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The processes that train one network together, and which of them this one is.
+
+    Attributes:
+        rank: of this process, from 0; 0 writes the run's files.
+        size: number of processes on all machines.
+        local_size: number of processes on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+
+
+ALONE = ProcessGroup()
+
+
+def current() -> ProcessGroup:
+    """The group that this process was started in, by the environment; :data:`ALONE` where nothing says otherwise."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" not in environment and "SLURM_STEP_ID" in environment:
+        _adopt_slurm()
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return ALONE
+    size = int(environment["WORLD_SIZE"])
+    return ProcessGroup(int(environment["RANK"]), size, int(environment.get("LOCAL_WORLD_SIZE", size)))
+
+
+def started() -> bool:
+    """Whether this process was started as one of a group, be it of one."""
+    return current() != ALONE or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _adopt_slurm() -> None:
+    """Say in torchrun's words what ``srun`` says in SLURM's. A batch script itself, without ``srun``, is no step."""
+    slurm = os.environ
+    tasks = int(slurm.get("SLURM_STEP_NUM_TASKS") or slurm.get("SLURM_NTASKS") or 1)
+    if tasks == 1:
+        return
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    per_node = slurm.get("SLURM_STEP_TASKS_PER_NODE") or slurm.get("SLURM_TASKS_PER_NODE") or str(tasks)
+    cluster = SLURMEnvironment(auto_requeue=False)
+    os.environ.update(
+        RANK=slurm["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=slurm["SLURM_LOCALID"],
+        GROUP_RANK=slurm.get("SLURM_NODEID", "0"), LOCAL_WORLD_SIZE=per_node.partition("(")[0].partition(",")[0],
+        MASTER_ADDR=cluster.main_address, MASTER_PORT=str(cluster.main_port),
+        TORCHELASTIC_RUN_ID=f"slurm-{slurm.get('SLURM_JOB_ID', '')}",
+    )  # fmt: skip

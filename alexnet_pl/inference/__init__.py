@@ -1,0 +1,1 @@
+"""Trained runs: loading, evaluation, prediction, export, model card, web app."""

@@ -1,0 +1,8 @@
+"""Networks and the layers they are built from: plain ``nn.Module``s, usable without the rest of the package."""
+
+from alexnet_pl.models.alexnet import AlexNet
+from alexnet_pl.models.cnn4 import CNN4
+from alexnet_pl.models.layers import LocalResponseNorm, NonOverlappingMaxPool2d, OverlappingMaxPool2d
+from alexnet_pl.models.lenet import LeNet5
+
+__all__ = ["CNN4", "AlexNet", "LeNet5", "LocalResponseNorm", "NonOverlappingMaxPool2d", "OverlappingMaxPool2d"]

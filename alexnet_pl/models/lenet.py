@@ -1,0 +1,88 @@
+"""LeNet-5, the network the CIFAR-10 tutorial compares AlexNet with: a plain ``nn.Module``."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import count
+
+from torch import Tensor, nn
+
+from alexnet_pl.models.layers import (
+    ActivationFactory,
+    NonOverlappingMaxPool2d,
+    NormFactory,
+    PoolFactory,
+    check_sizes,
+    conv_block,
+    pooled_size,
+)
+from alexnet_pl.runtime.errors import ConfigError
+
+
+class LeNet5(nn.Module):
+    """Two convolutional and three fully connected layers (LeCun et al. 1998), three input channels.
+
+    As it is built today: fully connected conv2, max pooling, a linear output. 62,006 parameters at 32×32 and 10
+    classes. The factories and ``norm_placement`` are :class:`alexnet_pl.models.AlexNet`'s.
+
+    Args:
+        num_classes: number of logits, at least 1.
+        image_size: side of the square input in pixels, at least 13.
+        channels: feature maps of conv1 and conv2.
+        fc_widths: units of fc3 and fc4.
+
+    Raises:
+        ConfigError: a value out of range, or an input too small.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        image_size: int = 32,
+        *,
+        channels: Sequence[int] = (6, 16),
+        fc_widths: Sequence[int] = (120, 84),
+        norm: NormFactory = nn.Identity,
+        norm_placement: str = "before_activation",
+        pool: PoolFactory = NonOverlappingMaxPool2d,
+        activation: ActivationFactory = nn.ReLU,
+    ):
+        super().__init__()
+        channels, fc_widths = list(channels), list(fc_widths)
+        if len(channels) != 2 or len(fc_widths) != 2:
+            raise ConfigError(f"LeNet5 channels={channels} and fc_widths={fc_widths} need two numbers each.")
+        smallest = next(size for size in count(1) if min(feature_map_sizes(size)) >= 1)
+        check_sizes("LeNet5", image_size, smallest, num_classes=num_classes, channels=channels, fc_widths=fc_widths)
+
+        (c1, c2), (f3, f4) = channels, fc_widths
+        # Padding 1 makes either pooling halve an even map, as LeNet-5's 2×2 subsampling does.
+        block = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
+        self.features = nn.Sequential(
+            OrderedDict(
+                [
+                    *conv_block(1, nn.Conv2d(3, c1, kernel_size=5), activation, **block),
+                    *conv_block(2, nn.Conv2d(c1, c2, kernel_size=5), activation, **block),
+                ]
+            )
+        )
+        self.classifier = nn.Sequential(
+            OrderedDict(
+                flatten=nn.Flatten(),
+                fc3=nn.Linear(c2 * feature_map_sizes(image_size)[-1] ** 2, f3),
+                act3=activation(),
+                fc4=nn.Linear(f3, f4),
+                act4=activation(),
+                fc5=nn.Linear(f4, num_classes),
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of normalised images ``(N, 3, image_size, image_size)``."""
+        return self.classifier(self.features(images))
+
+
+def feature_map_sizes(image_size: int) -> list[int]:
+    """Side in pixels after conv1, pool1, conv2 and pool2: ``[28, 14, 10, 5]`` at 32."""
+    conv1 = image_size - 4
+    pool1 = pooled_size(conv1, padding=1)
+    conv2 = pool1 - 4
+    return [conv1, pool1, conv2, pooled_size(conv2, padding=1)]

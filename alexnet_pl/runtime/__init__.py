@@ -1,0 +1,1 @@
+"""Shared infrastructure: errors, files, run directories, logging, signals, system information."""

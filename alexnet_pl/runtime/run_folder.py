@@ -1,0 +1,62 @@
+"""runtime.run_folder."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from alexnet_pl.runtime.errors import UserError
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    os.replace(scratch, path)
+
+
+def finished_result(run_dir: Path) -> dict[str, Any] | None:
+    """The result of a run that has finished; None of one that has not, or whose result.json is damaged."""
+    try:
+        result = json.loads((run_dir / "result.json").read_text())
+        return result if result["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def results_table(result: dict[str, Any]) -> str:
+    """Loss, accuracy and error of validation and test, as aligned text.
+
+    Validation figures are those of the best epoch, test figures those of its checkpoint: with the centre of the images,
+    and with ten views where the run had them.
+    """
+    lines = [f"{'':12}{'loss':>10}{'top-1 acc':>12}{'top-1 err':>12}{'top-5 acc':>12}{'top-5 err':>12}"]
+    for label, split, views in (("validation", "val", ""), ("test", "test", ""), ("  10 views", "test", "_10views")):
+        if f"{split}/acc{views}" in result:
+            loss, top1, top5 = (result[f"{split}/{name}{views}"] for name in ("loss", "acc", "acc_top5"))
+            lines.append(f"{label:12}{loss:10.4f}{top1:12.4f}{1 - top1:12.4f}{top5:12.4f}{1 - top5:12.4f}")
+    return "\n".join(lines)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """A run folder's result.json, or None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def read_point(folder: Path) -> dict[str, Any]:
+    """What a point's result.json says; nothing where there is none, or a damaged one."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        return result if isinstance(result, dict) and result.get("status") in ("finished", "failed") else {}
+    except (OSError, ValueError):
+        return {}

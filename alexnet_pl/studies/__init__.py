@@ -1,0 +1,1 @@
+"""Studies: many runs of one sweep, their state, statistics, plots and reports."""

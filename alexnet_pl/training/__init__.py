@@ -1,0 +1,20 @@
+"""Training: one run from its config to result.json, and the callbacks, loggers and schedules that configs name."""
+
+from alexnet_pl.training.build import Trainer
+from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint
+from alexnet_pl.training.callbacks.dashboard import Dashboard
+from alexnet_pl.training.callbacks.monitoring import StopAtTrainingError
+from alexnet_pl.training.callbacks.nan_monitor import StopWhenNotFinite
+from alexnet_pl.training.loggers import MetricsCSV
+from alexnet_pl.training.lr_schedules import WarmupPlateau
+
+__all__ = [
+    "BestCheckpoint",
+    "Dashboard",
+    "MetricsCSV",
+    "ResumeCheckpoint",
+    "StopAtTrainingError",
+    "StopWhenNotFinite",
+    "Trainer",
+    "WarmupPlateau",
+]

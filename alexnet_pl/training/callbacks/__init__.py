@@ -1,0 +1,1 @@
+"""Lightning callbacks: checkpoints, NaN monitoring, logging, dashboard."""

@@ -1,0 +1,358 @@
+"""Every network that the configuration can name: builds, learns, and has the published shapes and counts."""
+
+import hashlib
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPOSITORY, config
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from sklearn.datasets import load_sample_image
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import alexnet as torchvision_alexnet
+
+from alexnet_pl.models.alexnet import AlexNet, feature_map_sizes, from_torchvision
+from alexnet_pl.models.layers import NonOverlappingMaxPool2d, OverlappingMaxPool2d
+from alexnet_pl.models.lenet import LeNet5
+from alexnet_pl.runtime.errors import ConfigError
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
+
+
+MODELS, NORMS = options("model"), options("model/norm")
+POOLS, ACTIVATIONS = options("model/pool"), options("model/activation")
+PARTS = {"norm": NORMS, "pool": POOLS, "activation": ACTIVATIONS}
+NARROW = {"AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"], "LeNet5": [], "CNN4": []}
+
+
+PAPER = {"conv1_padding": 0, "pool2_padding": 0, "groups": 2}
+
+
+def build(*overrides: str) -> nn.Module:
+    return instantiate(config(*overrides).model)
+
+
+def count(*overrides: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(*overrides).parameters())
+
+
+def variants() -> list[tuple[str, str]]:
+    """Every combination on the tutorial's network and on LeNet-5; elsewhere each option by itself and the preset."""
+    everywhere = [(model, f"model/{group}={option}") for model in MODELS for group, options in PARTS.items()
+                  for option in options]  # fmt: skip
+    combined = [" ".join(f"model/{group}={option}" for group, option in zip(PARTS, chosen, strict=True))
+                for chosen in itertools.product(*PARTS.values())]  # fmt: skip
+    crossed = ("alexnet_bn", "lenet5")
+    return [(m, v) for m, v in everywhere if m not in crossed] + [(m, v) for m in crossed for v in combined]
+
+
+@pytest.mark.parametrize(("model", "variant"), variants())
+def test_every_variant_trains_every_parameter(model, variant):
+    network = OmegaConf.load(REPOSITORY / "conf/model" / f"{model}.yaml").get("_target_", "alexnet_pl.models.AlexNet")
+    small = [] if network.endswith("LeNet5") else ["model.image_size=70"]
+    chosen = [f"model={model}", *variant.split(), *small, "model.num_classes=10", *NARROW[network.rpartition(".")[2]]]
+    cfg = config(*chosen)
+    torch.manual_seed(0)
+    net = instantiate(cfg.model)
+    images = torch.randn(4, 3, cfg.data.image_size, cfg.data.image_size)
+    logits = net(images)
+    assert logits.shape == (4, 10)
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert name.endswith("bias") or parameter.grad.abs().max() > 0, name
+    if "model/norm=" in variant:
+        norm = variant.partition("model/norm=")[2].split()[0]
+        kind = {"batch": "BatchNorm2d", "none": "Identity"}.get(norm, "LocalResponseNorm")
+        assert type(net.features.norm1).__name__ == type(net.features.norm2).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=alexnet_bn"], 21_622_506),
+        (["model=alexnet_bn", "model/pool=non_overlapping"], 21_622_506),
+        (["model=alexnet_bn", "model/norm=none"], 21_622_506 - 704),
+        (["model=alexnet_lrn"], 21_622_506 - 704 + 96 + 256),  # no scale and shift, but the two biases
+        (["model=alexnet_plain"], 21_622_506 - 704 + 96 + 256),
+        (["model=alexnet_lrn", "model/norm=batch"], 21_622_506 + 96 + 256),  # LRN → BatchNorm is +704
+        (["model=alexnet_lrn", "model/pool=non_overlapping", "model/activation=tanh"], 21_622_506 - 704 + 96 + 256),
+        (["model=alexnet_bn", "model.num_classes=100"], 21_622_506 + 90 * 4097),
+        (["model=cnn4"], 89_578),  # 3·25·32+32, 32·25·32+32, 32·25·64+64, 64·4·4·10+10
+        (["model=cnn4", "model/pool=non_overlapping"], 89_578),
+        (["model=alexnet_paper"], 60_965_224),
+        (["model=alexnet_paper", "model.num_classes=10"], 56_909_194),
+        (["model=alexnet_paper", "model.image_size=224", "model.conv1_padding=2"], 60_965_224),
+        (["model=alexnet_paper", "model/norm=batch"], 60_965_224 + 704),
+        (["model=alexnet_paper", "model/pool=non_overlapping"], 60_965_224),
+        (["model=alexnet_ungrouped"], 62_378_344),
+        (["model=alexnet_ungrouped", "model.num_classes=10"], 58_322_314),
+        (["model=alexnet_imagenet_bn"], 62_378_344 + 704 - 96 - 256),  # no biases before BatchNorm, as in the tutorial
+        (["model=alexnet_imagenet_bn", "model.bias_before_norm=true"], 62_378_344 + 704),
+        (["model=alexnet_torchvision"], 61_100_840),
+        (["model=alexnet_torchvision", "model.num_classes=10"], 57_044_810),
+        (["model=lenet5"], 62_006),
+        (["model=lenet5", "model/pool=overlapping"], 62_006),
+    ],
+    ids=str,
+)
+def test_parameter_counts(overrides, expected):
+    assert count(*overrides) == expected
+
+
+def test_parameters_by_layer():
+    """The tutorial's table at 50×50: conv1 and conv2 without bias, fc6 from 256 features."""
+    counts = {
+        name: sum(p.numel() for p in layer.parameters())
+        for part in ("features", "classifier")
+        for name, layer in getattr(build("model=alexnet_bn"), part).named_children()
+    }
+    assert {name: n for name, n in counts.items() if n} == {
+        "conv1": 3 * 96 * 11 * 11,
+        "norm1": 2 * 96,
+        "conv2": 96 * 256 * 5 * 5,
+        "norm2": 2 * 256,
+        "conv3": 256 * 384 * 9 + 384,
+        "conv4": 384 * 384 * 9 + 384,
+        "conv5": 384 * 256 * 9 + 256,
+        "fc6": 256 * 4096 + 4096,
+        "fc7": 4096 * 4096 + 4096,
+        "fc8": 4096 * 10 + 10,
+    }
+
+
+def test_parameters_of_the_paper_by_layer():
+    with torch.device("meta"):
+        net = build("model=alexnet_paper")
+    layers = [*net.features.named_children(), *net.classifier.named_children()]
+    counts = {name: sum(p.numel() for p in layer.parameters()) for name, layer in layers}
+    assert [n for n in counts.values() if n] == [
+        34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=alexnet_paper"], 724_406_816),
+        (["model=alexnet_paper", "model.image_size=224", "model.conv1_padding=2"], 724_406_816),
+        (["model=alexnet_ungrouped"], 1_135_256_096),
+        (["model=alexnet_imagenet_bn"], 1_135_256_096),
+        (["model=alexnet_torchvision"], 714_188_480),
+    ],
+    ids=str,
+)
+def test_multiply_adds(overrides, expected):
+    """Torch's own counter; it counts two operations for each."""
+    cfg = config(*overrides).model
+    with FakeTensorMode(), FlopCounterMode(display=False) as counted:
+        instantiate(cfg)(torch.zeros(1, 3, cfg.image_size, cfg.image_size))
+    assert counted.get_total_flops() == 2 * expected
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=alexnet_bn"], [11, 5, 5, 3, 3, 3, 3, 1]),
+        (["model=alexnet_paper"], [55, 27, 27, 13, 13, 13, 13, 6]),
+        (["model=alexnet_paper", "model.image_size=224", "model.conv1_padding=2"], [55, 27, 27, 13, 13, 13, 13, 6]),
+        (["model=alexnet_ungrouped"], [55, 27, 27, 13, 13, 13, 13, 6]),
+        (["model=alexnet_imagenet_bn"], [55, 27, 27, 13, 13, 13, 13, 6]),
+        (["model=alexnet_torchvision"], [55, 27, 27, 13, 13, 13, 13, 6]),
+    ],
+    ids=str,
+)
+def test_feature_maps_of_the_paper_and_the_tutorial(overrides, expected, pool):
+    cfg = config(*overrides, f"model/pool={pool}", "model.fc_width=8", "model.channels=[4,4,4,4,4]").model
+    net, sizes, x = instantiate(cfg), [], torch.zeros(1, 3, cfg.image_size, cfg.image_size)
+    for name, layer in net.features.named_children():
+        x = layer(x)
+        if name.startswith(("conv", "pool")):
+            sizes.append(x.shape[-1])
+    assert sizes == expected
+
+
+@pytest.mark.parametrize("pool", [OverlappingMaxPool2d, NonOverlappingMaxPool2d])
+@pytest.mark.parametrize("paddings", [(2, 1), (2, 0), (0, 1), (0, 0)], ids=str)
+def test_feature_map_sizes_are_what_the_layers_make(pool, paddings):
+    """The same with either pooling, at every size that the geometry allows; the others are refused."""
+    geometry = {"pool": pool, **dict(zip(("conv1_padding", "pool2_padding"), paddings, strict=True))}
+    for size in (*range(45, 80), 96, 224, 225, 227, 256):
+        sizes = feature_map_sizes(size, *paddings)
+        if min(sizes) < 1:
+            with pytest.raises(ConfigError, match=f"image_size={size} is too small for AlexNet"):
+                AlexNet(image_size=size, **geometry)
+            continue
+        net = AlexNet(image_size=size, channels=[2] * 5, fc_width=2, **geometry)
+        assert net.features(torch.zeros(1, 3, size, size)).shape[-1] == sizes[-1]
+        assert net(torch.zeros(1, 3, size, size)).shape == (1, 10)
+
+
+def test_order_of_layers():
+    def order(model, part, count):
+        net = build(f"model={model}", "model.fc_width=8")
+        return " ".join([name for name, _ in getattr(net, part).named_children()][:count])
+
+    assert order("alexnet_bn", "features", 8) == "conv1 norm1 pool1 act1 conv2 norm2 pool2 act2"
+    assert order("alexnet_lrn", "features", 8) == "conv1 act1 norm1 pool1 conv2 act2 norm2 pool2"
+    assert order("alexnet_bn", "classifier", 8) == "flatten drop6 fc6 act6 drop7 fc7 act7 fc8"
+    assert order("alexnet_paper", "features", 8) == "conv1 act1 norm1 pool1 conv2 act2 norm2 pool2"
+    assert order("alexnet_paper", "classifier", 8) == "flatten fc6 act6 drop6 fc7 act7 drop7 fc8"
+    assert order("alexnet_imagenet_bn", "features", 8) == "conv1 norm1 pool1 act1 conv2 norm2 pool2 act2"
+
+
+def test_alexnet_lrn_has_the_papers_constants():
+    norm = build("model=alexnet_lrn", "model.fc_width=8").features.norm1
+    assert (norm.k, norm.size, norm.alpha, norm.beta) == (2, 5, 1e-4, 0.75)
+
+
+def test_lrn_by_name_is_as_it_ran_or_as_printed():
+    norms = [build("model=alexnet_paper", f"model/norm={name}", *NARROW["AlexNet"]).features.norm2
+             for name in ("lrn", "lrn_printed")]  # fmt: skip
+    assert [(norm.k, norm.size, norm.alpha, norm.beta) for norm in norms] == [(2, 5, 1e-4, 0.75), (2, 5, 5e-4, 0.75)]
+
+
+def test_groups_keep_the_two_halves_apart():
+    """conv2, conv4 and conv5 of one half see nothing of the other half; conv3 sees both."""
+    net = build("model=alexnet_paper", "model.image_size=67", *NARROW["AlexNet"])
+    assert [getattr(net.features, f"conv{i}").groups for i in range(1, 6)] == [1, 2, 1, 2, 2]
+    x = torch.randn(1, 8, 7, 7)
+    first_half_changed = torch.cat([torch.randn(1, 4, 7, 7), x[:, 4:]], 1)
+    difference = (net.features.conv2(x) - net.features.conv2(first_half_changed)).abs().amax((0, 2, 3))
+    assert difference[:6].min() > 0
+    assert difference[6:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "deviations"),
+    [("paper", [0.01] * 8), ("released_code", [0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01])],
+)
+def test_initializations_are_the_published_ones(name, deviations):
+    torch.manual_seed(0)
+    net = build("model=alexnet_paper", f"model.initialization={name}", "model.image_size=67", "model.fc_width=512")
+    layers = [layer for layer in net.modules() if hasattr(layer, "weight")]
+    for layer, deviation, bias in zip(layers, deviations, [0, 1, 0, 1, 1, 1, 1, 0], strict=True):
+        # Five standard errors of a standard deviation.
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=5 / math.sqrt(2 * layer.weight.numel()))
+        assert abs(layer.weight.mean().item()) < 5 * deviation / math.sqrt(layer.weight.numel())
+        assert layer.bias.eq(bias).all()
+
+
+def test_without_biases_before_norm_there_are_none_to_set():
+    net = build("model=alexnet_imagenet_bn", "model.initialization=paper", "model.image_size=70", *NARROW["AlexNet"])
+    assert net.features.conv2.bias is None
+    assert net.features.conv4.bias.eq(1).all()
+    assert net.features.norm2.weight.eq(1).all()
+
+
+def test_the_papers_biases_leave_little_of_unit_variance_input():
+    """docs/paper-network.md: at the start, logits hardly depend on the image; on the 0–255 scale they do."""
+    torch.manual_seed(0)
+    net = build("model=alexnet_paper", "model.num_classes=10").eval()
+    images = torch.from_numpy(
+        np.stack([load_sample_image(name)[100:327, 200:427] for name in ("china.jpg", "flower.jpg")])
+    )
+    images = images.permute(0, 3, 1, 2).float()
+    centred = images - images.mean((0, 2, 3), keepdim=True)
+    with torch.no_grad():
+        unit, raw = net(centred / centred.std()), net(centred)
+    assert (unit[0] - unit[1]).abs().mean() < 1e-3 < 1e-2 < (raw[0] - raw[1]).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "digest"),
+    [
+        ("alexnet_bn", "08124b7631985bdc015ce3ad794ed690f4fcd7db648ed8778f5381f83bef711c"),
+        ("alexnet_lrn", "3cab850e6274ff625290ce5e7df5c7f452c93cc1f20d6bcdaa2bc2c8da1eca26"),
+    ],
+)
+def test_the_same_seed_starts_from_the_same_weights_as_ever(model, digest):
+    """Names and values in the order they had in version 0.1.0, so that its runs can be repeated and loaded."""
+    torch.manual_seed(3)
+    digested = hashlib.sha256()
+    for name, value in build(f"model={model}", "model.fc_width=64").state_dict().items():
+        digested.update(name.encode() + value.numpy().tobytes())
+    assert digested.hexdigest() == digest
+
+
+@pytest.mark.parametrize("classes", [1000, 10])
+def test_torchvisions_weights_load_by_name_and_give_equal_logits(classes):
+    torch.manual_seed(0)
+    theirs = torchvision_alexnet(num_classes=classes).eval()
+    net = build("model=alexnet_torchvision", f"model.num_classes={classes}").eval()
+    assert net.load_state_dict(from_torchvision(theirs.state_dict())).missing_keys == []
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), theirs(images), atol=1e-5, rtol=0)
+    # In training too: the same order of random draws in dropout.
+    torch.manual_seed(1)
+    ours = net.train()(images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours, theirs.train()(images), atol=1e-5, rtol=0)
+
+
+def test_pooling_before_or_after_the_activation_is_the_same_function():
+    """Without a norm the two placements differ in nothing but the order of pooling and activation."""
+    narrow = NARROW["AlexNet"]
+    for activation in ACTIVATIONS:
+        nets = [
+            build("model=alexnet_plain", f"model/activation={activation}", f"model.norm_placement={placement}", *narrow)
+            for placement in ("before_activation", "after_activation")
+        ]
+        nets[1].load_state_dict(nets[0].state_dict())
+        x = torch.randn(2, 3, 50, 50)
+        torch.testing.assert_close(nets[0].eval()(x), nets[1].eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "message"),
+    [
+        (AlexNet, {"image_size": 46}, "image_size=46 is too small for AlexNet: the smallest that works is 47"),
+        (AlexNet, {"image_size": -1}, "image_size=-1"),
+        (AlexNet, {"channels": [96, 0, 384, 384, 256]}, "channels=.*: 0 is not possible"),
+        (AlexNet, {"channels": [96, 256]}, "names 2 convolutions; it has 5"),
+        (AlexNet, {"fc_width": -5}, "fc_width=-5"),
+        (AlexNet, {"num_classes": 0}, "num_classes=0"),
+        (AlexNet, {"dropout": 1.0}, "dropout=1.0"),
+        (AlexNet, {"norm_placement": "later"}, "norm_placement=later.*before_activation or after_activation"),
+        (AlexNet, {"image_size": 66, **PAPER}, "image_size=66 is too small for AlexNet: the smallest that works is 67"),
+        (AlexNet, {"groups": 3}, "groups=3 does not divide the 256 maps of channels=.* at conv2"),
+        (AlexNet, {"groups": 2, "channels": [96, 256, 384, 383, 256]}, "groups=2 does not divide the 383 maps.* conv4"),
+        (AlexNet, {"groups": 0}, "groups=0"),
+        (AlexNet, {"conv1_padding": -1}, "conv1_padding=-1"),
+        (AlexNet, {"pool2_padding": 2}, "pool2_padding=2"),
+        (AlexNet, {"initialization": "papper"}, "initialization=papper does not exist. Did you mean paper[?]"),
+        (AlexNet, {"dropout_placement": "inputs"}, "dropout_placement=inputs does not exist; it is before_fc or after"),
+        (LeNet5, {"image_size": 12}, "image_size=12 is too small for LeNet5: the smallest that works is 13"),
+        (LeNet5, {"channels": [6]}, "two numbers"),
+        (LeNet5, {"fc_widths": [120, 0]}, "fc_widths=.*: 0 is not possible"),
+    ],
+)
+def test_refusals_name_the_value_in_one_line(network, settings, message):
+    with pytest.raises(ConfigError, match=message) as refusal:
+        network(**settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_smallest_sizes_work():
+    assert AlexNet(image_size=47, fc_width=8)(torch.zeros(1, 3, 47, 47)).shape == (1, 10)
+    assert AlexNet(image_size=67, fc_width=8, **PAPER)(torch.zeros(1, 3, 67, 67)).shape == (1, 10)
+    assert LeNet5(image_size=13)(torch.zeros(1, 3, 13, 13)).shape == (1, 10)
+
+
+def test_torch_and_torchvision_fit_together():
+    """A torchvision built for another torch imports half-way: its operators are missing."""
+    import torchvision
+
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
+    assert torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8]), 0.5).tolist() == [0]
