@@ -38,13 +38,19 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from alexnet_pl.config.resolve import settle
+from alexnet_pl.config.resolve import resolve_auto
 from alexnet_pl.data.cifar10 import CLASS_NAMES, CIFAR10DataModule
 from alexnet_pl.data.in_memory import ImageSource, LabelledImages
 from alexnet_pl.data.transforms import normalize
 from alexnet_pl.models.layers import LocalResponseNorm
 from alexnet_pl.runtime.errors import ConfigError
-from alexnet_pl.runtime.system import device_name, git_commit, keep_freed_memory, package_versions, return_freed_memory
+from alexnet_pl.runtime.system import (
+    device_name,
+    git_commit,
+    package_versions,
+    raise_malloc_thresholds,
+    restore_malloc_thresholds,
+)
 from alexnet_pl.training.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,9 +244,9 @@ class Interleave(Callback):
         synchronize(device)
         if trainer.current_epoch > 0:
             self.times["project"].append(time.perf_counter() - self.since)
-        return_freed_memory()
+        restore_malloc_thresholds()
         self.times["tutorial"].append(seconds(self.tutorial.epoch, device))
-        keep_freed_memory()
+        raise_malloc_thresholds()
         self.handwritten.steps(self.handwritten.train.split(self.handwritten.batch_size)[:2])  # gets the memory back
         self.times["handwritten"].append(seconds(self.handwritten.epoch, device))
         self.since = time.perf_counter()
@@ -298,7 +304,7 @@ def make_config(device: str, run_dir: Path, *overrides: str) -> DictConfig:
                 *overrides,
             ],
         )
-    settle(cfg)
+    resolve_auto(cfg)
     return cfg
 
 
@@ -316,7 +322,7 @@ def bench_loops(device: str, count: int, repeats: int, compile_mode: str | None)
             f"+callbacks.interleave.cfg_file={cfg_file}",
             f"+callbacks.interleave.times_file={times_file}",
             f"trainer.max_epochs={repeats + 2}",
-            "callbacks.resume.spare_seconds=1e9",
+            "callbacks.resume.min_interval_seconds=1e9",
             f"compile={compile_mode or 'null'}",
         )
         OmegaConf.save(cfg, cfg_file, resolve=True)
@@ -325,7 +331,7 @@ def bench_loops(device: str, count: int, repeats: int, compile_mode: str | None)
     batch = cfg.data.batch_size
     images = count * 9 // 10 // batch * batch
     epochs = {name: statistics.median(found["seconds"][name][1 : repeats + 1]) * EPOCH / images for name in NAMES}
-    every = max(epochs["project"], OmegaConf.load(ROOT / "conf/callbacks/default.yaml").resume.spare_seconds)
+    every = max(epochs["project"], OmegaConf.load(ROOT / "conf/callbacks/default.yaml").resume.min_interval_seconds)
     checkpoints = found["checkpoint_seconds"] * epochs["project"] / every
     epochs["project"] += checkpoints
     memory = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(0).ru_maxrss
@@ -481,7 +487,7 @@ def bench(device: str, repeats: int, compile_mode: str | None) -> dict[str, Any]
     root_device = torch.device(device)
     count = IMAGES[device]
     cfg = make_config(device, Path("unused"))
-    keep_freed_memory()
+    raise_malloc_thresholds()
     return {
         "device": device_name(root_device),
         **bench_loops(device, count, repeats, compile_mode),

@@ -64,7 +64,7 @@ def compared(run: TrainedRun, result: Evaluation, views: int) -> str:
     """How the figures relate to the run's own in result.json; empty where there is nothing to compare."""
     here = {f"{result.split}/{key}": result.figures[f"{result.split}/{key}"] for key in ("loss", "acc", "acc_top5")}
     if views == 10:
-        here = {f"{name}_10views": value for name, value in here.items()}
+        here = {f"{name}_ten_crop": value for name, value in here.items()}
     if run.result is None or not here.keys() <= run.result.keys():
         return ""
     if all(run.result[name] == value for name, value in here.items()):

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from alexnet_pl.figures.html_report import FIGURES, write_report
-from alexnet_pl.figures.run_figures import AUGMENTED, DRAWN_BY, TITLES, Material, draw, one_line, save
+from alexnet_pl.figures.run_figures import AUGMENTED, DRAWN_BY, TITLES, FigureInputs, draw, one_line, save
 from alexnet_pl.runtime.errors import UserError
 
 DESCRIPTION = """\
@@ -45,7 +45,7 @@ def redraw(run_dir: Path, data_root: Path | None = None) -> dict[str, str]:
         return _redraw_with_data(run, run_dir, data_root)
     except UserError as error:
         drawn, left_out = draw(
-            Material(run.net, run.logit_names, missing={"test": str(error), "augmented": str(error)})
+            FigureInputs(run.net, run.logit_names, missing={"test": str(error), "augmented": str(error)})
         )
         save(drawn, run_dir / FIGURES)
         return left_out
@@ -61,7 +61,7 @@ def _redraw_with_data(run: Any, run_dir: Path, data_root: Path | None) -> dict[s
     data.setup()
     settings = (run.config.get("callbacks") or {}).get("dashboard") or {}
     among = {"training_images": settings["training_images"]} if "training_images" in settings else {}
-    dashboard = Dashboard(run_dir / FIGURES, histograms_every=0, **among)
+    dashboard = Dashboard(run_dir / FIGURES, histogram_every_n_epochs=0, **among)
     if not (run_dir / FIGURES / "augmented_batch.png").exists():
         augment = run.config.get("augment")
         check_targets({"augment": augment})

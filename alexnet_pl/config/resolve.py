@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, open_dict
 
-from alexnet_pl.distributed.environment import current, started
+from alexnet_pl.distributed.environment import get_world, is_launched
 
 
-def settle(cfg: DictConfig) -> None:
+def resolve_auto(cfg: DictConfig) -> None:
     """Replace what is left to the machine or to another key by what it comes to, so that config.yaml says it.
 
     ``trainer.precision=auto`` and ``channels_last=auto`` become what suits the device; a ``data.image_size`` of its
@@ -21,11 +21,11 @@ def settle(cfg: DictConfig) -> None:
             if (path := cfg.data.get(key)) is not None and "://" not in path:
                 cfg.data[key] = str(Path(path).expanduser().absolute())
         if cfg.trainer.get("devices") in ("auto", -1):
-            group = current()
+            group = get_world()
             if group.size > 1:
                 cfg.trainer.num_nodes = group.size // group.local_size
             gpus = torch.cuda.device_count() if on_cuda(cfg.trainer.accelerator) else 1
-            cfg.trainer.devices = group.local_size if started() else gpus
+            cfg.trainer.devices = group.local_size if is_launched() else gpus
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
         if cfg.channels_last == "auto":
@@ -38,7 +38,7 @@ def on_cuda(accelerator: str) -> bool:
 
 
 def processes(cfg: DictConfig) -> int:
-    """``devices`` × ``num_nodes`` of the trainer, once :func:`settle` has replaced ``auto``."""
+    """``devices`` × ``num_nodes`` of the trainer, once :func:`resolve_auto` has replaced ``auto``."""
     devices = cfg.trainer.get("devices", 1)
     if isinstance(devices, str):
         devices = int(devices) if devices.isdecimal() else devices.split(",")

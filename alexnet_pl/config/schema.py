@@ -37,14 +37,16 @@ def check_arguments(path: str, node: Any) -> None:
             if key not in accepted and not others_too:
                 name = node["_target_"].rpartition(".")[2]
                 hint = did_you_mean(key, accepted)
-                raise ConfigError(f"{path}.{key}={shown(value)} is not possible: {name} has no argument {key}.{hint}")
+                raise ConfigError(
+                    f"{path}.{key}={format_value(value)} is not possible: {name} has no argument {key}.{hint}"
+                )
             annotation = accepted.get(key, Any)
             if f"{path}.{key}" == "trainer.precision":
-                annotation = annotation | Literal["auto"]  # :func:`alexnet_pl.config.resolve.settle` replaces it
+                annotation = annotation | Literal["auto"]  # :func:`alexnet_pl.config.resolve.resolve_auto` replaces it
             described = isinstance(value, dict) and "_target_" in value
-            if not described and not fits(value, annotation):
-                words = " or ".join(dict.fromkeys(in_words(annotation)))
-                raise ConfigError(f"{path}.{key}={shown(value)} is not possible: it is {words}.")
+            if not described and not matches_type(value, annotation):
+                words = " or ".join(dict.fromkeys(describe_type(annotation)))
+                raise ConfigError(f"{path}.{key}={format_value(value)} is not possible: it is {words}.")
     for key, value in node.items():
         check_arguments(f"{path}.{key}", value)
 
@@ -99,11 +101,11 @@ def _named_arguments(function: Callable[..., Any]) -> tuple[dict[str, Any], bool
 # --- types ----------------------------------------------------------------------------------------------------------
 
 
-def fits(value: Any, annotation: Any) -> bool:
+def matches_type(value: Any, annotation: Any) -> bool:
     """Whether a plain YAML value can be what ``annotation`` declares. True where that is not for us to judge."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return any(fits(value, argument) for argument in arguments)
+        return any(matches_type(value, argument) for argument in arguments)
     if origin is Literal:
         return value in arguments
     if annotation in (None, types.NoneType):
@@ -120,31 +122,31 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, dict)
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Iterable):
         items = [argument for argument in arguments if argument is not ...]
-        return isinstance(value, list) and all(any(fits(entry, item) for item in items) for entry in value)
+        return isinstance(value, list) and all(any(matches_type(entry, item) for item in items) for entry in value)
     return annotation is not Tensor
 
 
-def in_words(annotation: Any) -> list[str]:
+def describe_type(annotation: Any) -> list[str]:
     """What a person may write for ``annotation``: ``["a whole number", "null"]``."""
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in words:
         return [words[annotation]]
     if origin in (Union, types.UnionType):
-        return [word for argument in arguments for word in in_words(argument)]
+        return [word for argument in arguments for word in describe_type(argument)]
     if origin is Literal:
         return [str(argument) for argument in arguments]
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Mapping):
         return ["a mapping"]
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Iterable):
-        items = dict.fromkeys(word for argument in arguments if argument is not ... for word in in_words(argument))
+        items = dict.fromkeys(word for argument in arguments if argument is not ... for word in describe_type(argument))
         return [f"a list, each entry {' or '.join(items)}"]
     if inspect.isclass(annotation) and issubclass(annotation, os.PathLike):
         return ["a path"]
     return []
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """As one would write it on the command line."""
     if value is None:
         return "null"

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from alexnet_pl.config.resolve import processes
-from alexnet_pl.config.schema import Settings, check_arguments, locate, shown
-from alexnet_pl.distributed.collectives import agreed
-from alexnet_pl.distributed.environment import ProcessGroup, current, started
+from alexnet_pl.config.schema import Settings, check_arguments, format_value, locate
+from alexnet_pl.distributed.collectives import broadcast_from_rank0
+from alexnet_pl.distributed.environment import World, get_world, is_launched
 from alexnet_pl.runtime.errors import ConfigError, did_you_mean
 
 SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
@@ -27,7 +27,7 @@ SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
 COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
-VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "resume_with_changes",
+VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "allow_changes",
           "init_from")  # fmt: skip
 """Top-level keys that are plain values."""
 
@@ -92,7 +92,7 @@ def check_sections(cfg: DictConfig) -> None:
     for key in cfg:
         if references and key not in known and key not in references:
             hint = f" Leave it out: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(str(key), known)
-            raise ConfigError(f"{key}={shown(cfg[key])}: nothing reads a key {key}.{hint}")
+            raise ConfigError(f"{key}={format_value(cfg[key])}: nothing reads a key {key}.{hint}")
     for key in (*SECTIONS, *(f"{name}.{entry}" for name in COLLECTIONS for entry in cfg.get(name) or ())):
         described = OmegaConf.select(cfg, key)
         if described is None and key in ("augment", "scheduler"):
@@ -132,8 +132,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.lr": (lambda rate: 0 < rate < float("inf"), "a number above 0"),
     "scheduler.factor": (lambda factor: 0 < factor < 1, "above 0 and below 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),
-    "callbacks.dashboard.histograms_every": (lambda epochs: epochs >= 0, "a number of epochs; 0 for none"),
-    "callbacks.dashboard.training_images": (lambda count: count >= 0, "a number of images; 0 for none"),
+    "callbacks.dashboard.histogram_every_n_epochs": (lambda epochs: epochs >= 0, "a number of epochs; 0 for none"),
+    "callbacks.dashboard.num_neighbor_images": (lambda count: count >= 0, "a number of images; 0 for none"),
     "trainer.max_epochs": (lambda epochs: epochs >= 1, "a whole number, 1 or more"),
     **{
         f"trainer.limit_{split}_batches": (_is_share, "a number of batches from 1, or a share above 0 up to 1.0")
@@ -254,7 +254,7 @@ def refuse_in_sweep(trainer: Mapping[str, Any]) -> None:
 
         devices = torch.cuda.device_count()
     count = devices if isinstance(devices, int) else len(devices.split(",") if isinstance(devices, str) else devices)
-    count = max(count * trainer.get("num_nodes", 1), current().size)
+    count = max(count * trainer.get("num_nodes", 1), get_world().size)
     if count > 1:
         raise ConfigError(
             f"{count} processes are not possible in a sweep (-m): each of them would run the whole sweep. "
@@ -262,7 +262,7 @@ def refuse_in_sweep(trainer: Mapping[str, Any]) -> None:
         )
 
 
-def check_processes(cfg: DictConfig, group: ProcessGroup) -> None:
+def check_processes(cfg: DictConfig, group: World) -> None:
     """Hold the processes that are there, or are to be started, against the configuration.
 
     Raises:
@@ -270,12 +270,12 @@ def check_processes(cfg: DictConfig, group: ProcessGroup) -> None:
             they cannot share; different folders.
     """
     count, local = processes(cfg), group.local_size
-    if started() and count != group.size:
+    if is_launched() and count != group.size:
         raise ConfigError(
             f"{group.size} processes were started, and trainer.devices × trainer.num_nodes is {count}. Set "
             f"trainer=ddp, and leave both out or set trainer.devices={local} trainer.num_nodes={group.size // local}."
         )
-    if not started() and cfg.trainer.get("num_nodes", 1) > 1:
+    if not is_launched() and cfg.trainer.get("num_nodes", 1) > 1:
         raise ConfigError(
             f"trainer.num_nodes={cfg.trainer.num_nodes}: the processes of several machines are started by torchrun or "
             "srun. See docs/scaling.md."
@@ -285,7 +285,7 @@ def check_processes(cfg: DictConfig, group: ProcessGroup) -> None:
             f"data.batch_size={cfg.data.batch_size} cannot be shared by {count} processes: it counts the images of all "
             f"of them together, and is a multiple of {count}."
         )
-    if (first := agreed("run_dir", str(cfg.run_dir))) != str(cfg.run_dir):
+    if (first := broadcast_from_rank0("run_dir", str(cfg.run_dir))) != str(cfg.run_dir):
         raise ConfigError(f"process {group.rank} was given the folder {cfg.run_dir}, and process 0 {first}.")
 
 

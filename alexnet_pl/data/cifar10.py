@@ -17,7 +17,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 
 from alexnet_pl.data.in_memory import ImageSource, LabelledImages, TensorDataModule
 from alexnet_pl.runtime.errors import DataError
-from alexnet_pl.runtime.files import _one_at_a_time, _replacing, cache_folder
+from alexnet_pl.runtime.files import cache_dir, exclusive_lock, replacing
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -110,7 +110,7 @@ def fetch_official(root: Path) -> None:
     existed = root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(root / ".cifar10.lock"):
+        with exclusive_lock(root / ".cifar10.lock"):
             if official_folder(root).is_dir():  # another process has done it while this one waited
                 return
             for abandoned in root.glob(".cifar10-*/"):  # of a process that was killed: nobody else is at work
@@ -174,7 +174,7 @@ def load_class_folders(root: Path) -> ImageSource:
     """
     files = {split: _list_images(root, split) for split in ("train", "test")}
     fingerprint = _fingerprint(root, files)
-    cache = cache_folder() / f"cifar10-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
+    cache = cache_dir() / f"cifar10-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
     arrays = _read_cache(cache, fingerprint)
     if arrays is None:
         with _cache_lock(cache):
@@ -257,7 +257,7 @@ def _cache_lock(cache: Path) -> Iterator[None]:
     except OSError:
         yield
         return
-    with _one_at_a_time(lock):
+    with exclusive_lock(lock):
         for abandoned in cache.parent.glob(f".{cache.stem}-*/"):  # of a process that was killed while it wrote
             shutil.rmtree(abandoned, ignore_errors=True)
         yield
@@ -267,7 +267,7 @@ def _write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) ->
     """Whole or not at all; a cache that cannot be written only costs the next run some seconds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as scratch:
+        with replacing(path) as scratch:
             np.savez(scratch, fingerprint=np.array(fingerprint), **arrays)
     except OSError as error:
         print(f"warning: decoded images were not cached: {error}")

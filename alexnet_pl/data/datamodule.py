@@ -10,7 +10,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 
 from alexnet_pl.data.loaders import BatchLoader
-from alexnet_pl.data.transforms import center_crop, central_view, normalize, ten_views
+from alexnet_pl.data.transforms import center_crop, central_view, normalize, ten_crop
 from alexnet_pl.runtime.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ class ImageDataModule(LightningDataModule, ABC):
     """Stratified train/validation split and a test set apart, kept as uint8 or encoded, prepared on the device.
 
     Batches are ``(images, labels)``: float32 ``(B, 3, image_size, image_size)``, normalised, and int64 ``(B,)``. In
-    evaluation the last batch is filled up with images labelled ``IGNORED``. Only training batches are augmented.
+    evaluation the last batch is filled up with images labelled ``IGNORE_INDEX``. Only training batches are augmented.
     Whatever is larger than ``image_size`` by then is cut to its centre, on the device.
 
     Args:
@@ -31,7 +31,7 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: applied to uint8 training batches ``(B, 3, resize_size, resize_size)`` on their device.
         resize_size: side in pixels that images are resized to and kept in, at least ``image_size`` and by default the
             same. The paper's is 256 for a network that takes 224: training crops at random, evaluation at the centre.
-        test_views: 10 makes test batches ``(10, B, 3, image_size, image_size)``, the paper's views of each image.
+        test_crops: 10 makes test batches ``(10, B, 3, image_size, image_size)``, the paper's views of each image.
 
     Raises:
         ConfigError: a value out of range; an ``augment`` that leaves less than ``image_size``, or ten views of images
@@ -54,7 +54,7 @@ class ImageDataModule(LightningDataModule, ABC):
         std: Sequence[float] = (0.5, 0.5, 0.5),
         augment: Callable[[Tensor], Tensor] | None = None,
         resize_size: int | None = None,
-        test_views: Literal[1, 10] = 1,
+        test_crops: Literal[1, 10] = 1,
     ):
         super().__init__()
         resize_size = image_size if resize_size is None else resize_size
@@ -65,14 +65,14 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ConfigError(
                 f"data.resize_size={resize_size} is below data.image_size={image_size}, which is cut from it."
             )
-        if test_views != 1 and resize_size == image_size:
+        if test_crops != 1 and resize_size == image_size:
             raise ConfigError(
-                f"data.test_views={test_views} needs images larger than data.image_size={image_size}: "
+                f"data.test_crops={test_crops} needs images larger than data.image_size={image_size}: "
                 f"set data.resize_size, to {round(image_size * 256 / 224)} for the paper's ratio."
             )
         if not 0 < val_fraction < 1:
             raise ConfigError(f"data.val_fraction={val_fraction} is not possible: it is above 0 and below 1.")
-        self.image_size, self.resize_size, self.test_views = image_size, resize_size, test_views
+        self.image_size, self.resize_size, self.test_crops = image_size, resize_size, test_crops
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.seed, self.split_seed = seed, split_seed
         self.mean, self.std = tuple(mean), tuple(std)
@@ -129,8 +129,8 @@ class ImageDataModule(LightningDataModule, ABC):
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             images = self.augment(images)
-        if self.test_views == 10 and self.trainer is not None and self.trainer.testing:
-            images = ten_views(images, self.image_size)
+        if self.test_crops == 10 and self.trainer is not None and self.trainer.testing:
+            images = ten_crop(images, self.image_size)
         return normalize(center_crop(images, self.image_size), self.mean, self.std), labels
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resize
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.data.loaders import EpochShuffle, TensorLoader
 from alexnet_pl.data.splits import stratified_split
-from alexnet_pl.distributed.environment import current
+from alexnet_pl.distributed.environment import get_world
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class TensorDataModule(ImageDataModule):
         train, val = stratified_split(source.train.labels, self.val_fraction, self.split_seed)
         images, labels = self._tensors(source.train)
         test_images, test_labels = self._tensors(source.test)
-        shuffle, group = EpochShuffle(len(train), self.seed), current()
+        shuffle, group = EpochShuffle(len(train), self.seed), get_world()
         everything = np.arange(len(test_labels))
         self._loaders = {
             "train": TensorLoader(images, labels, torch.from_numpy(train), self.batch_size, shuffle, group),

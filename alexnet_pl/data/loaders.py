@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from alexnet_pl.distributed.environment import ALONE, ProcessGroup
+from alexnet_pl.distributed.environment import SINGLE_PROCESS, World
 from alexnet_pl.runtime.errors import DataError
 
 
@@ -43,7 +43,7 @@ class EpochShuffle(Sampler[int]):
         return torch.randperm(self.length, generator=generator)
 
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of an image that only fills a batch up: ``F.cross_entropy`` leaves it out by default."""
 
 
@@ -51,7 +51,8 @@ class BatchLoader(ABC):
     """Which images make up which ``(images, labels)`` batch; how they come about is for who derives from it.
 
     Every batch has ``batch_size`` images, so that kernels can be compiled and recorded for one shape: with a sampler
-    the last incomplete batch is dropped, without one it is filled up with images labelled ``IGNORED``. Only where the
+    the last incomplete batch is dropped, without one it is filled up with images labelled ``IGNORE_INDEX``. Only
+    where the
     split is smaller than one batch is the batch as large as the split.
 
     Of several processes each gets its part of every batch, in the order of ranks: together they see exactly the
@@ -78,7 +79,7 @@ class BatchLoader(ABC):
         indices: Tensor,
         batch_size: int,
         sampler: EpochShuffle | None = None,
-        group: ProcessGroup = ALONE,
+        group: World = SINGLE_PROCESS,
     ):
         self.labels, self.indices, self.batch_size, self.sampler, self.group = (
             labels,
@@ -125,10 +126,10 @@ class BatchLoader(ABC):
             yield torch.cat([part, batch[-1:].expand(missing)]) if missing else part, missing
 
     def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
-        """:meth:`gather`, the last ``missing`` images labelled ``IGNORED``."""
+        """:meth:`gather`, the last ``missing`` images labelled ``IGNORE_INDEX``."""
         pixels, labels = self.gather(images)
         if missing:
-            labels[-missing:] = IGNORED
+            labels[-missing:] = IGNORE_INDEX
         return pixels, labels
 
 
@@ -148,7 +149,7 @@ class TensorLoader(BatchLoader):
         indices: Tensor,
         batch_size: int,
         sampler: EpochShuffle | None = None,
-        group: ProcessGroup = ALONE,
+        group: World = SINGLE_PROCESS,
     ):
         super().__init__(labels, indices, batch_size, sampler, group)
         self.images = images

@@ -44,10 +44,10 @@ def center_crop(images: Tensor, size: int) -> Tensor:
 
 
 CENTRE = 2
-"""Which of :func:`ten_views` is the centre: :func:`center_crop`'s."""
+"""Which of :func:`ten_crop` is the centre: :func:`center_crop`'s."""
 
 
-def ten_views(images: Tensor, size: int) -> Tensor:
+def ten_crop(images: Tensor, size: int) -> Tensor:
     """The paper's test views: the four corners, the centre, and the mirror image of each.
 
     Args:
@@ -216,7 +216,7 @@ def central_view(images: Tensor) -> Tensor:
     return images[CENTRE] if images.ndim == 5 else images
 
 
-def pixels(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalised ``(N, C, H, W)`` images back as uint8 on the CPU: exactly what they were, from float32."""
     m, s = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
     return images.float().mul(s).add_(m).mul_(255).round_().clamp_(0, 255).to(torch.uint8).cpu()

@@ -4,7 +4,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from alexnet_pl.distributed.environment import current
+from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.runtime.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ _MEETING_MINUTES = 5  # for processes of other machines to start
 _store: "Store | None" = None
 
 
-def agreed(name: str, value: str) -> str:
+def broadcast_from_rank0(name: str, value: str) -> str:
     """The value that process 0 has. Before training: it needs no more than the address that all were given.
 
     Raises:
         ConfigError: process 0 does not answer.
     """
     global _store
-    group = current()
+    group = get_world()
     if group.size == 1:
         return value
     from torch import distributed
@@ -45,7 +45,7 @@ def agreed(name: str, value: str) -> str:
         ) from error
 
 
-def highest(*values: int) -> list[int]:
+def all_reduce_max(*values: int) -> list[int]:
     """Of each value the largest that any process has. Every process has to call it; alone it costs nothing."""
     from torch import distributed
 
@@ -58,7 +58,7 @@ def highest(*values: int) -> list[int]:
     return together.tolist()
 
 
-def of_all(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """What each process has, by rank. Every process has to call it."""
     from torch import distributed
 
@@ -90,7 +90,7 @@ def _on_the_cpu() -> Any:
     return _control
 
 
-class PeerLost(UserError):
+class RankFailedError(UserError):
     """Another process has ended, or does not answer."""
 
     exit_code = 1
@@ -100,4 +100,4 @@ def lost_peer(error: BaseException) -> bool:
     """Whether an error is what communication says when another process has ended."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket Timeout",
              "Timed out waiting", "failed to recv", "remote process exited", "recvValue failed")  # fmt: skip
-    return current().size > 1 and any(word.lower() in str(error).lower() for word in words)
+    return get_world().size > 1 and any(word.lower() in str(error).lower() for word in words)

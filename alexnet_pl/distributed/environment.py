@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class ProcessGroup:
+class World:
     """The processes that train one network together, and which of them this one is.
 
     Attributes:
@@ -23,23 +23,23 @@ class ProcessGroup:
     local_size: int = 1
 
 
-ALONE = ProcessGroup()
+SINGLE_PROCESS = World()
 
 
-def current() -> ProcessGroup:
-    """The group that this process was started in, by the environment; :data:`ALONE` where nothing says otherwise."""
+def get_world() -> World:
+    """Return the world this process was launched in, read from the environment; else :data:`SINGLE_PROCESS`."""
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" not in environment and "SLURM_STEP_ID" in environment:
         _adopt_slurm()
     if "TORCHELASTIC_RUN_ID" not in environment:
-        return ALONE
+        return SINGLE_PROCESS
     size = int(environment["WORLD_SIZE"])
-    return ProcessGroup(int(environment["RANK"]), size, int(environment.get("LOCAL_WORLD_SIZE", size)))
+    return World(int(environment["RANK"]), size, int(environment.get("LOCAL_WORLD_SIZE", size)))
 
 
-def started() -> bool:
+def is_launched() -> bool:
     """Whether this process was started as one of a group, be it of one."""
-    return current() != ALONE or "TORCHELASTIC_RUN_ID" in os.environ
+    return get_world() != SINGLE_PROCESS or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _adopt_slurm() -> None:

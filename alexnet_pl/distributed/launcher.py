@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from alexnet_pl.distributed.collectives import PeerLost
+from alexnet_pl.distributed.collectives import RankFailedError
 from alexnet_pl.runtime.errors import as_the_user_has_it
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
 def _report(rank: int, code: int, said: Sequence[str], run_dir: Path) -> None:
     again = f"python train.py resume={run_dir}"
     if code < 0:
-        raise PeerLost(
+        raise RankFailedError(
             f"process {rank} of {len(said)} was killed by {signal.Signals(-code).name}; the others were stopped.\n"
             f"Go on with: {again}"
         )

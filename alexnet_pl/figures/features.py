@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alexnet_pl.data.transforms import pixels
+from alexnet_pl.data.transforms import denormalize
 
 NEIGHBOURS = 6
 """As in figure 4 of the paper."""
 
 
 @dataclass(frozen=True)
-class SeenImages:
+class FeatureBank:
     """``images`` ``(M, 3, S, S)`` uint8, their ``labels`` ``(M,)`` and ``features`` ``(M, F)`` float32, on the CPU."""
 
     images: Tensor
@@ -55,7 +55,7 @@ def feature_layer(net: nn.Module) -> str:
 
 
 @contextmanager
-def tapped(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+def capture_activations(net: nn.Module) -> Iterator[dict[str, Tensor]]:
     """While it is open, a pass through ``net`` leaves ``conv1`` (what the first convolution answers, ``(N, C, H, W)``)
     and ``features`` (what the last linear layer reads, ``(N, F)``) in the mapping, as far as there are such layers."""
     seen: dict[str, Tensor] = {}
@@ -89,8 +89,9 @@ def eager(net: nn.Module, images: Tensor) -> Tensor:
     return getattr(net, "_orig_mod", net).forward(images)
 
 
-def see(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], mean: Sequence[float], std: Sequence[float],
-        count: int) -> SeenImages | None:  # fmt: skip
+def extract_features(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], mean: Sequence[float], std: Sequence[float],
+        count: int) -> FeatureBank | None:  # fmt: skip
     """The first ``count`` images with their features; None of a network without a linear layer.
 
     Args:
@@ -98,7 +99,7 @@ def see(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], mean: Sequence
         mean, std: what they were normalised by.
     """
     images, labels, features, found = [], [], [], 0
-    with undisturbed(net), tapped(net) as seen:
+    with undisturbed(net), capture_activations(net) as seen:
         for batch, targets in batches:
             real = targets >= 0
             batch, targets = batch[real][: count - found], targets[real][: count - found]
@@ -107,13 +108,13 @@ def see(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], mean: Sequence
             eager(net, batch)
             if "features" not in seen or seen["features"].ndim != 2:
                 return None
-            images.append(pixels(batch, mean, std))
+            images.append(denormalize(batch, mean, std))
             labels.append(targets.cpu())
             features.append(seen["features"].float().cpu())
             found += len(targets)
             if found >= count:
                 break
-    return SeenImages(torch.cat(images), torch.cat(labels), torch.cat(features)) if images else None
+    return FeatureBank(torch.cat(images), torch.cat(labels), torch.cat(features)) if images else None
 
 
 # --- histograms -----------------------------------------------------------------------------------------------------
@@ -149,26 +150,26 @@ def histogram(values: Tensor, bins: int = 64) -> Histogram | None:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ActivationStats:
     """What a non-linearity gave for a batch; ``dead`` is the share of units that were 0 for every image (ReLU)."""
 
     histogram: Histogram | None
     dead: float | None
 
 
-def activations(net: nn.Module, images: Tensor) -> dict[str, Answers]:
+def activations(net: nn.Module, images: Tensor) -> dict[str, ActivationStats]:
     """Each non-linearity's answers to normalised images ``(N, 3, S, S)``, by the layer's name (``act1`` …).
 
     A unit of a convolution is a map: dead where no image moves it at any place.
     """
-    found: dict[str, Answers] = {}
+    found: dict[str, ActivationStats] = {}
 
     def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         dead = None
         if isinstance(module, nn.ReLU | nn.ReLU6):
             units = output.flatten(2).amax(2) if output.ndim > 2 else output
             dead = float((units.amax(0) <= 0).float().mean())
-        found[name] = Answers(histogram(output), dead)
+        found[name] = ActivationStats(histogram(output), dead)
 
     hooks = [
         module.register_forward_hook(partial(record, layer_name(name)))
@@ -199,7 +200,7 @@ def layers(net: nn.Module) -> list[tuple[str, str, int]]:
     ]
 
 
-def projected(features: Tensor) -> Tensor:
+def pca(features: Tensor) -> Tensor:
     """``(N, F)`` features in at most N columns, with the same distances between all N: centred and turned.
 
     N points lie in a space of N - 1 dimensions; its axes by falling variance (principal components).

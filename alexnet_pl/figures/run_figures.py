@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from alexnet_pl.data.transforms import pixels
+from alexnet_pl.data.transforms import denormalize
 from alexnet_pl.figures.charts import confusion_matrix
-from alexnet_pl.figures.features import SeenImages, feature_layer, first_convolution, kernel_groups
+from alexnet_pl.figures.features import FeatureBank, feature_layer, first_convolution, kernel_groups
 from alexnet_pl.figures.image_grids import conv1_kernels, image_wall, nearest_images, picture_bars, png
 
 SHOWN = 300
@@ -35,7 +35,7 @@ TITLES = {
 
 
 @dataclass
-class Kept:
+class TopK:
     """The ``count`` images with the greatest score so far, in falling order.
 
     Attributes:
@@ -64,7 +64,7 @@ class Kept:
         self.scores, self.images, self.labels, self.probabilities = (part[order] for part in merged)
 
 
-class TestRecord:
+class TestPredictions:
     """What one pass over the test set leaves for the figures: every label and probability, and a few of the images.
 
     Args:
@@ -76,7 +76,7 @@ class TestRecord:
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         self.mean, self.std = mean, std
         self.lot = torch.Generator().manual_seed(0)
-        self.sample, self.mistakes = Kept(SHOWN), Kept(MISTAKES)
+        self.sample, self.mistakes = TopK(SHOWN), TopK(MISTAKES)
         self._labels: list[Tensor] = []
         self._probabilities: list[Tensor] = []
 
@@ -87,7 +87,7 @@ class TestRecord:
         probabilities, labels = probabilities[real], labels[real]
 
         def look(places: Tensor) -> Tensor:
-            return pixels(images[real[places].to(images.device)], self.mean, self.std)
+            return denormalize(images[real[places].to(images.device)], self.mean, self.std)
 
         confidence, predicted = probabilities.max(1)
         wrong = confidence.masked_fill((predicted == labels) | confidence.isnan(), -torch.inf)
@@ -106,7 +106,7 @@ class TestRecord:
         """``(N, classes)`` float32."""
         return torch.cat(self._probabilities) if self._probabilities else torch.empty(0, 0)
 
-    def merge(self, other: "TestRecord") -> None:
+    def merge(self, other: "TestPredictions") -> None:
         """Add what another process saw of the same test."""
         self._labels += other._labels
         self._probabilities += other._probabilities
@@ -116,7 +116,7 @@ class TestRecord:
 
 
 @dataclass(frozen=True)
-class Material:
+class FigureInputs:
     """What the figures of a run are drawn from; what is None is not to be had.
 
     Attributes:
@@ -131,28 +131,28 @@ class Material:
 
     net: nn.Module
     names: Sequence[str]
-    test: TestRecord | None = None
+    test: TestPredictions | None = None
     features: Tensor | None = None
-    training: SeenImages | None = None
+    training: FeatureBank | None = None
     augmented: tuple[Tensor, Tensor] | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
 
-class LeftOut(Exception):
+class FigureUnavailable(Exception):
     """A figure cannot be drawn; the message says why."""
 
 
-def kernels_figure(material: Material) -> Figure:
+def kernels_figure(material: FigureInputs) -> Figure:
     convolution = first_convolution(material.net)
     if convolution is None:
-        raise LeftOut("the network has no convolution")
+        raise FigureUnavailable("the network has no convolution")
     kernels = convolution.weight.detach().float().cpu().numpy()
     if kernels.shape[1] not in (1, 3):
-        raise LeftOut(f"its first convolution reads {kernels.shape[1]} channels, which make no image")
+        raise FigureUnavailable(f"its first convolution reads {kernels.shape[1]} channels, which make no image")
     return conv1_kernels(kernels, kernel_groups(material.net))
 
 
-def top5_figure(material: Material) -> Figure:
+def top5_figure(material: FigureInputs) -> Figure:
     sample = _sample(material)
     chosen = one_of_each_class(sample.labels, EXAMPLES)
     answers = []
@@ -164,10 +164,12 @@ def top5_figure(material: Material) -> Figure:
     return picture_bars(answers, [title for _, title, _ in answers])
 
 
-def nearest_figure(material: Material) -> Figure:
+def nearest_figure(material: FigureInputs) -> Figure:
     sample = _sample(material)
     if material.features is None or material.training is None:
-        raise LeftOut(material.missing.get("training") or material.missing.get("features") or "there are no features")
+        raise FigureUnavailable(
+            material.missing.get("training") or material.missing.get("features") or "there are no features"
+        )
     queries = one_of_each_class(sample.labels, QUERIES)
     found = [material.training.nearest(material.features[place]) for place in queries]
     places = torch.stack([places for _, places in found])
@@ -182,15 +184,15 @@ def nearest_figure(material: Material) -> Figure:
     )
 
 
-def confusion_figure(material: Material) -> Figure:
+def confusion_figure(material: FigureInputs) -> Figure:
     test = _test(material)
     return confusion_matrix(confusion_counts(test.labels, test.probabilities).numpy(), material.names)
 
 
-def mistakes_figure(material: Material) -> Figure:
+def mistakes_figure(material: FigureInputs) -> Figure:
     mistakes = _test(material).mistakes
     if mistakes.images is None:
-        raise LeftOut("no test image was named wrongly")
+        raise FigureUnavailable("no test image was named wrongly")
     captions = []
     for label, probabilities in zip(mistakes.labels, mistakes.probabilities, strict=True):
         predicted = int(probabilities.argmax())
@@ -200,14 +202,14 @@ def mistakes_figure(material: Material) -> Figure:
     return image_wall(_channels_last(mistakes.images), captions)
 
 
-def augmented_figure(material: Material) -> Figure:
+def augmented_figure(material: FigureInputs) -> Figure:
     if material.augmented is None:
-        raise LeftOut(material.missing.get("augmented", "no training batch was seen"))
+        raise FigureUnavailable(material.missing.get("augmented", "no training batch was seen"))
     images, labels = material.augmented
     return image_wall(_channels_last(images[:AUGMENTED]), [[_name(material, label)] for label in labels[:AUGMENTED]])
 
 
-DRAWN_BY: dict[str, Callable[[Material], Figure]] = {
+DRAWN_BY: dict[str, Callable[[FigureInputs], Figure]] = {
     "conv1_kernels": kernels_figure,
     "top5": top5_figure,
     "nearest": nearest_figure,
@@ -217,7 +219,7 @@ DRAWN_BY: dict[str, Callable[[Material], Figure]] = {
 }
 
 
-def draw(material: Material) -> tuple[dict[str, bytes], dict[str, str]]:
+def draw(material: FigureInputs) -> tuple[dict[str, bytes], dict[str, str]]:
     """All figures that can be drawn.
 
     Returns:
@@ -228,7 +230,7 @@ def draw(material: Material) -> tuple[dict[str, bytes], dict[str, str]]:
     for name, make in DRAWN_BY.items():
         try:
             drawn[name] = png(make(material))
-        except LeftOut as reason:
+        except FigureUnavailable as reason:
             left_out[name] = str(reason)
         except Exception as error:
             left_out[name] = f"drawing it failed: {one_line(error)}"
@@ -265,20 +267,20 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _test(material: Material) -> TestRecord:
+def _test(material: FigureInputs) -> TestPredictions:
     if material.test is None or len(material.test.labels) == 0:
-        raise LeftOut(material.missing.get("test", "no test image was seen"))
+        raise FigureUnavailable(material.missing.get("test", "no test image was seen"))
     return material.test
 
 
-def _sample(material: Material) -> Kept:
+def _sample(material: FigureInputs) -> TopK:
     sample = _test(material).sample
     if sample.images is None:
-        raise LeftOut("no test image was seen")
+        raise FigureUnavailable("no test image was seen")
     return sample
 
 
-def _name(material: Material, label: Tensor) -> str:
+def _name(material: FigureInputs, label: Tensor) -> str:
     return material.names[int(label)]
 
 

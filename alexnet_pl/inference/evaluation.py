@@ -14,12 +14,12 @@ from alexnet_pl.config.resolve import default_precision
 from alexnet_pl.data.cifar10 import official_folder
 from alexnet_pl.data.class_folders import ClassFolders
 from alexnet_pl.data.image_io import Preprocess
-from alexnet_pl.data.transforms import ten_views
+from alexnet_pl.data.transforms import ten_crop
 from alexnet_pl.figures.run_figures import confusion_counts
 from alexnet_pl.inference.trained_run import TrainedRun, data_class
 from alexnet_pl.runtime.errors import DataError
 from alexnet_pl.training.build import quiet_lightning
-from alexnet_pl.training.classifier import ImageClassifier, average_views
+from alexnet_pl.training.classifier import ImageClassifier, average_crops
 
 ECE_BINS = 15
 """Bins of equal width for the calibration error (Guo et al. 2017)."""
@@ -51,8 +51,8 @@ class Evaluation:
         return confusion_counts(self.labels, self.probabilities)
 
 
-class TenViews(nn.Module):
-    """Averages a network's softmax over :func:`~alexnet_pl.data.transforms.ten_views`, one by one, as a run's test.
+class TenCrop(nn.Module):
+    """Averages a network's softmax over :func:`~alexnet_pl.data.transforms.ten_crop`, one by one, as a run's test.
 
     Args:
         net: takes ``(N, 3, size, size)``.
@@ -65,7 +65,7 @@ class TenViews(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities ``(N, num_classes)`` in float32 of ``(N, 3, B, B)``, B at least ``size``."""
-        return average_views(torch.stack([self.net(view).float() for view in ten_views(images, self.size)]))
+        return average_crops(torch.stack([self.net(view).float() for view in ten_crop(images, self.size)]))
 
 
 def evaluate(run: TrainedRun, split: str = "test", views: int = 1, data_root: Path | None = None) -> Evaluation:
@@ -80,7 +80,7 @@ def evaluate(run: TrainedRun, split: str = "test", views: int = 1, data_root: Pa
         DataError: no data, damaged data, or other classes than the run's.
     """
     data = find_data(run, split, data_root, run.preprocess if views == 1 else uncropped(run.preprocess))
-    net = run.net if views == 1 else TenViews(run.net, run.preprocess.image_size)
+    net = run.net if views == 1 else TenCrop(run.net, run.preprocess.image_size)
     trainer, precision = make_trainer(run)
     model = ImageClassifier(net, run.config["model"]["num_classes"], torch.optim.SGD)
     logits: list[Tensor] = []
@@ -138,7 +138,7 @@ def find_data(run: TrainedRun, split: str, data_root: Path | None, preprocess: P
     Raises:
         DataError: the data is not where the run had it, or ``data_root`` cannot give the split.
     """
-    left_out = ("_target_", "augment", "test_views")
+    left_out = ("_target_", "augment", "test_crops")
     made_of = {name: value for name, value in run.config["data"].items() if name not in left_out}
     settings = {**made_of, "image_size": preprocess.image_size, "resize_size": preprocess.resize_size}
     has_root = "root" in settings

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alexnet_pl.data.datamodule import plain_batches
 from alexnet_pl.data.image_io import read_picture
-from alexnet_pl.figures.features import SeenImages, see, tapped
+from alexnet_pl.figures.features import FeatureBank, capture_activations, extract_features
 from alexnet_pl.figures.image_grids import response_grid
 from alexnet_pl.inference.evaluation import find_data
 from alexnet_pl.inference.trained_run import TrainedRun
@@ -48,14 +48,14 @@ def respond(run: TrainedRun, images: Tensor) -> Response:
     Raises:
         UserError: the network has no convolution or no linear layer.
     """
-    with tapped(run.net) as seen:
+    with capture_activations(run.net) as seen:
         probabilities = run.probabilities(images)
     if len(seen) < 2:
         raise UserError(f"{run.name} has no convolution or no linear layer to show.")
     return Response(probabilities, seen["conv1"], seen["features"])
 
 
-def training_images(run: TrainedRun, count: int, data_root: Path | None = None) -> SeenImages:
+def training_images(run: TrainedRun, count: int, data_root: Path | None = None) -> FeatureBank:
     """``count`` of the run's training images with their features.
 
     Raises:
@@ -63,13 +63,15 @@ def training_images(run: TrainedRun, count: int, data_root: Path | None = None) 
     """
     data = find_data(run, "val", data_root, run.preprocess)
     data.setup()
-    found = see(run.net, plain_batches(data, data.train_dataloader()), run.preprocess.mean, run.preprocess.std, count)
+    found = extract_features(
+        run.net, plain_batches(data, data.train_dataloader()), run.preprocess.mean, run.preprocess.std, count
+    )
     if found is None:
         raise UserError(f"{run.name} has no linear layer to take features from.")
     return found
 
 
-def build_page(run: TrainedRun, training: SeenImages | None) -> "gradio.Blocks":
+def build_page(run: TrainedRun, training: FeatureBank | None) -> "gradio.Blocks":
     """The page, not yet served."""
     gr = import_gradio()
 

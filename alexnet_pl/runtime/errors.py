@@ -62,7 +62,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = None if _SHOW_TRACEBACK else message_for_people(error)
+        found = None if _SHOW_TRACEBACK else user_message(error)
         if found is None:
             raise
         message, exit_code = found
@@ -74,7 +74,7 @@ def one_line_errors() -> Iterator[None]:
             os.environ[_FULL_ERROR] = before
 
 
-def message_for_people(error: BaseException) -> tuple[str, int] | None:
+def user_message(error: BaseException) -> tuple[str, int] | None:
     """The message to print instead of a traceback and the exit status; None where only a traceback helps."""
     from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException

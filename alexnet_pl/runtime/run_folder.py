@@ -1,18 +1,35 @@
-"""runtime.run_folder."""
+"""A run directory's files: config.yaml, metrics.csv, result.json; read and written here and nowhere else."""
 
+import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.files import write_atomic
+
+CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Return the rows of ``metrics.csv``, one per epoch, without empty cells; [] if the file does not exist.
+
+    Raises:
+        UserError: the file is corrupt.
+    """
+    path = run_dir / METRICS
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is corrupt: {' '.join(str(error).split())}") from error
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    os.replace(scratch, path)
+    """Write ``result.json`` atomically."""
+    write_atomic(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def finished_result(run_dir: Path) -> dict[str, Any] | None:
@@ -31,7 +48,7 @@ def results_table(result: dict[str, Any]) -> str:
     and with ten views where the run had them.
     """
     lines = [f"{'':12}{'loss':>10}{'top-1 acc':>12}{'top-1 err':>12}{'top-5 acc':>12}{'top-5 err':>12}"]
-    for label, split, views in (("validation", "val", ""), ("test", "test", ""), ("  10 views", "test", "_10views")):
+    for label, split, views in (("validation", "val", ""), ("test", "test", ""), ("  10 views", "test", "_ten_crop")):
         if f"{split}/acc{views}" in result:
             loss, top1, top5 = (result[f"{split}/{name}{views}"] for name in ("loss", "acc", "acc_top5"))
             lines.append(f"{label:12}{loss:10.4f}{top1:12.4f}{1 - top1:12.4f}{top5:12.4f}{1 - top5:12.4f}")
@@ -53,7 +70,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-def read_point(folder: Path) -> dict[str, Any]:
+def read_trial(folder: Path) -> dict[str, Any]:
     """What a point's result.json says; nothing where there is none, or a damaged one."""
     try:
         result = json.loads((folder / "result.json").read_text())

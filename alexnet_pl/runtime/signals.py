@@ -12,7 +12,7 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class RunStopped(BaseException):
+class RunInterrupted(BaseException):
     """A signal stopped the run. Not an Exception: nothing that handles errors should take it for one."""
 
     def __init__(self, number: int):
@@ -25,7 +25,7 @@ class RunStopped(BaseException):
         return 128 + self.number
 
 
-class StopRequest:
+class GracefulShutdown:
     """Remembers the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT ends the process at once.
 
     Args:
@@ -33,7 +33,7 @@ class StopRequest:
 
     Attributes:
         received: number of the signal, None before one.
-        wait: while True the signal is only remembered, for whoever can save; else it raises :class:`RunStopped`.
+        wait: while True the signal is only remembered, for whoever can save; else it raises :class:`RunInterrupted`.
     """
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
@@ -67,24 +67,24 @@ class StopRequest:
         if self.then is not None and not again:
             self.then()
         if not self.wait:
-            raise RunStopped(number)
+            raise RunInterrupted(number)
         if not again:
             hint = "; once more ends it at once, without saving" if number == signal.SIGINT else ""
             os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: saving, then stopping{hint}\n".encode())
 
 
-_installed: list[StopRequest] = []
+_installed: list[GracefulShutdown] = []
 
 
-def stop_if_asked() -> None:
+def raise_if_interrupted() -> None:
     """Raise again what Python has dropped, as it drops every exception in a destructor or a callback of C code.
 
     Raises:
-        RunStopped: a signal has come since the handlers were installed.
+        RunInterrupted: a signal has come since the handlers were installed.
     """
     for request in _installed:
         if request.received is not None:
-            raise RunStopped(request.received)
+            raise RunInterrupted(request.received)
 
 
 @contextmanager
@@ -94,12 +94,12 @@ def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
     Args:
         then: called last.
     """
-    stop = StopRequest()
+    stop = GracefulShutdown()
     stop.install()
     try:
         yield
-        stop_if_asked()
-    except RunStopped as stopped:
+        raise_if_interrupted()
+    except RunInterrupted as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
         then()
         sys.exit(stopped.exit_code)

@@ -25,13 +25,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _GLIBC_MMAP_THRESHOLD, _GLIBC_TRIM_THRESHOLD = 32 * 2**20, 64 * 2**20  # what its dynamic adjustment arrives at
 
 
-def keep_freed_memory() -> bool:
+def raise_malloc_thresholds() -> bool:
     """Keep freed blocks of up to 1 GB for the next step. False where the C library is not glibc."""
     return _set(2**30, 2**31 - 1)
 
 
-def return_freed_memory() -> bool:
-    """Undo :func:`keep_freed_memory`: as a program that has not heard of it runs."""
+def restore_malloc_thresholds() -> bool:
+    """Undo :func:`raise_malloc_thresholds`: as a program that has not heard of it runs."""
     done = _set(_GLIBC_MMAP_THRESHOLD, _GLIBC_TRIM_THRESHOLD)
     if done:
         ctypes.CDLL(None).malloc_trim(0)

@@ -18,19 +18,19 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors
-from alexnet_pl.runtime.run_folder import read_point
-from alexnet_pl.runtime.signals import StopRequest
+from alexnet_pl.runtime.run_folder import read_trial
+from alexnet_pl.runtime.signals import GracefulShutdown
 from alexnet_pl.studies.session import (
     OWNER,
     WAITS,
     _Command,
     current_command,
-    say,
+    print_line,
     say_how_to_go_on,
     set_command,
     stop_workers,
 )
-from alexnet_pl.studies.store import LOCKS, Study, identity, progress
+from alexnet_pl.studies.store import LOCKS, Study, config_hash, progress
 
 # --- all points -----------------------------------------------------------------------------------------------------
 
@@ -39,10 +39,10 @@ class StudyCallback(Callback):
     """Hydra's door to the study: notes its points before the first one runs, and sums up after the last one."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _exit_on_error(plan, config)
+        _exit_on_error(register_trials, config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        _exit_on_error(sum_up)
+        _exit_on_error(summarize)
 
 
 def _exit_on_error(function: Callable[..., None], *arguments: Any) -> None:
@@ -55,7 +55,7 @@ def _exit_on_error(function: Callable[..., None], *arguments: Any) -> None:
         sys.exit(1)
 
 
-def plan(config: DictConfig) -> None:
+def register_trials(config: DictConfig) -> None:
     """Compose every point of the sweep and note it in ``study.json``.
 
     Raises:
@@ -64,8 +64,8 @@ def plan(config: DictConfig) -> None:
     """
     if config.get("resume") is not None:
         raise ConfigError("resume is for a single run. A study goes on when its command is given again.")
-    if "views_of" in config:
-        raise ConfigError("experiment=views evaluates the runs of one study, and is no sweep: leave -m out.")
+    if "ten_crop_of" in config:
+        raise ConfigError("experiment=ten_crop evaluates the runs of one study, and is no sweep: leave -m out.")
     sweeper = config.hydra.sweeper
     root = Path(config.hydra.sweep.dir)
     study = Study(root)
@@ -80,7 +80,7 @@ def plan(config: DictConfig) -> None:
     for overrides in wanted:
         cfg = loader.load_sweep_config(config, list(overrides))
         HydraConfig.instance().set_config(cfg)
-        name = identity(cfg)
+        name = config_hash(cfg)
         if name in points:
             same = " ".join(f"{key}={value}" for key, value in points[name]["overrides"].items())
             raise ConfigError(f"{same}\nand {' '.join(overrides)}\nare the same point: they compute the same numbers.")
@@ -101,10 +101,10 @@ def plan(config: DictConfig) -> None:
     set_command(command)
     os.environ[OWNER] = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
     if launcher in WAITS:
-        command.stop = StopRequest(then=stop_workers)
+        command.stop = GracefulShutdown(then=stop_workers)
         command.stop.wait = True
         command.stop.install()
-    say(progress(study, command.points))
+    print_line(progress(study, command.points))
 
 
 def described(overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def described(overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str,
     return {"overrides": {key: value for key, _, value in pairs}, "choices": options}
 
 
-def sum_up() -> None:
+def summarize() -> None:
     """Say how the study stands; the process then ends with 1 if a point of this command has failed."""
     command = current_command()
     if command is None:
@@ -128,12 +128,12 @@ def sum_up() -> None:
             say_how_to_go_on()
             sys.exit(128 + stop.received)
     states = {name: study.state(name) for name in names}
-    say("")
+    print_line("")
     for name, state in states.items():
         if state == "failed":
-            print(f"error: {study.folder(name)}: {read_point(study.folder(name))['error']}", file=sys.stderr)
+            print(f"error: {study.folder(name)}: {read_trial(study.folder(name))['error']}", file=sys.stderr)
         if state == "running":
-            say(f"{study.folder(name).name} is still being run by another process")
+            print_line(f"{study.folder(name).name} is still being run by another process")
         if state in ("stopped", "missing"):
             print(f"error: {study.folder(name)} has not ended. {command.again}", file=sys.stderr)
     try:
@@ -142,9 +142,9 @@ def sum_up() -> None:
         )
 
         write_report([study.root], study.root)
-        say(f"report {study.root / 'report.md'}")
+        print_line(f"report {study.root / 'report.md'}")
     except UserError as error:  # nothing has finished, or the disk is full
-        say(f"there is no report: {error}")
-    say(f"study folder {study.root}")
+        print_line(f"there is no report: {error}")
+    print_line(f"study folder {study.root}")
     if any(state in ("failed", "stopped", "missing") for state in states.values()):
         sys.exit(1)

@@ -13,13 +13,13 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl.runtime.errors import ConfigError, message_for_people
+from alexnet_pl.runtime.errors import ConfigError, user_message
 from alexnet_pl.runtime.logging import StdoutHandler
-from alexnet_pl.runtime.run_folder import read_point
-from alexnet_pl.runtime.signals import stop_if_asked
+from alexnet_pl.runtime.run_folder import read_trial
+from alexnet_pl.runtime.signals import raise_if_interrupted
 from alexnet_pl.studies.hydra_callback import described
-from alexnet_pl.studies.session import as_worker, current_command, say, say_how_to_go_on
-from alexnet_pl.studies.store import LOCKS, Study, identity, progress
+from alexnet_pl.studies.session import as_worker, current_command, print_line, say_how_to_go_on
+from alexnet_pl.studies.store import LOCKS, Study, config_hash, progress
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def study_folder(study: Any, otherwise: str) -> str:
 
 def point_folder(*, _root_: DictConfig) -> str:
     """The name of a point's folder. A resolver, for ``hydra.sweep.subdir``."""
-    return Study(Path(_root_.hydra.sweep.dir)).folder(identity(_root_)).name
+    return Study(Path(_root_.hydra.sweep.dir)).folder(config_hash(_root_)).name
 
 
 def in_sweep() -> bool:
@@ -54,7 +54,7 @@ def in_sweep() -> bool:
     return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
-def run_point(cfg: DictConfig) -> float:
+def run_trial(cfg: DictConfig) -> float:
     """Run a point of a study to its end, go on with it, or leave it alone.
 
     A finished one is skipped. A stopped one goes on from its latest checkpoint, as if it had never stopped. One that
@@ -71,7 +71,7 @@ def run_point(cfg: DictConfig) -> float:
     if name not in study.points:  # of a sweeper whose points are not known in advance
         study.include(name, described(HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices))
     if (command := current_command()) is not None:
-        stop_if_asked()
+        raise_if_interrupted()
         command.points += [name] if name not in command.points else []
         return _run_point(cfg, study, folder, command.points)
     for handler in logging.getLogger().handlers:
@@ -89,12 +89,12 @@ def _run_point(cfg: DictConfig, study: Study, folder: Path, names: list[str]) ->
             lock.acquire(timeout=2, poll_interval=0.02)  # Study.is_running of another process holds it for a moment
             score = finished_score(folder)  # by another process, just now
         if score is not None:
-            say(f"{folder.name} has finished before: val acc {score:.4f}")
+            print_line(f"{folder.name} has finished before: val acc {score:.4f}")
             return score
-        say(f"\npoint   {folder.name}")
+        print_line(f"\npoint   {folder.name}")
         score = _run_or_note(cfg, folder)
     except Timeout:
-        say(f"{folder.name} is left to another process, which is running it")
+        print_line(f"{folder.name} is left to another process, which is running it")
         return float("nan")
     except SystemExit:  # a signal
         lock.release()
@@ -103,7 +103,7 @@ def _run_point(cfg: DictConfig, study: Study, folder: Path, names: list[str]) ->
     finally:
         lock.release()
     collect_garbage()
-    say(f"\n{progress(study, names)}")
+    print_line(f"\n{progress(study, names)}")
     return score
 
 
@@ -112,7 +112,7 @@ def _run_point(cfg: DictConfig, study: Study, folder: Path, names: list[str]) ->
 
 def finished_score(folder: Path) -> float | None:
     """The validation accuracy of a finished run, NaN where its result.json lacks it; None of any other."""
-    result = read_point(folder)
+    result = read_trial(folder)
     if result.get("status") != "finished":
         return None
     score = result.get("val/acc")
@@ -127,7 +127,7 @@ def _run_or_note(cfg: DictConfig, folder: Path) -> float:
         prepare(cfg, folder)
         return run(cfg, named=PLACES)
     except Exception as error:
-        note_failure(cfg, folder, error)
+        record_failure(cfg, folder, error)
         return float("nan")
 
 
@@ -135,7 +135,7 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
     """Clear away a failed attempt that is of no use, and let ``cfg.resume`` name a run that is there to go on with."""
     from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid
 
-    failure = read_point(folder)
+    failure = read_trial(folder)
     if failure.get("status") == "failed":
         try:
             of_use = bool(failure.get("resumable")) and latest_valid(folder / "checkpoints") is not None
@@ -148,23 +148,23 @@ def prepare(cfg: DictConfig, folder: Path) -> None:
         cfg.resume = str(folder)
 
 
-def note_failure(cfg: DictConfig, folder: Path, error: Exception) -> None:
+def record_failure(cfg: DictConfig, folder: Path, error: Exception) -> None:
     """Write a result.json that says why the point failed, and say so."""
     from alexnet_pl.runtime.run_folder import write_result
     from alexnet_pl.runtime.system import git_commit, package_versions
 
-    known = message_for_people(error)
+    known = user_message(error)
     message = known[0] if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
     if known is None:
         log.error("".join(traceback.format_exception(error)))
     log.info(f"failed  {message}")
     if current_command() is None:
-        say(f"{folder.name} has failed: {message}")
+        print_line(f"{folder.name} has failed: {message}")
     result = {
         "status": "failed",
         "error": message,
         # The disk or the memory: what was learned before is as good as ever. Else it may be what went wrong.
-        "resumable": isinstance(error, OSError) or type(error).__name__ in ("CheckpointError", "OutOfMemory"),
+        "resumable": isinstance(error, OSError) or type(error).__name__ in ("CheckpointError", "OutOfMemoryError"),
         "seed": cfg.get("seed"),
         "versions": package_versions(),
         "git_commit": git_commit(),
@@ -173,7 +173,7 @@ def note_failure(cfg: DictConfig, folder: Path, error: Exception) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_result(folder / "result.json", result)
     except OSError as reason:
-        say(f"{folder / 'result.json'} could not be written ({reason.strerror}).")
+        print_line(f"{folder / 'result.json'} could not be written ({reason.strerror}).")
 
 
 def collect_garbage() -> None:

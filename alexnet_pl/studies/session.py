@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from alexnet_pl.runtime.signals import RunStopped, StopRequest
+from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted
 from alexnet_pl.studies.store import LOCKS, Study, progress
 
 # --- one point ------------------------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ class _Command:
     study: Study
     points: list[str]
     again: str  # how to go on with it
-    stop: StopRequest | None = None  # while workers run the points, who are to save before it ends
+    stop: GracefulShutdown | None = None  # while workers run the points, who are to save before it ends
 
 
 _command: _Command | None = None  # a worker of a parallel launcher does not know it
@@ -39,7 +39,7 @@ def set_command(command: _Command) -> None:
 def say_how_to_go_on() -> None:
     """The last words of a command that carries out a study; nothing of any other."""
     if _command is not None:
-        say(f"\n{progress(_command.study, _command.points)}\n{_command.again}")
+        print_line(f"\n{progress(_command.study, _command.points)}\n{_command.again}")
 
 
 # --- workers of a parallel launcher -----------------------------------------------------------------------------------
@@ -62,13 +62,13 @@ def as_worker(study: Study) -> Iterator[bool]:
     record = study.root / LOCKS / f"{socket.gethostname()}-{os.getpid()}.worker"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all processes; the owner passes it on
-    stop = StopRequest()
+    stop = GracefulShutdown()
     stop.install()
     try:
         record.write_text(owner)
         yield (study.root / LOCKS / f"{owner}.stop").exists()
-    except (RunStopped, SystemExit):
-        say(f"{study.root.name}: a worker has stopped")
+    except (RunInterrupted, SystemExit):
+        print_line(f"{study.root.name}: a worker has stopped")
     finally:
         stop.restore()
         record.unlink(missing_ok=True)
@@ -84,6 +84,6 @@ def stop_workers() -> None:
                 os.kill(int(record.stem.rpartition("-")[2]), signal.SIGTERM)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """To the terminal alone: it is about the study, not for the log of a point."""
     print(text, flush=True)

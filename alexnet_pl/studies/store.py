@@ -19,19 +19,19 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.runtime.errors import UserError
-from alexnet_pl.runtime.run_folder import read_point
+from alexnet_pl.runtime.run_folder import read_trial
 
 STUDY = "study.json"
 
 LOCKS = ".locks"
 
-ELSEWHERE = ("run_dir", "study", "resume", "resume_with_changes", "logger")
+ELSEWHERE = ("run_dir", "study", "resume", "allow_changes", "logger")
 """Top-level keys without a say in a run's numbers: where it lies, what it belongs to, how it is called and recorded."""
 
 WATCHING = (
     "alexnet_pl.training.Dashboard",
     "alexnet_pl.training.ResumeCheckpoint",
-    "alexnet_pl.training.StopWhenNotFinite",
+    "alexnet_pl.training.NaNMonitor",
 )
 """Callbacks that draw, save, or end a run in an error: whatever their settings, a run that finishes is the same."""
 
@@ -39,7 +39,7 @@ WATCHING = (
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
-def identity(cfg: DictConfig) -> str:
+def config_hash(cfg: DictConfig) -> str:
     """Ten hexadecimal digits that stand for the numbers a run with this configuration computes.
 
     They are the SHA-256 of the resolved configuration without ``ELSEWHERE``, ``data.root`` (another path may hold the
@@ -62,7 +62,7 @@ def identity(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def label(overrides: dict[str, str], axes: Sequence[str]) -> str:
+def trial_name(overrides: dict[str, str], axes: Sequence[str]) -> str:
     """A name for people, fit for a folder and for the command line: ``norm_lrn-pool_overlapping-seed_1``."""
     axes = sorted(axes, key=lambda key: key == "seed")  # last
     parts = (f"{re.split(r'[./]', key)[-1]}_{overrides[key]}" for key in axes if key in overrides)
@@ -128,7 +128,7 @@ class Study:
             for name, point in points.items():
                 if name not in self.points:
                     folder = self._existing(name) or "-".join(
-                        filter(None, (label(point["overrides"], self.axes), name))
+                        filter(None, (trial_name(point["overrides"], self.axes), name))
                     )
                     self.points[name] = {"folder": folder, **point}
             self.commands = [known for known in self.commands if known["command"] != command]
@@ -177,7 +177,7 @@ class Study:
         What failed before the time ``since`` is to be tried again: it counts as missing.
         """
         folder = self.folder(name)
-        status = read_point(folder).get("status")
+        status = read_trial(folder).get("status")
         if status == "finished":
             return status
         if self.is_running(name):

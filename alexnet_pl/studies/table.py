@@ -15,12 +15,12 @@ from omegaconf import OmegaConf
 
 from alexnet_pl.figures.charts import read_curves
 from alexnet_pl.runtime.errors import UserError
-from alexnet_pl.runtime.run_folder import read_point
+from alexnet_pl.runtime.run_folder import read_trial
 from alexnet_pl.studies.statistics import Cell, Values, epochs_to
 from alexnet_pl.studies.store import STUDY, Study
 
-NOT_FACTORS = ("study", "seed", "data.root", "resume", "resume_with_changes", "hydra", "logger", "callbacks.dashboard",
-               "callbacks.resume", "callbacks.finite")  # fmt: skip
+NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "hydra", "logger", "callbacks.dashboard",
+               "callbacks.resume", "callbacks.nan_monitor")  # fmt: skip
 """Keys, and all below them, that may differ between points without being what the study is about."""
 
 FIGURES = ("val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss")
@@ -96,7 +96,7 @@ def read_study(folder: Path) -> tuple[Study, list[Point]]:
 def _read(study: Study, name: str) -> Point:
     known, folder = study.points[name], study.folder(name)
     point = Point(study.root.name, name, folder, dict(known["overrides"]), known["choices"])
-    state, point.result = study.state(name), read_point(folder)
+    state, point.result = study.state(name), read_trial(folder)
     try:
         point.config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
     except Exception:  # yaml's and OmegaConf's own; what is missing is looked up elsewhere or not at all

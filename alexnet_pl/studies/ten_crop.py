@@ -1,6 +1,7 @@
 """One against ten test views on the trained runs of a study: a study of its own, without any training.
 
-``python train.py experiment=views views_of=multirun/norm_x_pool`` evaluates the best checkpoint of every finished point
+``python train.py experiment=ten_crop ten_crop_of=multirun/norm_x_pool`` evaluates the best checkpoint of each
+finished point
 twice, on validation and test images, and writes ``multirun/norm_x_pool_views`` with its report. Points that are there
 already are skipped. Published (views: section 4.1 of the paper, figures: section 6, ILSVRC-2010): 10 views
 instead of the centre, −1.5 / −1.3 points.
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 from alexnet_pl.inference.evaluation import evaluate
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.errors import ConfigError, UserError
-from alexnet_pl.runtime.run_folder import read_point, write_result
+from alexnet_pl.runtime.run_folder import read_trial, write_result
 from alexnet_pl.runtime.system import package_versions
 from alexnet_pl.studies.report import write_report
 from alexnet_pl.studies.store import Study, progress
@@ -62,7 +63,7 @@ def views_study(source: Path, out: Path, data_root: Path | None = None) -> Study
     )
     for name, (point, views) in wanted.items():
         folder = study.folder(name)
-        if read_point(folder).get("status") == "finished":
+        if read_trial(folder).get("status") == "finished":
             continue
         lock = study.lock(name)
         try:
@@ -97,7 +98,7 @@ def evaluated(point: Point, views: int, data_root: Path | None = None) -> dict[s
 
 
 def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """``experiment=views``: evaluate the trained runs of the study ``cfg.views_of`` and write the report.
+    """``experiment=ten_crop``: evaluate the trained runs of the study ``cfg.ten_crop_of`` and write the report.
 
     Args:
         overrides: what the command line has set.
@@ -106,13 +107,17 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
         ConfigError: a setting that has no meaning here, since nothing is trained.
         UserError: as for :func:`views_study`.
     """
-    if cfg.views_of is None:
-        raise ConfigError("experiment=views needs the study whose runs it evaluates: views_of=multirun/norm_x_pool")
+    if cfg.ten_crop_of is None:
+        raise ConfigError(
+            "experiment=ten_crop needs the study whose runs it evaluates: ten_crop_of=multirun/norm_x_pool"
+        )
     keys = {override.lstrip("+").partition("=")[0]: override for override in overrides}
     for key, override in keys.items():
-        if key not in ("experiment", "views_of", "data.root"):
-            raise ConfigError(f"{override} has no meaning with experiment=views, which trains nothing. Leave it out.")
-    source = Path(cfg.views_of)
+        if key not in ("experiment", "ten_crop_of", "data.root"):
+            raise ConfigError(
+                f"{override} has no meaning with experiment=ten_crop, which trains nothing. Leave it out."
+            )
+    source = Path(cfg.ten_crop_of)
     out = source.resolve().with_name(f"{source.resolve().name}_views")
     study = views_study(source, out, Path(cfg.data.root) if "data.root" in keys else None)
     write_report([study.root], study.root)

@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from alexnet_pl.distributed.environment import current
+from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.training.callbacks.monitoring import EpochReport, Norms, ProgressBar, ReseedEachEpoch
 from alexnet_pl.training.checkpoint_io import SafeCheckpointIO
 
@@ -131,7 +131,7 @@ def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> T
         callbacks=callbacks,
         logger=loggers,
         plugins=[SafeCheckpointIO()],
-        enable_progress_bar=on_terminal and current().rank == 0,
+        enable_progress_bar=on_terminal and get_world().rank == 0,
         enable_checkpointing=False,  # Lightning's own; the callbacks above save
     )
     # Of several processes Lightning asks the first in every step whether it was to stop, and waits for its GPU to

@@ -21,7 +21,7 @@ class ImageClassifier(LightningModule):
 
     Logged once an epoch for each of train, val and test: ``<split>/loss`` (mean cross-entropy in nats), ``acc`` and
     ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those); with train also ``lr``. Where test batches hold
-    ten views of each image, these are the centre's, and ``test/acc_10views`` and so on those of the mean softmax: both
+    ten views of each image, these are the centre's, and ``test/acc_ten_crop`` and so on those of the mean softmax: both
     from one pass over the test set.
 
     Args:
@@ -48,7 +48,7 @@ class ImageClassifier(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             ClassificationMetrics(top_k=min(5, num_classes)) for _ in ("train", "val", "test")
         )
-        self.ten_view_metrics = ClassificationMetrics(top_k=min(5, num_classes))
+        self.ten_crop_metrics = ClassificationMetrics(top_k=min(5, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, num_classes)``."""
@@ -72,7 +72,7 @@ class ImageClassifier(LightningModule):
             return self._step(batch, self.test_metrics)[1]
         # One view at a time: the centre's figures are then exactly those of a test without the others.
         logits = torch.stack([self(view).float() for view in images])
-        for metrics, averaged in ((self.test_metrics, logits[CENTRE]), (self.ten_view_metrics, average_views(logits))):
+        for metrics, averaged in ((self.test_metrics, logits[CENTRE]), (self.ten_crop_metrics, average_crops(logits))):
             metrics.update(averaged, labels, F.cross_entropy(averaged, labels, reduction="none"))
         return logits[CENTRE]
 
@@ -92,8 +92,8 @@ class ImageClassifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log("test", self.test_metrics)
-        if self.ten_view_metrics.update_called:
-            self._log("test", self.ten_view_metrics, "_10views")
+        if self.ten_crop_metrics.update_called:
+            self._log("test", self.ten_crop_metrics, "_ten_crop")
 
     def _log(self, split: str, metrics: "ClassificationMetrics", suffix: str = "") -> None:
         self.log_dict({f"{split}/{name}{suffix}": value for name, value in metrics.compute().items()})
@@ -154,6 +154,6 @@ class ClassificationMetrics(Metric):
         return {"loss": self.loss_sum / self.images, "acc": acc, "acc_top5": acc_top5, **errors}
 
 
-def average_views(logits: Tensor) -> Tensor:
+def average_crops(logits: Tensor) -> Tensor:
     """Log-probabilities ``(N, classes)``, the logarithm of the mean softmax, of logits ``(views, N, classes)``."""
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.runtime.errors import ConfigError
 
-ABOUT_RESUMING = ("resume", "resume_with_changes", "run_dir", "study")
+ABOUT_RESUMING = ("resume", "allow_changes", "run_dir", "study")
 """Keys that say how a run is called, not what it computes."""
 
 PLACES = ("data.root",)
@@ -55,7 +55,7 @@ def named_on_the_command_line() -> list[str]:
     return [key for key in keys if key not in ABOUT_RESUMING]
 
 
-def changes(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Changes:
+def diff_configs(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Changes:
     """What the settings ``named`` on the command line would change: key → (before, now).
 
     Args:
@@ -90,7 +90,7 @@ def _leaves(config: DictConfig) -> dict[str, Any]:
     return found
 
 
-def move(saved: DictConfig, changed: Changes) -> Changes:
+def apply_path_changes(saved: DictConfig, changed: Changes) -> Changes:
     """Put the changes of ``PLACES`` into ``saved``; what is left of the changes is another matter."""
     for key in PLACES:
         if key in changed:
@@ -108,7 +108,7 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
     if changed and not allowed:
         raise ConfigError(
             f"resume would change {listed}.\nLeave these out to go on as before, or allow them with "
-            "resume_with_changes=true (the learning-rate schedule then starts anew)."
+            "allow_changes=true (the learning-rate schedule then starts anew)."
         )
     if network := [key for key in changed if key.startswith("model.")]:
         raise ConfigError(

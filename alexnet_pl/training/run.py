@@ -14,17 +14,17 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl import __version__
-from alexnet_pl.config.resolve import processes, settle
+from alexnet_pl.config.resolve import processes, resolve_auto
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
-from alexnet_pl.distributed.collectives import PeerLost, lost_peer
-from alexnet_pl.distributed.environment import current, started
+from alexnet_pl.distributed.collectives import RankFailedError, lost_peer
+from alexnet_pl.distributed.environment import get_world, is_launched
 from alexnet_pl.distributed.launcher import end_with_parent, launch
 from alexnet_pl.figures.html_report import write_report
 from alexnet_pl.runtime.errors import ConfigError, DataError, UserError
 from alexnet_pl.runtime.run_folder import finished_result, results_table, write_result
-from alexnet_pl.runtime.signals import RunStopped, StopRequest, stop_if_asked
-from alexnet_pl.runtime.system import device_name, git_commit, keep_freed_memory, package_versions
+from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted, raise_if_interrupted
+from alexnet_pl.runtime.system import device_name, git_commit, package_versions, raise_malloc_thresholds
 from alexnet_pl.training.build import compile_network, make_trainer, quiet_lightning
 from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint
 from alexnet_pl.training.callbacks.dashboard import Dashboard
@@ -32,13 +32,20 @@ from alexnet_pl.training.checkpoint_io import latest_valid
 from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.lightning_internals import set_position
 from alexnet_pl.training.loggers import MetricsCSV
-from alexnet_pl.training.resume import Changes, apply_changes, changes, move, named_on_the_command_line, saved_config
+from alexnet_pl.training.resume import (
+    Changes,
+    apply_changes,
+    apply_path_changes,
+    diff_configs,
+    named_on_the_command_line,
+    saved_config,
+)
 from alexnet_pl.training.weights import check_fit, warm_start
 
 log = logging.getLogger(__name__)
 
 
-class OutOfMemory(UserError):
+class OutOfMemoryError(UserError):
     """The device's or the machine's memory does not hold a batch."""
 
     exit_code = 1
@@ -62,32 +69,32 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
         DataError: missing or damaged images.
         CheckpointError: a checkpoint that cannot be written or read.
         NonFiniteError: training has broken down.
-        OutOfMemory: with a batch size to try.
+        OutOfMemoryError: with a batch size to try.
     """
     quiet_lightning()
     end_with_parent()
-    stop = StopRequest()
+    stop = GracefulShutdown()
     stop.install()
     try:
         score = _run(cfg, stop, named_on_the_command_line() if named is None else named)
-        stop_if_asked()
+        raise_if_interrupted()
         return score
-    except RunStopped as stopped:
+    except RunInterrupted as stopped:
         log.info(f"stopped by {stopped}")
-        if current().rank == 0 and (Path(cfg.run_dir) / "config.yaml").exists():
+        if get_world().rank == 0 and (Path(cfg.run_dir) / "config.yaml").exists():
             log.info(f"go on with: python train.py resume={cfg.run_dir}")
         sys.exit(stopped.exit_code)
     except RuntimeError as error:
         # What torch's allocator for the CPU says, on Linux and on Windows.
         on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
         if lost_peer(error):
-            raise PeerLost(
+            raise RankFailedError(
                 "another process of this run has ended, so this one ends too.\n"
                 f"Go on with the same command and resume={cfg.run_dir}"
             ) from error
         if not isinstance(error, torch.OutOfMemoryError) and not on_cpu:
             raise
-        raise OutOfMemory(
+        raise OutOfMemoryError(
             f"out of memory with data.batch_size={cfg.data.batch_size}. "
             f"Try data.batch_size={max(1, cfg.data.batch_size // 2)}."
         ) from error
@@ -95,11 +102,11 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
         stop.restore()
 
 
-def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
+def _run(cfg: DictConfig, stop: GracefulShutdown, named: Sequence[str]) -> float:
     commit = git_commit()  # now: the checkout may change while the run goes on
-    run_dir, group = Path(cfg.run_dir), current()
+    run_dir, group = Path(cfg.run_dir), get_world()
     validate(cfg)
-    settle(cfg)
+    resolve_auto(cfg)
     if group.rank == 0:
         refuse_unwritable(run_dir)
     changed: Changes = {}
@@ -109,15 +116,15 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
             refuse_used_folder(run_dir)
     else:
         saved = saved_config(run_dir)
-        changed = move(saved, changes(saved, cfg, named))
-        apply_changes(saved, changed, cfg.resume_with_changes)
+        changed = apply_path_changes(saved, diff_configs(saved, cfg, named))
+        apply_changes(saved, changed, cfg.allow_changes)
         if not changed and (result := finished_result(run_dir)):
             log.info(f"{run_dir} has finished; there is nothing to resume.\n\n{results_table(result)}")
             return result["val/acc"]
         cfg = saved
         validate(cfg)  # for this machine, and with the changes
     check_processes(cfg, group)
-    if not started() and processes(cfg) > 1:
+    if not is_launched() and processes(cfg) > 1:
         if not HydraConfig.initialized():
             raise ConfigError(f"{processes(cfg)} processes are started by train.py, torchrun or srun; this is neither.")
         launch(processes(cfg), run_dir)
@@ -143,7 +150,7 @@ def _run(cfg: DictConfig, stop: StopRequest, named: Sequence[str]) -> float:
             "version": __version__,
         },
     )
-    keep_freed_memory()
+    raise_malloc_thresholds()
     if cfg.channels_last:
         model.net.to(memory_format=torch.channels_last)
     start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}

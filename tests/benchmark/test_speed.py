@@ -18,12 +18,12 @@ from torch import Tensor, nn
 import alexnet_pl.benchmark.loops
 import alexnet_pl.cli.benchmark
 import alexnet_pl.models.layers
-from alexnet_pl.data.loaders import IGNORED
+from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.models.layers import local_response_norm
 from alexnet_pl.runtime.errors import ConfigError
-from alexnet_pl.runtime.system import keep_freed_memory
+from alexnet_pl.runtime.system import raise_malloc_thresholds
 from alexnet_pl.training.build import compile_network
-from alexnet_pl.training.callbacks.nan_monitor import NonFiniteError, StopWhenNotFinite
+from alexnet_pl.training.callbacks.nan_monitor import NaNMonitor, NonFiniteError
 from alexnet_pl.training.classifier import ClassificationMetrics
 from alexnet_pl.training.run import run
 
@@ -72,8 +72,8 @@ def test_a_compiled_network_is_the_plain_one_also_where_the_compiler_fails(compi
     [
         ("compile=fast", "compile=fast is not possible: it is null or one of default, reduce-overhead, max-autotune"),
         ("channels_last=maybe", "channels_last=maybe is not possible: it is true, false or auto"),
-        ("callbacks.finite.every_steps=0", "callbacks.finite.every_steps=0 is not possible"),
-        ("callbacks.resume.spare_seconds=-1", "callbacks.resume.spare_seconds=-1 is not possible"),
+        ("callbacks.nan_monitor.check_every_n_steps=0", "callbacks.nan_monitor.check_every_n_steps=0 is not possible"),
+        ("callbacks.resume.min_interval_seconds=-1", "callbacks.resume.min_interval_seconds=-1 is not possible"),
     ],
 )
 def test_settings_for_speed_are_checked(override, message, tmp_path):
@@ -128,7 +128,7 @@ def test_metrics_are_scikit_learns_without_what_fills_batches_up(classes):
     labels = torch.randint(classes, (70,), generator=generator)
     top_k = min(5, classes)
     metrics = ClassificationMetrics(top_k)
-    padding = torch.full((10,), IGNORED)
+    padding = torch.full((10,), IGNORE_INDEX)
     for batch, targets in zip(logits.split(35), labels.split(35), strict=True):
         batch, targets = torch.cat([batch, batch[:10]]), torch.cat([targets, padding])
         metrics.update(batch, targets, F.cross_entropy(batch, targets, reduction="none"))
@@ -176,13 +176,13 @@ class Batches:
         return [torch.arange(4) + 4 * batch for batch in range(10)]
 
 
-class AsOnAGPU(StopWhenNotFinite):
+class AsOnAGPU(NaNMonitor):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._at_once = False
 
 
-def trainer_with(callback: StopWhenNotFinite, folder: Path) -> Trainer:
+def trainer_with(callback: NaNMonitor, folder: Path) -> Trainer:
     return Trainer(
         max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=folder, callbacks=[callback],
@@ -191,7 +191,7 @@ def trainer_with(callback: StopWhenNotFinite, folder: Path) -> Trainer:
 
 @pytest.mark.parametrize(("every", "seen_at"), [(1, 13), (5, 15), (50, 20)])
 def test_a_loss_that_was_not_finite_is_named_however_late_it_is_seen(every, seen_at, tmp_path):
-    trainer = trainer_with(AsOnAGPU(every_steps=every), tmp_path)
+    trainer = trainer_with(AsOnAGPU(check_every_n_steps=every), tmp_path)
     message = r"the loss is nan at step 12 \(epoch 2, batch 2, 4 images: 8, 9, 10, 11;"
     with pytest.raises(NonFiniteError, match=message):
         trainer.fit(Breaking(at=12, what="loss"), Batches(), Batches())
@@ -200,7 +200,7 @@ def test_a_loss_that_was_not_finite_is_named_however_late_it_is_seen(every, seen
 
 @pytest.mark.parametrize("at", [12, 19])
 def test_a_gradient_that_was_not_finite_is_named_a_step_later_or_before_validation(at, tmp_path):
-    trainer = trainer_with(StopWhenNotFinite(), tmp_path)
+    trainer = trainer_with(NaNMonitor(), tmp_path)
     with pytest.raises(NonFiniteError, match=rf"the gradient is nan at step {at} \(epoch 2, batch {at - 10}, 4 images"):
         trainer.fit(Breaking(at=at, what="gradient"), Batches(), Batches())
     assert trainer.global_step == at + 1
@@ -210,8 +210,8 @@ def test_a_gradient_that_was_not_finite_is_named_a_step_later_or_before_validati
 
 FAULTS = """
 import ctypes, resource, sys
-from alexnet_pl.runtime.system import keep_freed_memory, return_freed_memory
-change = {"keep": keep_freed_memory, "return": return_freed_memory}
+from alexnet_pl.runtime.system import raise_malloc_thresholds, restore_malloc_thresholds
+change = {"keep": raise_malloc_thresholds, "return": restore_malloc_thresholds}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 for name in sys.argv[1:]:
@@ -225,7 +225,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
+@pytest.mark.skipif(not raise_malloc_thresholds(), reason="the C library is not glibc")
 def test_freed_memory_is_kept_and_can_be_returned():
     def faults(*changes: str) -> int:
         command = [sys.executable, "-c", FAULTS, *changes]

@@ -8,7 +8,7 @@ from helpers import config
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from alexnet_pl.config.schema import accepted_arguments, fits, in_words
+from alexnet_pl.config.schema import accepted_arguments, describe_type, matches_type
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.config.validate import LOGGED_BEFORE_SAVING, MONITORS, validate
 from alexnet_pl.data.cifar10 import CIFAR10DataModule
@@ -120,7 +120,7 @@ def test_a_function_of_ones_own_makes_the_model():
         ("callbacks.best.monitor=val_acc", "callbacks.best.monitor=val_acc is never logged. Did you mean val/acc?"),
         ("callbacks.best.monitor=train/acc", "callbacks.best.monitor=train/acc is never logged in time."),
         ("~callbacks.resume", "callbacks.resume is missing"),
-        ("callbacks.resume.every_minutes=x", "callbacks.resume.every_minutes=x is not possible: it is a number"),
+        ("callbacks.resume.interval_minutes=x", "callbacks.resume.interval_minutes=x is not possible: it is a number"),
         ("callbacks.best.monitor=val/loss", "callbacks.best.mode=max takes the worst val/loss for the best: set "
          "callbacks.best.mode=min"),
         ("+callbacks.stop=" + STOP % ("val/acc", "min"), "callbacks.stop.mode=min takes the worst val/acc"),
@@ -184,13 +184,13 @@ def test_every_monitor_is_logged_in_an_epoch(tmp_path):
     ],
 )  # fmt: skip
 def test_types(value, annotation, expected):
-    assert fits(value, annotation) is expected
+    assert matches_type(value, annotation) is expected
 
 
 def test_types_in_words():
-    assert in_words(int | None) == ["a whole number", "null"]
-    assert in_words(list[float] | float | Tensor) == ["a list, each entry a number", "a number"]
-    assert in_words(Literal["min", "max"]) == ["min", "max"]
+    assert describe_type(int | None) == ["a whole number", "null"]
+    assert describe_type(list[float] | float | Tensor) == ["a list, each entry a number", "a number"]
+    assert describe_type(Literal["min", "max"]) == ["min", "max"]
 
 
 def test_arguments_are_followed_through_this_projects_classes_only():

@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data import cifar10
 from alexnet_pl.data.cifar10 import CLASS_NAMES
-from alexnet_pl.data.loaders import IGNORED, EpochShuffle, TensorLoader
+from alexnet_pl.data.loaders import IGNORE_INDEX, EpochShuffle, TensorLoader
 from alexnet_pl.data.splits import stratified_split
 from alexnet_pl.runtime.errors import ConfigError, DataError
 
@@ -80,13 +80,13 @@ def labels_of(loader: TensorLoader) -> list[int]:
 
 
 def test_evaluation_sees_every_image_once_in_order():
-    assert [label for label in labels_of(loader(10, 4)) if label != IGNORED] == list(range(10))
+    assert [label for label in labels_of(loader(10, 4)) if label != IGNORE_INDEX] == list(range(10))
     assert len(loader(10, 4)) == 3
 
 
 def test_evaluation_batches_are_filled_up_to_one_size():
     assert [len(images) for images, _ in loader(10, 4)] == [4, 4, 4]
-    assert labels_of(loader(10, 4))[-2:] == [IGNORED, IGNORED]
+    assert labels_of(loader(10, 4))[-2:] == [IGNORE_INDEX, IGNORE_INDEX]
     assert labels_of(loader(3, 4)) == [0, 1, 2]  # the split is smaller than one batch
     assert labels_of(loader(8, 4)) == [*range(8)]
 
@@ -205,7 +205,7 @@ def test_data_settings_out_of_range_are_named(setting):
     [
         ("data.resize_size=31", "data.resize_size=31 is below data.image_size=32"),
         ("data.resize_size=0", "data.resize_size=0"),
-        ("data.test_views=10", "data.test_views=10 needs images larger than data.image_size=32.*37"),
+        ("data.test_crops=10", "data.test_crops=10 needs images larger than data.image_size=32.*37"),
         ("augment=crop_flip augment.size=30", "augment leaves 30 pixels a side, and the network takes data.image_s"),
         ("augment=crop_flip augment.padding=0 augment.size=40", "size=40 does not fit into images of 32×32"),
     ],
@@ -269,14 +269,14 @@ def test_images_are_decoded_once_and_again_when_the_tree_changes(class_folders, 
     third = cifar10.load_class_folders(root)
     assert len(decoded) == 240
     assert third.test.images[3].min() > 250  # cat is class 3
-    assert not [path for path in cifar10.cache_folder().iterdir() if path.is_dir()]  # no scratch left
+    assert not [path for path in cifar10.cache_dir().iterdir() if path.is_dir()]  # no scratch left
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off", pickle.dumps({"train": 1})])
 def test_a_damaged_cache_is_made_anew(class_folders, damage):
     root = class_folders()
     whole = cifar10.load_class_folders(root)
-    caches = list(cifar10.cache_folder().glob("*.npz"))
+    caches = list(cifar10.cache_dir().glob("*.npz"))
     for cache in caches:
         cache.write_bytes(damage)
     again = cifar10.load_class_folders(root)

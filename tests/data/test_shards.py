@@ -23,12 +23,12 @@ from alexnet_pl import load_run
 from alexnet_pl.cli.shards import main, verify
 from alexnet_pl.data.class_folders import list_tree
 from alexnet_pl.data.image_io import central_square, read_picture
-from alexnet_pl.data.loaders import IGNORED
+from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.data.shards import datamodule as streaming
 from alexnet_pl.data.shards.datamodule import ShardShuffle, StreamLoader, choose_splits
 from alexnet_pl.data.shards.reader import INDEX, UNFINISHED, Shards
 from alexnet_pl.data.shards.writer import make_shards
-from alexnet_pl.distributed.environment import ProcessGroup
+from alexnet_pl.distributed.environment import World
 from alexnet_pl.inference.evaluation import evaluate
 from alexnet_pl.inference.prediction import predict
 from alexnet_pl.runtime.errors import DataError, UserError
@@ -348,12 +348,12 @@ def test_batches_are_the_pictures_in_order_with_their_labels(out):
     for images, labels in batches:
         assert (images.dtype, images.shape, labels.shape) == (torch.uint8, (8, 3, 16, 16), (8,))
         for image, label in zip(images, labels, strict=True):
-            if label != IGNORED:
+            if label != IGNORE_INDEX:
                 assert label == reference[seen][1]
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), reference[seen][0])
                 seen += 1
     assert seen == 36
-    assert (batches[-1][1] == IGNORED).sum() == 4
+    assert (batches[-1][1] == IGNORE_INDEX).sum() == 4
 
 
 def test_an_epoch_goes_on_at_any_batch(out):
@@ -373,7 +373,7 @@ def test_processes_share_every_batch_and_evaluation_counts_each_image_once(out, 
     shards = Shards(out)
     for sampler in (None, ShardShuffle(shards.splits["train"].shard, seed=1)):
         alone = loader(shards, sampler=sampler)
-        ranks = [loader(shards, sampler=sampler, group=ProcessGroup(rank, size)) for rank in range(size)]
+        ranks = [loader(shards, sampler=sampler, group=World(rank, size)) for rank in range(size)]
         assert {len(each) for each in ranks} == {len(alone)}
         for whole, *parts in zip(alone, *ranks, strict=True):
             assert torch.equal(torch.cat([part[0] for part in parts]), whole[0])

@@ -23,7 +23,7 @@ from alexnet_pl.data.transforms import (
     cut_at_once,
     cut_one_by_one,
     normalize,
-    ten_views,
+    ten_crop,
 )
 from alexnet_pl.runtime.errors import ConfigError, DataError
 
@@ -109,7 +109,7 @@ def test_crops_that_cannot_be_are_refused():
 def test_the_centre_is_the_middle_one_of_the_ten_views():
     images = torch.randn(2, 3, 256, 256)
     for size in (224, 227, 256):
-        assert torch.equal(center_crop(images, size), ten_views(images, size)[CENTRE])
+        assert torch.equal(center_crop(images, size), ten_crop(images, size)[CENTRE])
     assert torch.equal(center_crop(images, 224), images[..., 16:240, 16:240])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alexnet_pl.training.run", "alexnet_pl.studies.report", "alexnet_pl.studies.plots"])
 
-EVERY_EPOCH = "callbacks.resume.spare_seconds=0"
+EVERY_EPOCH = "callbacks.resume.min_interval_seconds=0"
 DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", EVERY_EPOCH)
 
 

@@ -17,7 +17,7 @@ from alexnet_pl.training.checkpoint_io import BEST, LATEST, PREVIOUS, latest_val
 
 from .processes import DIGITS, Run, wait_for
 
-EVERY_STEP = "callbacks.resume.every_minutes=0"
+EVERY_STEP = "callbacks.resume.interval_minutes=0"
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -161,7 +161,7 @@ def test_a_half_written_cache_is_made_anew_once(class_folders: TreeMaker, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = class_folders(train_per_class=100)
     whole = cifar10.load_class_folders(root)
-    (cache,) = cifar10.cache_folder().iterdir()
+    (cache,) = cifar10.cache_dir().iterdir()
     content = cache.read_bytes()
     cache.write_bytes(content[: len(content) // 2])
     (cache.parent / f".{cache.stem}-abandoned").mkdir()  # by a process that was killed

@@ -170,7 +170,7 @@ def alive(process: int) -> bool:
 
 
 LONG = ("model=lenet5", "data=digits", "trainer=ddp", "trainer.devices=2", *DIGITS[2:], "trainer.max_epochs=5000",
-        "callbacks.resume.spare_seconds=0")  # fmt: skip
+        "callbacks.resume.min_interval_seconds=0")  # fmt: skip
 
 
 @pytest.mark.fault("SIGKILL of one of two processes", "the other ends within a minute, one error says which, exit 1")

@@ -15,7 +15,7 @@ BREAKING = [override for override in SLOW if not override.startswith("+model.how
 @pytest.mark.fault("NaN or infinite loss or gradient", "stops at that step and names it, exit 1, checkpoint kept")
 @pytest.mark.parametrize("how", ["nan loss", "inf loss", "nan gradient", "inf gradient"])
 def test_numbers_that_are_not_finite(how, tmp_path):
-    run = Run(*BREAKING, f"+model.how={how}", "callbacks.resume.every_minutes=0", run_dir=tmp_path / "run")
+    run = Run(*BREAKING, f"+model.how={how}", "callbacks.resume.interval_minutes=0", run_dir=tmp_path / "run")
     assert run.wait() == 1, run.text
     (error,) = run.errors
     value, _, where = how.partition(" ")

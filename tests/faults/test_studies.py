@@ -19,7 +19,7 @@ from .processes import DIGITS, Command, wait_for
 
 FIGURES = "callbacks.dashboard.figures=false"
 STUDY = ("-m", "study=s", *DIGITS, "trainer.max_epochs=12", "model/pool=overlapping,non_overlapping", "seed=1,2",
-         "callbacks.resume.every_minutes=0", FIGURES)  # fmt: skip
+         "callbacks.resume.interval_minutes=0", FIGURES)  # fmt: skip
 
 
 def points(cwd: Path) -> list[Path]:

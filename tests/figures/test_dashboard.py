@@ -26,11 +26,11 @@ from alexnet_pl.data.transforms import normalize
 from alexnet_pl.figures.charts import confusion_matrix, learning_curves, training_curves
 from alexnet_pl.figures.features import (
     activations,
+    extract_features,
     feature_layer,
     histogram,
     kernel_groups,
-    projected,
-    see,
+    pca,
     undisturbed,
 )
 from alexnet_pl.figures.html_report import write_report
@@ -40,8 +40,8 @@ from alexnet_pl.figures.run_figures import (
     MISTAKES,
     SHOWN,
     TITLES,
-    Material,
-    TestRecord,
+    FigureInputs,
+    TestPredictions,
     draw,
     one_of_each_class,
 )
@@ -57,7 +57,7 @@ RUN = ("model=lenet5", "data=digits", "trainer=smoke", "trainer.accelerator=cpu"
 def drawn(tmp_path_factory) -> Path:
     """A run of two epochs with everything on."""
     run_dir = tmp_path_factory.mktemp("drawn") / "run"
-    run(config(*RUN, "callbacks.dashboard.histograms_every=1", run_dir=run_dir, figures=True))
+    run(config(*RUN, "callbacks.dashboard.histogram_every_n_epochs=1", run_dir=run_dir, figures=True))
     return run_dir
 
 
@@ -222,7 +222,7 @@ def test_the_profile_is_written_where_the_run_says(tmp_path, caplog):
 
 def test_figures_of_a_test_with_ten_views_show_the_centre(tmp_path):
     """Every image once, although each was looked at ten times."""
-    views = ("data.resize_size=37", "data.test_views=10", "data.val_fraction=0.5")
+    views = ("data.resize_size=37", "data.test_crops=10", "data.val_fraction=0.5")
     run(config(*RUN, *views, run_dir=tmp_path / "run", figures=True))
     page = opened(tmp_path / "run")
     assert len(page.images) == len(TITLES)
@@ -230,7 +230,9 @@ def test_figures_of_a_test_with_ten_views_show_the_centre(tmp_path):
     assert len(points) == 1 + 128
 
 
-@pytest.mark.parametrize("setting", ["histograms_every=-1", "training_images=-1", "figures=some", "histograms_every=x"])
+@pytest.mark.parametrize(
+    "setting", ["histogram_every_n_epochs=-1", "training_images=-1", "figures=some", "histogram_every_n_epochs=x"]
+)
 def test_settings_are_checked_before_data_is_read(setting, tmp_path):
     with pytest.raises(ConfigError, match=f"callbacks.dashboard.{setting.partition('=')[0]}"):
         run(config(f"callbacks.dashboard.{setting}", run_dir=tmp_path / "run", figures=True))
@@ -410,7 +412,7 @@ def test_a_record_keeps_the_mistakes_and_a_fair_sample():
     images = torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=random)
     images[:, 0, 0, 0] = torch.arange(count) % 256
     labels, logits = torch.randint(0, 7, (count,), generator=random), torch.randn(count, 7, generator=random) * 3
-    halves = [TestRecord(mean, std), TestRecord(mean, std)]
+    halves = [TestPredictions(mean, std), TestPredictions(mean, std)]
     for index, part in enumerate(torch.arange(count).split(64)):
         padded = torch.cat([labels[part], torch.tensor([-100])])
         pick = torch.cat([part, part[:1]])
@@ -460,7 +462,7 @@ def test_looking_inside_a_network_leaves_it_as_it_was():
     before, modes = {n: v.clone() for n, v in net.state_dict().items()}, [m.training for m in net.modules()]
     batch = torch.randn(6, 3, 4, 4), torch.tensor([0, 1, 2, -100, 3, 4])
     state = torch.get_rng_state()
-    found = see(net, [batch, batch], (0.5,) * 3, (0.5,) * 3, 8)
+    found = extract_features(net, [batch, batch], (0.5,) * 3, (0.5,) * 3, 8)
     assert found.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     with undisturbed(net):
         torch.rand(3)
@@ -472,11 +474,11 @@ def test_looking_inside_a_network_leaves_it_as_it_was():
 
 def test_the_projectors_points_have_the_features_distances():
     features = torch.rand(30, 200) * torch.rand(200)
-    turned = projected(features)
+    turned = pca(features)
     assert turned.shape == (30, 29)
     assert torch.allclose(torch.pdist(turned), torch.pdist(features), atol=1e-5)
     assert torch.all(turned.var(0)[:-1] >= turned.var(0)[1:] - 1e-6)
-    assert projected(torch.rand(1, 4)).shape == (1, 1)
+    assert pca(torch.rand(1, 4)).shape == (1, 1)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -565,12 +567,12 @@ def test_curves_with_gaps_and_infinities_are_drawn():
     assert training_curves({}).axes == []
 
 
-def material(net: nn.Module, classes: int, probabilities: torch.Tensor | None = None) -> Material:
-    record = TestRecord((0.5,) * 3, (0.5,) * 3)
+def material(net: nn.Module, classes: int, probabilities: torch.Tensor | None = None) -> FigureInputs:
+    record = TestPredictions((0.5,) * 3, (0.5,) * 3)
     logits = torch.randn(20, classes) if probabilities is None else probabilities
     record.add(torch.randn(20, 3, 8, 8), torch.arange(20) % classes, logits)
     names = [f"class {index}" for index in range(classes)]
-    return Material(net, names, record, missing={"features": "no features here"})
+    return FigureInputs(net, names, record, missing={"features": "no features here"})
 
 
 @pytest.mark.parametrize("classes", [1, 2, 1000])
@@ -585,7 +587,7 @@ def test_figures_of_networks_and_numbers_that_have_nothing_to_show():
     drawn, left_out = draw(material(nn.Linear(2, 2), 3, torch.full((20, 3), float("nan"))))
     assert left_out["conv1_kernels"] == "the network has no convolution"
     assert {"confusion_matrix", "top5"} <= set(drawn)
-    drawn, left_out = draw(Material(nn.Conv2d(5, 4, 3), ["a"], missing={"test": "no data"}))
+    drawn, left_out = draw(FigureInputs(nn.Conv2d(5, 4, 3), ["a"], missing={"test": "no data"}))
     assert drawn == {}
     assert left_out["conv1_kernels"] == "its first convolution reads 5 channels, which make no image"
     assert left_out["confusion_matrix"] == left_out["top5"] == "no data"
@@ -595,7 +597,10 @@ def test_networks_without_the_usual_layers_have_what_they_have():
     """A linear layer alone has no convolution, no hidden layer and no non-linearity."""
     assert feature_layer(nn.Linear(3, 2)) == "last hidden layer"
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    found = see(net, [(torch.randn(3, 3, 2, 2), torch.tensor([0, 1, 0]))], (0.5,) * 3, (0.5,) * 3, 5)
+    found = extract_features(net, [(torch.randn(3, 3, 2, 2), torch.tensor([0, 1, 0]))], (0.5,) * 3, (0.5,) * 3, 5)
     assert found.features.shape == (3, 12)
-    assert see(nn.Flatten(), [(torch.randn(3, 3, 2, 2), torch.tensor([0, 1, 0]))], (0.5,) * 3, (0.5,) * 3, 5) is None
+    assert (
+        extract_features(nn.Flatten(), [(torch.randn(3, 3, 2, 2), torch.tensor([0, 1, 0]))], (0.5,) * 3, (0.5,) * 3, 5)
+        is None
+    )
     assert activations(net, torch.randn(3, 3, 2, 2)) == {}

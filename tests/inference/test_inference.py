@@ -23,8 +23,8 @@ from alexnet_pl.cli.export import main as export_command
 from alexnet_pl.cli.export import real_pictures
 from alexnet_pl.cli.predict import main as predict_command
 from alexnet_pl.data.image_io import Preprocess, read_picture, to_rgb
-from alexnet_pl.data.transforms import ten_views
-from alexnet_pl.inference.evaluation import TenViews, evaluate, uncropped
+from alexnet_pl.data.transforms import ten_crop
+from alexnet_pl.inference.evaluation import TenCrop, evaluate, uncropped
 from alexnet_pl.inference.exporters import SUFFIXES, export
 from alexnet_pl.inference.model_card import card, wilson_interval
 from alexnet_pl.runtime.errors import DataError, UserError, one_line_errors
@@ -176,7 +176,7 @@ def test_another_tree_with_the_same_classes(run, tmp_path):
 
 def test_ten_views_are_the_papers():
     images = torch.arange(256 * 256.0).view(1, 1, 256, 256)
-    views = ten_views(images, 224)
+    views = ten_crop(images, 224)
     assert views.shape == (10, 1, 1, 224, 224)
     corners = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
     assert [divmod(int(view[0, 0, 0, 0]), 256) for view in views[:5]] == corners
@@ -189,9 +189,9 @@ def test_ten_views_are_the_papers():
 
 def test_ten_views_average_the_softmax(run):
     images = torch.randn(3, 3, 37, 37)
-    one_by_one = torch.stack([run.probabilities(view) for view in ten_views(images, 32)]).mean(0)
+    one_by_one = torch.stack([run.probabilities(view) for view in ten_crop(images, 32)]).mean(0)
     with torch.no_grad():
-        assert torch.allclose(TenViews(run.net, 32)(images).exp(), one_by_one, atol=1e-6)
+        assert torch.allclose(TenCrop(run.net, 32)(images).exp(), one_by_one, atol=1e-6)
     result = evaluate(run, views=10)
     assert len(as_json(run, result, 10)["test/confusion"]) == 10
 
@@ -200,7 +200,7 @@ def test_ten_views_average_the_softmax(run):
 def cropped(tmp_path_factory):
     """A run on crops of 32 from 37 pixels, that tested ten views."""
     folder = tmp_path_factory.mktemp("cropped") / "run"
-    larger = ("data.resize_size=37", "data.test_views=10", "augment=crop_flip", "augment.padding=0", "augment.size=32")
+    larger = ("data.resize_size=37", "data.test_crops=10", "augment=crop_flip", "augment.padding=0", "augment.size=32")
     train_run(config(*RUN, *larger, "trainer.max_epochs=2", run_dir=folder))
     return folder
 
@@ -219,15 +219,15 @@ def test_a_run_tests_the_centre_and_ten_views_in_one_pass(cropped):
         run.probabilities(torch.from_numpy((view.astype(np.float32) / 255 - 0.5) / 0.5)).double().numpy()
         for view in views
     ])  # fmt: skip
-    for suffix, probabilities in (("", softmax[2]), ("_10views", softmax.mean(0))):
+    for suffix, probabilities in (("", softmax[2]), ("_ten_crop", softmax.mean(0))):
         assert run.result[f"test/acc{suffix}"] == pytest.approx(accuracy_score(labels, probabilities.argmax(1)))
         top5 = top_k_accuracy_score(labels, probabilities, k=5)
         assert run.result[f"test/acc_top5{suffix}"] == pytest.approx(top5)
         assert run.result[f"test/loss{suffix}"] == pytest.approx(log_loss(labels, probabilities), rel=1e-4)
-    assert run.result["test/loss"] != run.result["test/loss_10views"]
+    assert run.result["test/loss"] != run.result["test/loss_ten_crop"]
     for views in (1, 10):
         assert "exactly the figures of result.json" in report(run, evaluate(run, views=views), views)
-    assert re.search(rf"^  10 views +{run.result['test/loss_10views']:.4f} ", results_table(run.result), re.MULTILINE)
+    assert re.search(rf"^  10 views +{run.result['test/loss_ten_crop']:.4f} ", results_table(run.result), re.MULTILINE)
 
 
 def test_pictures_for_a_run_on_crops_are_cut_as_its_data_are(cropped):

@@ -16,9 +16,9 @@ from helpers import config
 from omegaconf import OmegaConf
 
 from alexnet_pl.runtime.errors import ConfigError, UserError
-from alexnet_pl.runtime.signals import exit_on_signal, stop_if_asked
+from alexnet_pl.runtime.signals import exit_on_signal, raise_if_interrupted
 from alexnet_pl.studies.runner import study_folder
-from alexnet_pl.studies.store import STUDY, Study, identity, label, progress
+from alexnet_pl.studies.store import STUDY, Study, config_hash, progress, trial_name
 from alexnet_pl.training.checkpoint_io import LATEST, read_checkpoint
 from alexnet_pl.training.run import run
 
@@ -77,17 +77,17 @@ def study(finished: Path, tmp_path: Path) -> Path:
         ["data.root=/elsewhere"],
         ["optimizer.lr=0.001"],
         ["trainer.max_epochs=30"],
-        ["callbacks.resume.every_minutes=3"],
-        ["callbacks.finite.max_skipped=3"],
+        ["callbacks.resume.interval_minutes=3"],
+        ["callbacks.nan_monitor.max_skipped=3"],
         ["+callbacks.pictures={_target_:alexnet_pl.training.Dashboard}"],
         ["~logger.tensorboard"],
-        ["resume=x", "resume_with_changes=true"],
+        ["resume=x", "allow_changes=true"],
     ],
     ids=" ".join,
 )
 def test_what_changes_no_number_changes_no_identity(overrides):
     base = ["data=cifar10"]
-    assert identity(config(*base, *overrides)) == identity(config(*base, run_dir=Path("another")))
+    assert config_hash(config(*base, *overrides)) == config_hash(config(*base, run_dir=Path("another")))
 
 
 def test_what_changes_a_number_changes_the_identity():
@@ -96,15 +96,15 @@ def test_what_changes_a_number_changes_the_identity():
                 "trainer.max_epochs=31", "trainer.precision=32-true", "trainer.accelerator=cpu", "augment=crop_flip",
                 "data=digits", "data.mean=[0,0,0]", "callbacks.best.monitor=val/loss", "init_from=somewhere",
                 "+trainer.gradient_clip_val=1"]  # fmt: skip
-    names = [identity(config("data=cifar10", *filter(None, [setting]))) for setting in settings]
+    names = [config_hash(config("data=cifar10", *filter(None, [setting]))) for setting in settings]
     assert len(set(names)) == len(settings)
 
 
 def test_names_of_folders_are_short_and_safe():
     overrides = {"model/pool": "overlapping", "seed": "3", "optimizer.lr": "1e-3", "model.channels": "[1, 2]/../x"}
     axes = ["seed", "model/pool", "optimizer.lr", "model.channels", "trainer"]
-    assert label(overrides, axes) == "pool_overlapping-lr_1e-3-channels_1_2_.._x-seed_3"
-    assert len(label({"model": "x" * 300}, ["model"])) == 100
+    assert trial_name(overrides, axes) == "pool_overlapping-lr_1e-3-channels_1_2_.._x-seed_3"
+    assert len(trial_name({"model": "x" * 300}, ["model"])) == 100
     assert study_folder(None, "otherwise") == "otherwise"
     assert study_folder("a.b-1", "otherwise") == "multirun/a.b-1"
     for name in ("../x", "a/b", "", ".x", "a b"):
@@ -268,14 +268,14 @@ def test_a_signal_in_a_destructor_is_not_lost():
         with exit_on_signal(lambda: reached.append("last words")):
             Garbage()
             reached.append("after the signal")
-            stop_if_asked()
+            raise_if_interrupted()
             reached.append("not stopped")
 
     with pytest.raises(SystemExit) as ended:
         work()
     assert ended.value.code == 128 + signal.SIGTERM
     assert reached == ["after the signal", "last words"]
-    stop_if_asked()  # what is over is over
+    raise_if_interrupted()  # what is over is over
 
 
 def test_a_run_that_has_learned_enough_stops_there_also_when_it_goes_on(tmp_path):
@@ -301,7 +301,7 @@ def test_a_run_that_has_learned_enough_stops_there_also_when_it_goes_on(tmp_path
 
 def test_views_are_compared_on_trained_runs(study, tmp_path):
     """No training: every finished point with 1 and 10 views, paired by seed; the second time nothing is evaluated."""
-    command, beside = ("experiment=views", "views_of=multirun/s"), tmp_path / "multirun" / "s_views"
+    command, beside = ("experiment=ten_crop", "ten_crop_of=multirun/s"), tmp_path / "multirun" / "s_views"
     first = Command(*command, cwd=tmp_path)
     assert first.wait() == 0, first.text
     assert first.text.endswith(f"report {beside / 'report.md'}\n")
@@ -317,7 +317,7 @@ def test_views_are_compared_on_trained_runs(study, tmp_path):
     text = (beside / "report.md").read_text()
     (effect,) = (line for line in text.splitlines() if line.startswith("| 10 instead of 1 (views) | 2 |"))
     assert "−1.5 / −1.3" in effect
-    assert "python train.py experiment=views views_of=multirun/s" in text
+    assert "python train.py experiment=ten_crop ten_crop_of=multirun/s" in text
     before = results_untouched(beside)
     assert Command(*command, cwd=tmp_path).wait() == 0
     assert results_untouched(beside) == before
@@ -327,14 +327,14 @@ def test_views_are_compared_on_trained_runs(study, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ((), "views_of=multirun/norm_x_pool"),
-        (("views_of=multirun/s", "seed=3"), "seed=3 has no meaning"),
-        (("views_of=nowhere",), "nowhere"),
-        (("views_of=multirun/s", "-m"), "leave -m out"),
+        ((), "ten_crop_of=multirun/norm_x_pool"),
+        (("ten_crop_of=multirun/s", "seed=3"), "seed=3 has no meaning"),
+        (("ten_crop_of=nowhere",), "nowhere"),
+        (("ten_crop_of=multirun/s", "-m"), "leave -m out"),
     ],
 )
 def test_views_of_nothing_are_refused(overrides, message, tmp_path):
-    command = Command("experiment=views", *overrides, cwd=tmp_path)
+    command = Command("experiment=ten_crop", *overrides, cwd=tmp_path)
     assert command.wait() == 2, command.text
     assert message in command.text
     assert len(command.text.splitlines()) <= 3

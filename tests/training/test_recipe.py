@@ -10,7 +10,7 @@ from helpers import config
 from hydra.utils import instantiate
 from torch import nn
 
-from alexnet_pl.config.resolvers import linear_lr
+from alexnet_pl.config.resolvers import scale_lr
 from alexnet_pl.config.validate import validate
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.classifier import ImageClassifier
@@ -126,7 +126,7 @@ def test_a_rate_that_is_no_higher_has_no_warm_up():
 
 
 def test_a_schedule_that_starts_anew_after_the_warm_up_keeps_the_rate():
-    """``resume_with_changes`` makes a new one for a rate that has fallen already."""
+    """``allow_changes`` makes a new one for a rate that has fallen already."""
     plateau, optimizer = schedule(0.08, "scheduler.warmup_epochs=2")
     optimizer.param_groups[0]["lr"] = 0.008
     plateau.warm_up(7.25)
@@ -144,7 +144,7 @@ def test_the_state_of_the_schedule_is_plain_values(tmp_path):
 
 
 def test_the_linear_rule():
-    assert (linear_lr(0.01, 128), linear_lr(0.01, 1024), linear_lr(0.01, 64)) == (0.01, 0.08, 0.005)
+    assert (scale_lr(0.01, 128), scale_lr(0.01, 1024), scale_lr(0.01, 64)) == (0.01, 0.08, 0.005)
     for batch, lr in ((128, 0.01), (512, 0.04)):
         cfg = config("experiment=paper_imagenet", f"data.batch_size={batch}")
         assert cfg.optimizer.lr == pytest.approx(lr)
@@ -190,7 +190,7 @@ def test_the_experiment_is_the_papers_training():
     cfg = config("experiment=paper_imagenet")
     validate(cfg)
     assert (cfg.model.num_classes, cfg.model.groups, cfg.model.dropout_placement) == (1000, 2, "after_fc")
-    assert (cfg.data.image_size, cfg.data.resize_size, cfg.data.test_views) == (224, 256, 10)
+    assert (cfg.data.image_size, cfg.data.resize_size, cfg.data.test_crops) == (224, 256, 10)
     assert (cfg.data.batch_size, cfg.trainer.max_epochs) == (128, 90)
     assert (cfg.optimizer.lr, cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (0.01, 0.9, 5e-4)
     assert (cfg.scheduler.factor, cfg.scheduler.max_reductions, cfg.scheduler.monitor) == (0.1, 3, "val/error")
@@ -207,11 +207,11 @@ def test_the_whole_recipe_trains_on_any_data(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "finished"
     assert {"test/acc", "test/acc_top5", "test/loss"} <= result.keys()
-    assert {"test/acc_10views", "test/acc_top5_10views", "test/loss_10views"} <= result.keys()
+    assert {"test/acc_ten_crop", "test/acc_top5_ten_crop", "test/loss_ten_crop"} <= result.keys()
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     # 1,293 images, 256 a step: five steps an epoch. From 0.01 to 0.02 in ten steps.
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.014, 0.019, 0.02])
     tested = [row for row in rows if row["test/acc"]]
     assert len(tested) == 1
-    assert float(tested[0]["test/error_10views"]) == pytest.approx(1 - result["test/acc_10views"], abs=1e-6)
+    assert float(tested[0]["test/error_ten_crop"]) == pytest.approx(1 - result["test/acc_ten_crop"], abs=1e-6)

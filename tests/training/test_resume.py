@@ -19,7 +19,7 @@ from alexnet_pl.models.alexnet import TORCHVISION_LAYERS
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import finished_result
 from alexnet_pl.training.checkpoint_io import CheckpointError, read_checkpoint
-from alexnet_pl.training.resume import changes
+from alexnet_pl.training.resume import diff_configs
 from alexnet_pl.training.run import run
 from alexnet_pl.training.weights import warm_start
 
@@ -28,7 +28,7 @@ RUN = (
     *("model=alexnet_bn", "model.channels=[4,6,8,8,6]", "model.fc_width=16"),
     *("data=digits", "data.batch_size=128", "augment=crop_flip", "scheduler.patience=0", "+scheduler.threshold=0.5"),
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=3"),
-    "callbacks.resume.spare_seconds=0",
+    "callbacks.resume.min_interval_seconds=0",
 )
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_is_written_inside_an_epoch_every_few_minutes(uninterrupted
     saved = []
     real = torch.save
     monkeypatch.setattr(torch, "save", lambda obj, file: saved.append(obj.get("position")) or real(obj, file))
-    run(config(*RUN, "callbacks.resume.every_minutes=0", run_dir=tmp_path / "run"))
+    run(config(*RUN, "callbacks.resume.interval_minutes=0", run_dir=tmp_path / "run"))
     inside = [position["step"] for position in saved if position and position["batch"]]
     assert inside == [step for step in range(1, 30) if step % 10]
     assert_same_run(tmp_path / "run", uninterrupted)
@@ -145,12 +145,12 @@ def test_a_finished_run_is_left_alone(uninterrupted, caplog):
 
 def test_changes_are_found_where_they_are_named(uninterrupted):
     saved = OmegaConf.load(uninterrupted / "config.yaml")
-    assert changes(saved, config(), []) == {}
-    assert changes(saved, config(*RUN), ["model", "data", "trainer.max_epochs", "augment"]) == {}
+    assert diff_configs(saved, config(), []) == {}
+    assert diff_configs(saved, config(*RUN), ["model", "data", "trainer.max_epochs", "augment"]) == {}
     now = config(*RUN, "optimizer.lr=0.5", "seed=9", "model/norm=lrn")
-    assert changes(saved, now, ["optimizer.lr", "seed"]) == {"optimizer.lr": (0.001, 0.5), "seed": (1, 9)}
-    assert set(changes(saved, now, ["model/norm"])) >= {"model.norm._target_"}
-    assert "trainer.max_epochs" in changes(saved, config("experiment=tutorial"), ["experiment"])
+    assert diff_configs(saved, now, ["optimizer.lr", "seed"]) == {"optimizer.lr": (0.001, 0.5), "seed": (1, 9)}
+    assert set(diff_configs(saved, now, ["model/norm"])) >= {"model.norm._target_"}
+    assert "trainer.max_epochs" in diff_configs(saved, config("experiment=tutorial"), ["experiment"])
 
 
 @pytest.fixture
@@ -174,14 +174,14 @@ def test_changed_settings_are_refused_with_their_names(stopped, monkeypatch):
         resume_with(monkeypatch, stopped, "seed=3")
     monkeypatch.setattr("alexnet_pl.training.run.named_on_the_command_line", lambda: ["model.fc_width"])
     with pytest.raises(ConfigError, match="cannot change the network: model.fc_width"):
-        run(config("model.fc_width=64", "resume=here", "resume_with_changes=true", run_dir=stopped))
+        run(config("model.fc_width=64", "resume=here", "allow_changes=true", run_dir=stopped))
 
 
 def test_changes_that_are_allowed_take_effect(stopped, monkeypatch):
     monkeypatch.setattr(
         "alexnet_pl.training.run.named_on_the_command_line", lambda: ["optimizer.lr", "trainer.max_epochs"]
     )
-    run(config("resume=here", "resume_with_changes=true", "optimizer.lr=0.0005", "trainer.max_epochs=4",
+    run(config("resume=here", "allow_changes=true", "optimizer.lr=0.0005", "trainer.max_epochs=4",
                run_dir=stopped))  # fmt: skip
     rows = figures(stopped)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]

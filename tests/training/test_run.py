@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alexnet_pl.config.resolve import default_precision, settle
+from alexnet_pl.config.resolve import default_precision, resolve_auto
 from alexnet_pl.data.digits import DigitsDataModule
-from alexnet_pl.data.loaders import IGNORED
+from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.runtime.errors import ConfigError, one_line_errors
 from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.run import run
@@ -132,7 +132,7 @@ def test_best_checkpoint_gives_the_reported_figures_and_identical_logits(finishe
             logits = torch.cat([net(images) for images, _ in batches])
             assert torch.equal(logits, torch.cat([again(images) for images, _ in batches]))
         labels = torch.cat([labels for _, labels in batches])
-        logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
+        logits, labels = logits[labels != IGNORE_INDEX], labels[labels != IGNORE_INDEX]
         assert len(labels) == result["data"][split]
         probabilities = logits.double().softmax(1)
         assert result[f"{split}/acc"] == pytest.approx(accuracy_score(labels, logits.argmax(1)), abs=1e-6)
@@ -220,7 +220,7 @@ def test_a_network_overfits_one_batch(tmp_path):
 
 def test_the_network_is_built_for_the_size_that_the_data_has():
     cfg = config("model=alexnet_bn", "data.image_size=96", "model.fc_width=8")
-    settle(cfg)
+    resolve_auto(cfg)
     assert cfg.model.image_size == 96
     assert instantiate(cfg.model)(torch.zeros(1, 3, 96, 96)).shape == (1, 10)
     assert config("model=alexnet_bn").data.image_size == 50
@@ -240,7 +240,7 @@ def test_precision_follows_the_device(monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda capped=capped: not capped)
         assert default_precision("cpu") == expected
     cfg = config("trainer.precision=64-true")
-    settle(cfg)
+    resolve_auto(cfg)
     assert cfg.trainer.precision == "64-true"  # a choice of one's own is kept
 
 

@@ -18,7 +18,7 @@ from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.data.loaders import BatchLoader, EpochShuffle, epoch_seed
 from alexnet_pl.data.shards.reader import INDEX, Shards, is_url
 from alexnet_pl.data.splits import stratified_split
-from alexnet_pl.distributed.environment import ALONE, ProcessGroup, current
+from alexnet_pl.distributed.environment import SINGLE_PROCESS, World, get_world
 from alexnet_pl.runtime.errors import ConfigError, DataError
 from alexnet_pl.runtime.system import usable_cores
 
@@ -78,7 +78,7 @@ class StreamLoader(BatchLoader):
         workers: int,
         batch_size: int,
         sampler: EpochShuffle | None = None,
-        group: ProcessGroup = ALONE,
+        group: World = SINGLE_PROCESS,
     ):
         labels = torch.from_numpy(shards.splits[split].label.astype(np.int64))
         super().__init__(labels, indices, batch_size, sampler, group)
@@ -235,7 +235,7 @@ class ShardedDataModule(ImageDataModule):
             labels = shards.splits["train"].label
             everything["train"], everything["val"] = stratified_split(labels, self.val_fraction, self.split_seed)
         shuffle = ShardShuffle(shards.splits["train"].shard[everything["train"]], self.seed)
-        group = current()
+        group = get_world()
         workers = self.workers or max(1, usable_cores() // group.local_size)
         for split, folder in roles.items():
             indices = torch.from_numpy(everything[split])

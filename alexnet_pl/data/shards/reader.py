@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 
 from alexnet_pl.runtime.errors import DataError
-from alexnet_pl.runtime.files import file_sha256
+from alexnet_pl.runtime.files import sha256_of
 
 FORMAT = 1
 
@@ -169,7 +169,7 @@ class Shards:
                 raise DataError(f"{self.root}/{name} cannot be fetched: {_reason(error)}") from error
             except Exception as error:
                 raise DataError(f"{self.root}/{name} cannot be fetched: {_reason(error)}") from error
-            if file_sha256(scratch) != sha256:
+            if sha256_of(scratch) != sha256:
                 raise DataError(f"{self.root}/{name} is damaged: its SHA-256 is not the one in {INDEX}.")
             os.replace(scratch, path)
         finally:
@@ -224,7 +224,7 @@ class Shards:
                         wrong.append(f"{path} is missing")
                     elif not has_size(path, described.bytes[number]):
                         wrong.append(f"{path} has {path.stat().st_size:,} bytes instead of {described.bytes[number]:,}")
-                    elif file_sha256(path) != described.sha256[number]:
+                    elif sha256_of(path) != described.sha256[number]:
                         wrong.append(f"{path} is damaged: its SHA-256 is not the one in {INDEX}")
                     else:
                         with tarfile.open(path) as tar:

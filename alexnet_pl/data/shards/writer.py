@@ -24,7 +24,7 @@ from alexnet_pl.data.class_folders import SPLITS, Listing
 from alexnet_pl.data.image_io import central_square, read_picture
 from alexnet_pl.data.shards.reader import ARRAYS, COLUMNS, FORMAT, INDEX, UNFINISHED, file_state, has_size, load_arrays
 from alexnet_pl.runtime.errors import DataError
-from alexnet_pl.runtime.files import file_sha256
+from alexnet_pl.runtime.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def _has_its_size(out: Path, shard: dict[str, Any]) -> bool:
 
 
 def _is_intact(out: Path, shard: dict[str, Any]) -> bool:
-    return _has_its_size(out, shard) and file_sha256(out / shard["name"]) == shard["sha256"]
+    return _has_its_size(out, shard) and sha256_of(out / shard["name"]) == shard["sha256"]
 
 
 def own_index(out: Path) -> dict[str, Any] | None:
@@ -226,7 +226,7 @@ def _finished(out: Path, wanted: Plan) -> Written | None:
     written = Written(**noted)
     if not (out / wanted.name).is_file():
         return None
-    if not has_size(out / wanted.name, written.bytes) or file_sha256(out / wanted.name) != written.sha256:
+    if not has_size(out / wanted.name, written.bytes) or sha256_of(out / wanted.name) != written.sha256:
         log.warning(f"warning: {out / wanted.name} is damaged, and made again")
         return None
     return written
@@ -304,7 +304,7 @@ def _write_shard(
         written.sha256 = digest.hexdigest()
         if written.skipped and not skip:
             return written
-        if file_sha256(part) != written.sha256:
+        if sha256_of(part) != written.sha256:
             raise DataError(f"{part} reads back other than it was written: the disk is failing.")
         # Noted first: a shard that is there without its note would be made again, never used unchecked.
         _write_json(out / UNFINISHED / f"{wanted.name}.json", vars(written))

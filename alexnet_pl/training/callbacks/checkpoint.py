@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from alexnet_pl.distributed.collectives import highest, of_all
+from alexnet_pl.distributed.collectives import all_gather, all_reduce_max
 from alexnet_pl.runtime.errors import ConfigError
-from alexnet_pl.runtime.signals import RunStopped, StopRequest
+from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted
 from alexnet_pl.training.checkpoint_io import BEST, LATEST, PREVIOUS
 
 AGREE_EVERY = 10
@@ -71,28 +71,31 @@ class BestCheckpoint(Callback):
 class ResumeCheckpoint(Callback):
     """Saves all that a run needs to go on as if it had never stopped, and stops it when it is asked to.
 
-    Saved at the start of an epoch unless that was done within the last ``spare_seconds``, after ``every_minutes``
+    Saved at the start of an epoch unless that was done within the last ``min_interval_seconds``, after
+    ``interval_minutes``
     inside an epoch, at the end of training, and at a stop. An epoch's order of images, dropout and augmentation start
     from ``(seed, epoch)``; inside an epoch the state of the random generators, the running metrics and the next batch
     are saved as well. Several processes save and stop at the same step, and the state of each is saved.
 
     Args:
         folder: where ``latest.ckpt`` and ``previous.ckpt`` go.
-        every_minutes: at most this long between two checkpoints inside an epoch.
-        spare_seconds: at least this long between two checkpoints at the starts of epochs. A checkpoint of AlexNet
+        interval_minutes: at most this long between two checkpoints inside an
+            epoch.
+        min_interval_seconds: at least this long between two checkpoints at the starts of epochs. A checkpoint of
+            AlexNet
             takes a second, and an epoch may take less.
 
     Raises:
         ConfigError: a negative time.
     """
 
-    def __init__(self, folder: str | Path, every_minutes: float = 10, spare_seconds: float = 120):
-        for name, value in (("every_minutes", every_minutes), ("spare_seconds", spare_seconds)):
+    def __init__(self, folder: str | Path, interval_minutes: float = 10, min_interval_seconds: float = 120):
+        for name, value in (("interval_minutes", interval_minutes), ("min_interval_seconds", min_interval_seconds)):
             if not value >= 0:
                 raise ConfigError(f"callbacks.resume.{name}={value} is not possible: it is 0 or more.")
-        self.path, self.every_seconds = Path(folder) / LATEST, 60 * every_minutes
-        self.spare_seconds = spare_seconds
-        self.stop = StopRequest()
+        self.path, self.every_seconds = Path(folder) / LATEST, 60 * interval_minutes
+        self.min_interval_seconds = min_interval_seconds
+        self.stop = GracefulShutdown()
         self.changed_rate: float | None = None
         self.rebuild_schedule = False
         self._saved_at = 0.0
@@ -117,7 +120,7 @@ class ResumeCheckpoint(Callback):
             self._inside = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stop, due = self._agree(self.spare_seconds)
+        stop, due = self._agree(self.min_interval_seconds)
         if stop or due:
             self._save(trainer, batch=0)
         self._stop_if(stop)
@@ -148,12 +151,12 @@ class ResumeCheckpoint(Callback):
 
     def _agree(self, seconds: float) -> tuple[int, bool]:
         """The signal that any process has received, 0 for none; and whether one of them last saved ``seconds`` ago."""
-        stop, due = highest(self.stop.received or 0, time.monotonic() - self._saved_at >= seconds)
+        stop, due = all_reduce_max(self.stop.received or 0, time.monotonic() - self._saved_at >= seconds)
         return stop, bool(due)
 
     def _stop_if(self, number: int) -> None:
         if number:
-            raise RunStopped(number)
+            raise RunInterrupted(number)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning's own account of where the loops stand cannot be resumed exactly: at the end of an epoch it is
@@ -162,7 +165,7 @@ class ResumeCheckpoint(Callback):
         checkpoint["position"] = {"epoch": trainer.current_epoch, "batch": self._batch, "step": trainer.global_step}
         if self._batch:
             device = pl_module.device
-            checkpoint["inside"] = of_all(
+            checkpoint["inside"] = all_gather(
                 {
                     "cpu_rng": torch.get_rng_state(),
                     "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,

@@ -12,9 +12,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from alexnet_pl.data.datamodule import logit_names, plain_batches
-from alexnet_pl.data.transforms import central_view, normalize, pixels
-from alexnet_pl.figures.features import activations, histogram, layer_name, see
-from alexnet_pl.figures.run_figures import AUGMENTED, Material, TestRecord, draw, one_line, save
+from alexnet_pl.data.transforms import central_view, denormalize, normalize
+from alexnet_pl.figures.features import activations, extract_features, histogram, layer_name
+from alexnet_pl.figures.run_figures import AUGMENTED, FigureInputs, TestPredictions, draw, one_line, save
 from alexnet_pl.training.callbacks.tensorboard import (
     add_graph,
     add_histogram,
@@ -48,22 +48,27 @@ class Dashboard(Callback):
 
     Args:
         folder: where the PNG files go.
-        histograms_every: epochs between two looks at weights and activations (the first epoch has one); 0: none.
+        histogram_every_n_epochs: epochs between two looks at weights and activations (the first epoch has one); 0:
+            none.
         figures: whether to draw after the test.
-        training_images: to look for nearest neighbours among, at most; 0: none.
+        num_neighbor_images: to look for nearest neighbours among, at most; 0: none.
     """
 
     def __init__(
-        self, folder: str | Path, histograms_every: int = 5, figures: bool = True, training_images: int = 10_000
+        self,
+        folder: str | Path,
+        histogram_every_n_epochs: int = 5,
+        figures: bool = True,
+        num_neighbor_images: int = 10_000,
     ):
-        self.folder, self.histograms_every, self.figures = Path(folder), histograms_every, figures
-        self.training_images = training_images
+        self.folder, self.histogram_every_n_epochs, self.figures = Path(folder), histogram_every_n_epochs, figures
+        self.num_neighbor_images = num_neighbor_images
         self.left_out: dict[str, str] = {}
         self.augmented: tuple[Tensor, Tensor] | None = None
         self._best = 0.0
         self._step = 0
         self._probe: Tensor | None = None
-        self._record: TestRecord | None = None
+        self._record: TestPredictions | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}
@@ -98,7 +103,7 @@ class Dashboard(Callback):
         self._probe = None
 
     def _is_due(self, trainer: Trainer) -> bool:
-        epoch, every = trainer.current_epoch + 1, self.histograms_every
+        epoch, every = trainer.current_epoch + 1, self.histogram_every_n_epochs
         return every > 0 and not trainer.sanity_checking and (epoch == 1 or epoch % every == 0)
 
     def _look_inside(self, writer: SummaryWriter, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,7 +123,7 @@ class Dashboard(Callback):
     # --- the test and after it --------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record = TestRecord(trainer.datamodule.mean, trainer.datamodule.std) if self.figures else None
+        self._record = TestPredictions(trainer.datamodule.mean, trainer.datamodule.std) if self.figures else None
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -161,32 +166,32 @@ class Dashboard(Callback):
         writer.add_scalar("hp/seconds", sum(row.get("epoch_seconds", 0.0) for row in rows), self._step)
         writer._get_file_writer().add_summary(hparams({}, {})[2])
 
-    def _material(self, trainer: Trainer, pl_module: LightningModule) -> Material:
+    def _material(self, trainer: Trainer, pl_module: LightningModule) -> FigureInputs:
         data, record, missing = trainer.datamodule, self._record, {}
         augmented = None
         if self.augmented is not None:
             images, labels = self.augmented
-            augmented = pixels(images, data.mean, data.std), labels.cpu()
+            augmented = denormalize(images, data.mean, data.std), labels.cpu()
         features = training = None
         sample = record.sample
         if sample.images is None:
             missing["test"] = "no test image was seen"
-        elif self.training_images == 0:
-            missing["training"] = "callbacks.dashboard.training_images=0"
+        elif self.num_neighbor_images == 0:
+            missing["training"] = "callbacks.dashboard.num_neighbor_images=0"
         try:
             if sample.images is not None:
                 images = normalize(sample.images.to(pl_module.device), data.mean, data.std)
                 batches = zip(images.split(PROBED), sample.labels.to(pl_module.device).split(PROBED), strict=True)
-                shown = see(pl_module.net, batches, data.mean, data.std, len(images))
+                shown = extract_features(pl_module.net, batches, data.mean, data.std, len(images))
                 features = shown.features if shown else None
                 missing["features"] = "the network has no hidden layer before a linear one"
-            if features is not None and self.training_images > 0:
+            if features is not None and self.num_neighbor_images > 0:
                 batches = plain_batches(data, data.train_dataloader(), pl_module.device)
-                training = see(pl_module.net, batches, data.mean, data.std, self.training_images)
+                training = extract_features(pl_module.net, batches, data.mean, data.std, self.num_neighbor_images)
         except Exception as error:
             missing["training"] = missing["features"] = f"looking for features failed: {one_line(error)}"
         names = logit_names(pl_module.hparams["class_names"], record.probabilities.shape[1])
-        return Material(pl_module.net, names, record, features, training, augmented, missing)
+        return FigureInputs(pl_module.net, names, record, features, training, augmented, missing)
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
         """Let nothing that is only there to be looked at end a run."""

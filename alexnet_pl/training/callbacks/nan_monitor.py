@@ -6,7 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from alexnet_pl.distributed.collectives import highest
+from alexnet_pl.distributed.collectives import all_reduce_max
 from alexnet_pl.runtime.errors import ConfigError, UserError
 
 
@@ -16,14 +16,15 @@ class NonFiniteError(UserError):
     exit_code = 1
 
 
-class StopWhenNotFinite(Callback):
+class NaNMonitor(Callback):
     """Stops a run whose loss or gradient is NaN or infinite, before that reaches a checkpoint.
 
     The loss is looked at in every step. A gradient is not: that would mean reading the whole network once more. It is
     found in the weights, where it has made NaN of them, before anything is saved and when the next loss is NaN.
 
     Reading a value back from a GPU would make the CPU wait for it in every step; there, and where several processes
-    have to look together, the first such loss is remembered on the device and read back every ``every_steps`` steps,
+    have to look together, the first such loss is remembered on the device and read back every
+    ``check_every_n_steps`` steps,
     before validation and before anything is saved.
 
     With a float16 loss scaler an infinite gradient is part of the method (the step is skipped and the scale halved),
@@ -31,7 +32,7 @@ class StopWhenNotFinite(Callback):
 
     Args:
         max_skipped: steps in a row that the loss scaler may skip, at least 1.
-        every_steps: steps between two looks on a GPU, at least 1.
+        check_every_n_steps: steps between two looks on a GPU, at least 1.
 
     Raises:
         ConfigError: a number below 1.
@@ -40,11 +41,13 @@ class StopWhenNotFinite(Callback):
     HOW = ("nan", "infinite")
     NEVER = 2**62
 
-    def __init__(self, max_skipped: int = 25, every_steps: int = 50):
-        for name, value in (("max_skipped", max_skipped), ("every_steps", every_steps)):
+    def __init__(self, max_skipped: int = 25, check_every_n_steps: int = 50):
+        for name, value in (("max_skipped", max_skipped), ("check_every_n_steps", check_every_n_steps)):
             if value < 1:
-                raise ConfigError(f"callbacks.finite.{name}={value} is not possible: it is a number of steps from 1.")
-        self.max_skipped, self.every_steps = max_skipped, every_steps
+                raise ConfigError(
+                    f"callbacks.nan_monitor.{name}={value} is not possible: it is a number of steps from 1."
+                )
+        self.max_skipped, self.check_every_n_steps = max_skipped, check_every_n_steps
         self._first: Tensor | None = None
         self._step = self._batch = 0
 
@@ -75,7 +78,7 @@ class StopWhenNotFinite(Callback):
             scale = scaler._scale.clone()  # scaler.get_scale() would read it back
             self._skipped = torch.where(scale < self._scale, self._skipped + 1, 0)
             self._longest, self._scale = torch.maximum(self._longest, self._skipped), scale
-        if not self._at_once and (batch_idx + 1) % self.every_steps == 0:
+        if not self._at_once and (batch_idx + 1) % self.check_every_n_steps == 0:
             self.look(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +100,7 @@ class StopWhenNotFinite(Callback):
         Raises:
             NonFiniteError: names the step, its images and the learning rate.
         """
-        (latest,) = highest(-int(self._first))
+        (latest,) = all_reduce_max(-int(self._first))
         if (first := -latest) != self.NEVER:
             step, infinite = divmod(first, 2)
             self._stop(trainer, step, "loss", self.HOW[infinite])

@@ -18,8 +18,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from alexnet_pl.figures.features import Histogram, feature_layer, layers, projected
-from alexnet_pl.figures.run_figures import Material
+from alexnet_pl.figures.features import Histogram, feature_layer, layers, pca
+from alexnet_pl.figures.run_figures import FigureInputs
 from alexnet_pl.training.resume import named_on_the_command_line
 
 CHARTS = {
@@ -165,7 +165,7 @@ def add_images(writer: SummaryWriter, drawn: dict[str, bytes], step: int) -> Non
         writer._get_file_writer().add_summary(summary, step)
 
 
-def add_pr_curves(writer: SummaryWriter, material: Material, step: int) -> None:
+def add_pr_curves(writer: SummaryWriter, material: FigureInputs, step: int) -> None:
     labels, probabilities = material.test.labels, material.test.probabilities.nan_to_num(0)
     right = probabilities.argmax(1) == labels
     shares = {label: float(right[labels == label].float().mean()) for label in labels.unique().tolist()}
@@ -173,7 +173,7 @@ def add_pr_curves(writer: SummaryWriter, material: Material, step: int) -> None:
         writer.add_pr_curve(f"precision_recall/{material.names[label]}", labels == label, probabilities[:, label], step)
 
 
-def add_projector(writer: SummaryWriter, material: Material, step: int) -> None:
+def add_projector(writer: SummaryWriter, material: FigureInputs, step: int) -> None:
     """The sample's features with thumbnails; what is written has every distance that the features have."""
     sample = material.test.sample
     if material.features is None or not material.features.isfinite().all():
@@ -184,12 +184,12 @@ def add_projector(writer: SummaryWriter, material: Material, step: int) -> None:
     rows = [[names[label], names[said]] for label, said in zip(sample.labels.tolist(), predictions, strict=True)]
     with contextlib.redirect_stdout(io.StringIO()):  # it says that a folder exists, where a run was resumed
         writer.add_embedding(
-            projected(material.features), rows, images, step, feature_layer(material.net),
+            pca(material.features), rows, images, step, feature_layer(material.net),
             ["class", "predicted"],
         )  # fmt: skip
 
 
-def add_graph(writer: SummaryWriter, pl_module: LightningModule, material: Material) -> None:
+def add_graph(writer: SummaryWriter, pl_module: LightningModule, material: FigureInputs) -> None:
     sample = material.test.sample
     side = sample.images.shape[-2:]
     net = getattr(pl_module.net, "_orig_mod", pl_module.net)
