@@ -30,6 +30,19 @@ class DataError(UserError, RuntimeError):
     """Images that are missing, incomplete or damaged. The message names the file and the ways out."""
 
 
+def invalid_value(key: str, value: object, expected: str, fix: str = "") -> ConfigError:
+    """Return the error for a config value out of range: ``data.val_fraction=1 is invalid: expected above 0 and …``.
+
+    Args:
+        key: dotted config key, or the argument's name if the caller does not know its place in the config.
+        value: printed as it would be written on the command line: ``null``, ``true``.
+        expected: type or range, without "expected" and without a period.
+        fix: a full sentence that says how to fix it, if there is more to say than ``expected``.
+    """
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return ConfigError(f"{key}={shown} is invalid: expected {expected}.{' ' * bool(fix)}{fix}")
+
+
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 _SHOW_TRACEBACK = os.environ.get(_FULL_ERROR, "0") not in ("", "0")  # read before one_line_errors sets it
