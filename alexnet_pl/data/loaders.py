@@ -1,4 +1,4 @@
-"""Batches straight from tensors: no workers, no per-sample Python."""
+"""Data loaders that gather whole batches from tensors, without worker processes or per-sample Python."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from alexnet_pl.runtime.errors import DataError
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """A 64-bit seed for one epoch of one process of a run, well apart from those of neighbouring seeds and epochs."""
+    """Return a 64-bit seed for one epoch on one rank, statistically independent of neighboring seeds and epochs."""
     numbers = [seed, epoch, rank] if rank else [seed, epoch]
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 class EpochShuffle(Sampler[int]):
-    """A permutation of ``range(length)`` that is a function of ``(seed, epoch)`` and of nothing else.
+    """Sampler whose permutation of ``range(length)`` depends on ``(seed, epoch)`` alone.
 
     Lightning calls :meth:`set_epoch` before each epoch. Torch's ``RandomSampler`` draws from the global generator
-    instead, so its order depends on all that was drawn before, and a resumed run starts with epoch 0's order again.
+    instead, so its order depends on every earlier draw, and a resumed run would repeat the order of epoch 0.
     """
 
     def __init__(self, length: int, seed: int):
@@ -38,39 +38,40 @@ class EpochShuffle(Sampler[int]):
         return iter(self.order().tolist())
 
     def order(self) -> Tensor:
-        """``(length,)`` int64 positions, in this epoch's order."""
+        """Return this epoch's order: ``(length,)`` int64 positions."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         return torch.randperm(self.length, generator=generator)
 
 
 IGNORE_INDEX = -100
-"""The label of an image that only fills a batch up: ``F.cross_entropy`` leaves it out by default."""
+"""Label of padding images. ``F.cross_entropy`` ignores it by default."""
 
 
 class BatchLoader(ABC):
-    """Which images make up which ``(images, labels)`` batch; how they come about is for who derives from it.
+    """Loader base class that decides which images form each ``(images, labels)`` batch. Subclasses produce the pixels.
 
-    Every batch has ``batch_size`` images, so that kernels can be compiled and recorded for one shape: with a sampler
-    the last incomplete batch is dropped, without one it is filled up with images labelled ``IGNORE_INDEX``. Only
-    where the
-    split is smaller than one batch is the batch as large as the split.
+    Every batch has ``batch_size`` images, so that kernels can be compiled and captured for one shape. In training, the
+    incomplete last batch is dropped. In evaluation, it is padded with images labeled ``IGNORE_INDEX``. A split smaller
+    than ``batch_size`` forms a single batch of its own size.
 
-    Of several processes each gets its part of every batch, in the order of ranks: together they see exactly the
-    batches that one process sees. Evaluation batches are filled up to equal parts; a training batch that is the only
-    one is cut to equal parts.
+    In distributed training, each rank receives its slice of every batch, so that all ranks together see the batches
+    that a single process would see. Evaluation batches are padded to equal slices. A training split that forms a
+    single batch is truncated to equal slices.
 
     Args:
         labels: ``(N,)`` int64.
-        indices: ``(M,)`` int64, the images of this split.
-        batch_size: of all processes together, a multiple of their number.
-        sampler: order of the training images; None for evaluation, in order.
-        group: the processes.
+        indices: ``(M,)`` int64, images of this split.
+        batch_size: images per batch across all ranks; a multiple of the world size.
+        sampler: order of the training images; None in evaluation, which keeps the order of ``indices``.
+        group: rank and world size.
 
     Attributes:
-        start: batch that the next iteration, and only that one, begins with: where a resumed run goes on.
+        start_image: images of the epoch's order that the next iteration skips. A resumed run sets it. The value
+            applies to one iteration and may come from a run with another batch size. At least one batch is always left.
+        per_rank_batch_size: images per batch on this rank.
 
     Raises:
-        DataError: fewer training images than processes.
+        DataError: the split has fewer training images than there are ranks.
     """
 
     def __init__(
@@ -81,52 +82,60 @@ class BatchLoader(ABC):
         sampler: EpochShuffle | None = None,
         group: World = SINGLE_PROCESS,
     ):
-        self.labels, self.indices, self.batch_size, self.sampler, self.group = (
-            labels,
-            indices,
-            batch_size,
-            sampler,
-            group,
-        )
-        self.batch_sampler = None  # Lightning reads it where there is a sampler
-        self.start = 0
+        self.labels, self.indices, self.batch_size = labels, indices, batch_size
+        self.sampler, self.group = sampler, group
+        self.batch_sampler = None  # Lightning reads this attribute of every loader that has a sampler
+        self.start_image = self._first_image = 0
         smallest = min(batch_size, len(indices))
-        self.share = smallest // group.size if sampler is not None else -(-smallest // group.size)
-        """Images of a batch that this process gets."""
-        if self.share == 0:
-            raise DataError(f"{len(indices)} training images are too few for {group.size} processes.")
+        self.per_rank_batch_size = smallest // group.size if sampler is not None else -(-smallest // group.size)
+        if self.per_rank_batch_size == 0:
+            raise DataError(f"{len(indices)} training images are too few for {group.size} ranks.")
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.indices), self.batch_size)
-        if self.sampler is not None:
-            return max(full, 1)
-        return full + (rest > 0)
+        return self._num_batches(0)
+
+    def _num_batches(self, first_image: int) -> int:
+        full, rest = divmod(len(self.indices) - first_image, self.batch_size)
+        return full + (rest > 0) if self.sampler is None else max(full, 1)
+
+    @property
+    def start_batch(self) -> int:
+        """Return the index of the next iteration's first batch, counted so that the epoch ends at ``len(self)``."""
+        return len(self) - self._num_batches(self._clamped(self.start_image))
+
+    def images_before(self, batch: int) -> int:
+        """Return how many images of the current epoch's order precede batch ``batch``: the value to resume from."""
+        return self._first_image + (batch - len(self) + self._num_batches(self._first_image)) * self.batch_size
+
+    def _clamped(self, first_image: int) -> int:
+        return max(0, min(first_image, len(self.indices) - self.batch_size))
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's part of each batch from ``start`` on: uint8 ``(share, 3, H, W)`` and int64 ``(share,)``."""
+        """Yield this rank's slice of each batch: uint8 ``(B, 3, H, W)`` and int64 ``(B,)``."""
 
     @abstractmethod
     def gather(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images at positions ``(B,)``, uint8 ``(B, 3, H, W)``, and their labels, int64 ``(B,)``."""
+        """Return the images at positions ``(B,)`` as uint8 ``(B, 3, H, W)``, and their labels as int64 ``(B,)``."""
 
     def batches(self) -> list[Tensor]:
-        """The indices of the images of each batch of this epoch's iteration, on the CPU; of all processes together."""
+        """Return the image indices of each batch of a whole epoch, across all ranks, on the CPU."""
         return list(self._order().split(self.batch_size)[: len(self)])
 
     def _order(self) -> Tensor:
         return self.indices if self.sampler is None else self.indices[self.sampler.order()]
 
     def _parts(self, order: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """For each batch from ``start`` on ``(share,)`` indices, and how many at their end only fill it up."""
-        start, self.start = self.start, 0
-        for batch in order.split(self.batch_size)[start : len(self)]:
-            part = batch[self.group.rank * self.share : (self.group.rank + 1) * self.share]
-            missing = self.share - len(part)
+        """Yield ``(per_rank_batch_size,)`` indices for each batch, and how many of the last ones are padding."""
+        self._first_image, self.start_image = self._clamped(self.start_image), 0
+        batches = order[self._first_image :].split(self.batch_size)
+        for batch in batches[: self._num_batches(self._first_image)]:
+            part = batch[self.group.rank * self.per_rank_batch_size : (self.group.rank + 1) * self.per_rank_batch_size]
+            missing = self.per_rank_batch_size - len(part)
             yield torch.cat([part, batch[-1:].expand(missing)]) if missing else part, missing
 
     def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
-        """:meth:`gather`, the last ``missing`` images labelled ``IGNORE_INDEX``."""
+        """Return :meth:`gather`'s result with the last ``missing`` images labeled ``IGNORE_INDEX``."""
         pixels, labels = self.gather(images)
         if missing:
             labels[-missing:] = IGNORE_INDEX
@@ -134,12 +143,12 @@ class BatchLoader(ABC):
 
 
 class TensorLoader(BatchLoader):
-    """Batches gathered from tensors on whatever device they are.
+    """Loader that gathers batches from tensors on their device.
 
     Args:
         images: ``(N, 3, H, W)`` uint8.
         labels: ``(N,)`` int64 on the same device.
-        indices, batch_size, sampler, group: as in :class:`BatchLoader`.
+        indices, batch_size, sampler, group: see :class:`BatchLoader`.
     """
 
     def __init__(
@@ -155,10 +164,10 @@ class TensorLoader(BatchLoader):
         self.images = images
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self._order().to(self.images.device)  # once: a copy in every step would hold the device up
+        order = self._order().to(self.images.device)  # one copy per epoch, because a copy per step would stall a GPU
         for part, missing in self._parts(order):
             yield self._batch(part, missing)
 
     def gather(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = images.to(self.images.device)
-        return self.images.index_select(0, images), self.labels.index_select(0, images)  # on a CPU faster than [images]
+        return self.images.index_select(0, images), self.labels.index_select(0, images)  # faster on a CPU than [images]

@@ -199,10 +199,10 @@ def _run(cfg: DictConfig, stop: GracefulShutdown, named: Sequence[str]) -> float
     log.info(f"run     {run_dir}")
 
     if cfg.compile is not None:
-        images = torch.zeros(data.train_dataloader().share, 3, side, side)
+        images = torch.zeros(data.train_dataloader().per_rank_batch_size, 3, side, side)
         compile_network(model.net, cfg.compile, images, trainer)
     set_position(trainer, position)
-    data.train_dataloader().start = position["batch"]
+    data.train_dataloader().start_image = position["batch"] * data.batch_size
     trainer.fit(model, datamodule=data, ckpt_path=resumed_from)
     trainer.strategy.barrier("best checkpoint")  # process 0 has written it
     test = trainer.test(model, datamodule=data, ckpt_path=best.path, verbose=False)[0]
