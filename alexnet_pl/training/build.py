@@ -150,4 +150,4 @@ def quiet_lightning() -> None:
         "ignore", message=".*it is recommended to use `Trainer\\(devices=1"
     )  # no image counts twice
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # nothing is logged by step
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # BatchLoader.start_image resumes it
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # start_image resumes it
