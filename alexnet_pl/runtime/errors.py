@@ -54,6 +54,41 @@ def as_the_user_has_it(environment: Mapping[str, str]) -> dict[str, str]:
     return {**{name: value for name, value in environment.items() if name != _FULL_ERROR}, **shown}
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's message on a single line, or the name of its type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def os_reason(error: BaseException) -> str:
+    """Return why a file could not be written or read, in the operating system's words where they are known.
+
+    torch's C++ writer drops errno: a full disk surfaces as ``enforce fail at inline_container.cc: unexpected pos``.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    if "unexpected pos" in text or "file write failed" in text or "failed writing" in text:
+        return os.strerror(errno.ENOSPC)
+    return one_line(error)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without control, escape and bidirectional-override characters, safe for a terminal."""
+    return "".join(character for character in text if character.isprintable())
+
+
+def csv_safe(text: str) -> str:
+    """Return ``text`` as a CSV cell that no spreadsheet takes for a formula: a leading ``= + - @`` gets an apostrophe.
+
+    Control characters are dropped as in :func:`printable`.
+    """
+    text = printable(text)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20") else text
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence, with a space before it: the known name nearest to ``name``, or all of them where none is near."""
     known = [str(other) for other in known]
@@ -104,7 +139,7 @@ def user_message(error: BaseException) -> tuple[str, int] | None:
         return f"{group}={value} does not exist. Choose one of: {', '.join(sorted(error.options))}.", 2
     if isinstance(error, InstantiationException):
         # A constructor refused its arguments: a key too many, a value it cannot take.
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         return f"{reason} (a traceback: {_FULL_ERROR}=1)", 2
     if isinstance(error, ConfigCompositionException) and isinstance(
         error.__cause__, ConfigKeyError | ConfigAttributeError
@@ -113,9 +148,9 @@ def user_message(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
         return "A group cannot be null. To leave one out, put a tilde before its name: ~scheduler", 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return " ".join(str(error).split()), 2
+        return one_line(error), 2
     if type(error).__module__.startswith(("joblib.", "submitit.")):
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         return f"a worker has ended without a word ({reason}). The same command goes on with what is left.", 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}.", 1

@@ -1,14 +1,21 @@
 """File operations that every package shares: atomic writes, checksums, the cache directory, locks between processes."""
 
+import errno
 import hashlib
+import logging
 import os
 import shutil
+import stat
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from alexnet_pl.runtime.errors import UserError, os_reason
+
+log = logging.getLogger(__name__)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -48,18 +55,158 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_dir() -> Path:
-    """Return ``$XDG_CACHE_HOME/alexnet_pl``, by default ``~/.cache/alexnet_pl``. It may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_pl"
+    """Return ``$XDG_CACHE_HOME/alexnet_pl``, by default ``~/.cache/alexnet_pl``. It may not exist yet.
+
+    Raises:
+        UserError: XDG_CACHE_HOME is unset and there is no home directory (a container started with ``--user``).
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "alexnet_pl"
+    try:
+        return Path.home() / ".cache" / "alexnet_pl"
+    except RuntimeError as error:
+        raise UserError(f"cache directory not found: this user has no home directory. {_SET_CACHE}") from error
+
+
+def make_cache_dir() -> Path:
+    """Create :func:`cache_dir` if needed and return it.
+
+    Raises:
+        UserError: there is no home directory, or the cache directory cannot be created or written to.
+    """
+    path = cache_dir()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UserError(f"cache directory {path} is not writable: {os_reason(error)}. {_SET_CACHE}") from error
+
+
+_SET_CACHE = "Set XDG_CACHE_HOME=DIR to a writable directory."
+
+
+class InUseError(UserError):
+    """A lock is held by another process.
+
+    Attributes:
+        pid: process ID of the holder; None if it is unknown.
+    """
+
+    def __init__(self, path: Path, pid: int | None):
+        super().__init__(f"{path} is in use by another process{f' (pid {pid})' if pid else ''}.")
+        self.pid = pid
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock file ``path``, hold it, and leave no file behind.
+def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file ``path`` for the duration of the block, and leave no file behind.
 
-    The lock is the operating system's, so it ends with its owner, however that ends.
+    The lock is the operating system's: it ends with its owner, however the owner ends. The file holds the owner's
+    process ID. It is never truncated before its content is known to be a process ID, and links are refused, so that a
+    lock file planted in a downloaded directory cannot damage another file. Where the file system has no locks
+    (some network mounts), a warning is logged and the block runs unlocked.
+
+    Args:
+        wait: wait for the current owner; otherwise raise.
+
+    Raises:
+        InUseError: another process holds the lock and ``wait`` is False.
+        UserError: ``path`` is not a lock file.
+        OSError: ``path`` cannot be created.
     """
-    with FileLock(path):
+    while True:
+        descriptor = _open_lock_file(path)
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)  # while it is held: a waiting process notices and creates a new file
+            _lock(descriptor, wait)
+            if _is_current(path, descriptor):
+                break
+        except BlockingIOError:
+            owner = _owner(descriptor)
+            os.close(descriptor)
+            raise InUseError(path, owner) from None
+        except OSError as error:
+            log.warning(f"warning: {path} cannot be locked: {os_reason(error)}. Continuing without a lock.")
+            break
+        except BaseException:  # a signal while waiting
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the previous owner removed the file in the meantime
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, str(os.getpid()).encode())
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor in _held:  # not in a forked child, which has no part in the lock
+            _held.discard(descriptor)
+            if sys.platform != "win32":  # Windows refuses to remove an open file; there it stays
+                path.unlink(missing_ok=True)  # while it is held: a waiting process notices and creates a new file
+            os.close(descriptor)
+
+
+def _open_lock_file(path: Path) -> int:
+    """Open or create a lock file without changing it. Refuse links and files that are not lock files."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP or path.is_symlink() or path.is_dir():
+            raise UserError(f"{path} is invalid: expected a lock file. Remove it.") from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size > 20:
+        os.close(descriptor)
+        raise UserError(f"{path} is invalid: expected a lock file. Remove it.")
+    return descriptor
+
+
+def _lock(descriptor: int, wait: bool) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: another process holds it and ``wait`` is False.
+    """
+    if sys.platform == "win32":
+        import msvcrt  # exists on Windows only
+
+        while True:
+            os.lseek(descriptor, 1024, os.SEEK_SET)  # beyond the content, which stays readable
+            try:
+                return msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            except OSError as error:
+                if not wait:
+                    raise BlockingIOError(errno.EAGAIN, "locked") from error
+                time.sleep(0.05)
+    import fcntl  # does not exist on Windows
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _is_current(path: Path, descriptor: int) -> bool:
+    """Return True if ``path`` still names the open file: its previous owner may have removed it."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _owner(descriptor: int) -> int | None:
+    """Return the process ID in an open lock file; None if its owner has not written it yet."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    content = os.read(descriptor, 20)
+    return int(content) if content.isdigit() else None
+
+
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """Close inherited locks: a forked data-loading worker must not hold its parent's lock beyond the parent's death."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

@@ -2,13 +2,15 @@
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alexnet_pl.runtime.errors import UserError
-from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.errors import UserError, one_line
+from alexnet_pl.runtime.files import InUseError, exclusive_lock, write_atomic
 
-CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
+CONFIG, METRICS, RESULT, LOCK = "config.yaml", "metrics.csv", "result.json", ".lock"
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
@@ -24,7 +26,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
         with path.open(newline="", encoding="utf-8") as file:
             return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} is corrupt: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is corrupt: {one_line(error)}") from error
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
@@ -77,3 +79,23 @@ def read_trial(folder: Path) -> dict[str, Any]:
         return result if isinstance(result, dict) and result.get("status") in ("finished", "failed") else {}
     except (OSError, ValueError):
         return {}
+
+
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory, created if needed, for this process until the block or the process ends.
+
+    In distributed training rank 0 takes the lock; the launcher does not.
+
+    Raises:
+        UserError: another process writes to the directory.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive_lock(run_dir / LOCK, wait=False):
+            yield
+    except InUseError as error:
+        owner = f" (pid {error.pid})" if error.pid else ""
+        raise UserError(
+            f"run_dir={run_dir} is in use by another process{owner}. Wait until it ends, or start a new run."
+        ) from error
