@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+from alexnet_pl.config.schedules import LENGTHS
 from alexnet_pl.runtime.errors import ConfigError, did_you_mean
 
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -32,7 +33,7 @@ def check_arguments(path: str, node: Any) -> None:
     if "_target_" in node:
         accepted, others_too = accepted_arguments(locate(path, node["_target_"]))
         for key, value in node.items():
-            if key in HYDRA_KEYS:
+            if key in HYDRA_KEYS or f"{path}.{key}" == "scheduler.interval":
                 continue
             if key not in accepted and not others_too:
                 name = node["_target_"].rpartition(".")[2]
@@ -43,6 +44,8 @@ def check_arguments(path: str, node: Any) -> None:
             annotation = accepted.get(key, Any)
             if f"{path}.{key}" == "trainer.precision":
                 annotation = annotation | Literal["auto"]  # :func:`alexnet_pl.config.resolve.resolve_auto` replaces it
+            if path == "scheduler" and key in LENGTHS:
+                annotation = annotation | Literal["auto"]  # the length of the run
             described = isinstance(value, dict) and "_target_" in value
             if not described and not matches_type(value, annotation):
                 words = " or ".join(dict.fromkeys(describe_type(annotation)))

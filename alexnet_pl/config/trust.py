@@ -1,71 +1,232 @@
-"""config.trust."""
+"""Allow-list for configs from run folders and checkpoints: which classes a stranger's ``_target_`` may name."""
 
+import importlib
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from hydra.utils import get_object
-from lightning import Callback, Trainer
+import lightning
+import yaml
+from lightning import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from alexnet_pl.config.schema import HYDRA_KEYS, locate
 from alexnet_pl.runtime.errors import ConfigError
 
-# --- configurations of strangers ------------------------------------------------------------------------------------
+LIGHTNING_CALLBACKS = (
+    "DeviceStatsMonitor", "EarlyStopping", "EMAWeightAveraging", "GradientAccumulationScheduler",
+    "LearningRateMonitor", "ModelSummary", "RichModelSummary", "RichProgressBar", "StochasticWeightAveraging",
+    "Timer", "TQDMProgressBar",
+)  # fmt: skip
+"""Lightning's callbacks that write no files. ModelCheckpoint, for one, writes wherever its ``dirpath`` points."""
 
-TRUSTED_NAMES = ("alexnet_pl.", "lightning.", "torch.nn.", "torch.optim.", "torchmetrics.", "torchvision.")
+LIGHTNING_LOGGERS = ("CSVLogger", "TensorBoardLogger")
+"""Lightning's loggers that open no connection."""
 
-TRUSTED_KINDS = (nn.Module, Optimizer, LRScheduler, Callback, Logger, Trainer)
-"""What a run is made of beside this project's own classes. Whatever else those packages hold (``torch.load`` and the
-like, what they import from ``os`` or ``subprocess``, readers of pickles) is not a class derived from one of these."""
+DATA_MODULES = ("CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "ShardedDataModule")
+
+MAX_DEPTH, MAX_VALUES = 32, 200_000
+"""Nesting and number of values in a foreign config; a checkpoint's may hold 22,000 class names."""
+
+MAX_FILE_BYTES, MAX_FILE_VALUES = 2**18, 10_000
+"""Limits of a YAML file, which is parsed slowly; a run's config.yaml has about 3 KB and 150 values."""
+
+Allowed = dict[str, tuple[type, tuple[str, ...] | None]]
 
 
-def check_targets(config: Any) -> None:
-    """Refuse a configuration from a run folder whose ``_target_`` keys could do more than build a run.
+class Slot(NamedTuple):
+    """One top-level section of a config.
 
-    Only classes may be named, functions never: this project's own, and those of ``TRUSTED_KINDS`` that are defined
-    under ``TRUSTED_NAMES``. Interpolations are refused too: a run folder holds resolved values, and
-    ``${oc.create:…}`` could bring in a ``_target_`` that is not there to be seen.
+    Attributes:
+        allowed: module → base class and names; every public subclass of the base in that module if names is None.
+        depth: nesting of a ``_target_`` below the section; None for any.
+    """
+
+    allowed: Allowed
+    depth: int | None
+
+
+_LIBRARIES = ("alexnet_pl", "hydra", "lightning", "numpy", "omegaconf", "torch", "torchmetrics", "torchvision")
+
+_MORE = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torchvision.models")
+"""Modules of libraries with names that a user may have good reason to trust: ModelCheckpoint, WandbLogger, resnet18."""
+
+_LAYERS: Allowed = {"torch.nn": (nn.Module, None)}
+
+SLOTS = {
+    "model": Slot({**_LAYERS, "alexnet_pl.models": (nn.Module, None), "torchvision.models": (nn.Module, None)}, None),
+    "augment": Slot(
+        {**_LAYERS, "alexnet_pl.data": (nn.Module, None), "torchvision.transforms.v2": (nn.Module, None)}, None
+    ),
+    "data": Slot({"alexnet_pl.data": (LightningDataModule, DATA_MODULES)}, 0),
+    "optimizer": Slot({"torch.optim": (Optimizer, None), "alexnet_pl.training": (Optimizer, None)}, None),
+    "scheduler": Slot(
+        {"torch.optim.lr_scheduler": (LRScheduler, None), "alexnet_pl.training": (LRScheduler, None)}, None
+    ),
+    "trainer": Slot(
+        {name: (lightning.Trainer, ("Trainer",)) for name in ("alexnet_pl.training", "lightning", "lightning.pytorch")},
+        0,
+    ),
+    "callbacks": Slot(
+        {
+            "alexnet_pl.training": (Callback, None),
+            "lightning.pytorch.callbacks": (Callback, LIGHTNING_CALLBACKS),
+        },
+        1,
+    ),
+    "logger": Slot(
+        {"alexnet_pl.training": (Logger, None), "lightning.pytorch.loggers": (Logger, LIGHTNING_LOGGERS)}, 1
+    ),
+}
+"""Top-level key → what its ``_target_`` keys may name. No other key of a foreign config may hold a ``_target_``."""
+
+
+def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
+    """Refuse a config from a run folder or checkpoint that could do more than build a run.
+
+    Each section may only name the classes of its entry in ``SLOTS``, as one name inside one of the listed modules.
+    That is decided by the text of the name; a module that is not listed is never imported and no attribute of
+    another module is reached. Interpolations are refused because a run folder holds resolved values, and
+    ``${oc.create:…}`` could add a ``_target_`` that nobody has checked.
 
     Args:
-        config: a ``DictConfig``, or plain dicts and lists. It is read, never instantiated.
+        config: plain dicts and lists, or a ``DictConfig``; it is read, never instantiated.
+        trust: modules (``my_module``) or full names (``torchvision.models.resnet18``) that the user allows in
+            addition: what those modules define themselves, not what they import.
 
     Raises:
-        ConfigError: names the key and the name that is refused.
+        ConfigError: names the key and the refused value, or the limit that the config exceeds.
     """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    for path, value in _leaves(plain, ""):
+    for path, value in _walk(plain):
+        key, name = path[-1], ".".join(map(str, path))
         if isinstance(value, str) and "${" in value:
-            raise ConfigError(f"{path}={value} is refused: the configuration of a run folder has no interpolations.")
-        if path.rpartition(".")[2] == "_target_" and not _is_trusted(value):
-            raise ConfigError(
-                f"{path}={value} is refused: the configuration of a run folder may only name layers, optimisers, "
-                f"schedulers, callbacks and loggers (classes, not functions) under {', '.join(TRUSTED_NAMES)}"
-            )
+            raise ConfigError(f"{name}={value} is refused: the config of a run folder has no interpolations.")
+        if key == "_target_" and not (_is_trusted(value, trust) or _is_allowed(path, value)):
+            raise ConfigError(_refusal(path, value))
+        if isinstance(key, str) and re.fullmatch("_.*_", key) and key not in HYDRA_KEYS:
+            raise ConfigError(f"{name} is refused: Hydra keys are {', '.join(HYDRA_KEYS)}.")
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, mappings and lists included, by dotted path."""
-    if path:
-        yield path, node
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield from _leaves(value, f"{path}.{key}" if path else str(key))
+def load_plain(path: Path) -> dict[str, Any]:
+    """Load a YAML mapping from a run folder as plain values, with limits on size, nesting and aliases.
 
+    Interpolations stay text. Nothing is checked but the form: see :func:`check_targets`.
 
-def _is_trusted(target: Any) -> bool:
-    if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target, re.ASCII):
-        return False  # no part begins with an underscore: nothing private, no __main__, no __globals__
-    if not target.startswith(TRUSTED_NAMES):
-        return False
+    Raises:
+        ConfigError: the file is corrupt, exceeds a limit, or has aliases, which could expand to any size.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is corrupt: a config has at most {MAX_FILE_BYTES // 1024} KiB.")
+    depth = count = 0
     try:
-        found = get_object(target)  # as Hydra will look it up
-    except Exception:  # an optional dependency that is not there can raise anything
+        text = content.decode("utf-8")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # lazy: stops at the first event that is refused
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{path} is corrupt: a config has no YAML aliases (*{event.anchor}).")
+            if isinstance(event, yaml.CollectionStartEvent | yaml.CollectionEndEvent):
+                depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{path} is corrupt: it is nested more than {MAX_DEPTH} levels deep.")
+            count += isinstance(event, yaml.ScalarEvent)
+            if count > 2 * MAX_FILE_VALUES:  # keys are scalars, too
+                raise ConfigError(f"{path} is corrupt: it has more than {MAX_FILE_VALUES:,} values.")
+        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # PyYAML's and OmegaConf's own, in dozens of types
+        raise ConfigError(f"{path} is corrupt: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} is corrupt: expected a mapping.")
+    return {str(key): value for key, value in plain.items()}
+
+
+def _walk(root: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the path and value of every entry below ``root``, iteratively and within the limits.
+
+    Raises:
+        ConfigError: too deep or too many entries, which a list that contains itself is as well.
+    """
+    stack: list[tuple[tuple[Any, ...], Any]] = [((), root)]
+    count = 0
+    while stack:
+        path, node = stack.pop()
+        if path:
+            yield path, node
+        if isinstance(node, dict):
+            entries = [((*path, key), value) for key, value in node.items()]
+        elif isinstance(node, list | tuple):
+            entries = [((*path, index), value) for index, value in enumerate(node)]
+        else:
+            continue
+        count += len(entries)
+        if len(path) >= MAX_DEPTH:
+            raise ConfigError(f"{'.'.join(map(str, path[:4]))}… is nested more than {MAX_DEPTH} levels deep.")
+        if count > MAX_VALUES:
+            raise ConfigError(f"the config has more than {MAX_VALUES:,} values.")
+        stack += reversed(entries)
+
+
+def _slot(path: tuple[Any, ...]) -> tuple[str, int]:
+    """Return the section that a ``_target_`` belongs to and how deep it is nested below it."""
+    section = path[1:] if path[:2] == ("data", "augment") else path  # the data module receives the augmentation
+    return str(section[0]), len(section) - 2
+
+
+def _is_allowed(path: tuple[Any, ...], target: Any) -> bool:
+    """Return True if the ``_target_`` at ``path`` may name ``target`` by the rules of its section."""
+    section, depth = _slot(path)
+    if section not in SLOTS or not isinstance(target, str):
         return False
-    if not inspect.isclass(found) or not found.__module__.startswith(TRUSTED_NAMES):
+    slot = SLOTS[section]
+    module, _, name = target.rpartition(".")
+    if module not in slot.allowed or (slot.depth is not None and depth != slot.depth):
         return False
-    return found.__module__.startswith("alexnet_pl.") or issubclass(found, TRUSTED_KINDS)
+    base, names = slot.allowed[module]
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9]*", name, re.ASCII) or (names is not None and name not in names):
+        return False
+    found = vars(importlib.import_module(module)).get(name)  # one of the modules listed above
+    if not inspect.isclass(found) or not issubclass(found, base):
+        return False
+    return found.__module__ == module or found.__module__.startswith(f"{module}.")
+
+
+def _is_trusted(target: Any, trust: Sequence[str]) -> bool:
+    """Return True if the user trusts ``target``: by its full name, or as defined in a module that they named."""
+    if not isinstance(target, str) or not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", target, re.ASCII):
+        return False
+    if target in trust:
+        return True
+    for module in trust:
+        if target.startswith(f"{module}."):
+            home = getattr(locate("_target_", target), "__module__", None) or ""
+            return home == module or home.startswith(f"{module}.")
+    return False
+
+
+def _refusal(path: tuple[Any, ...], target: Any) -> str:
+    """Return the message for a refused ``_target_``: what may stand there and how to allow more."""
+    name = ".".join(map(str, path))
+    section, depth = _slot(path)
+    message = f"{name}={target} is refused: the config of a run folder or checkpoint may not name it."
+    if section in SLOTS:
+        slot = SLOTS[section]
+        if slot.depth is None or depth == slot.depth:
+            message += f" Expected a class of {', '.join(slot.allowed)} that belongs into {section}."
+    if isinstance(target, str) and re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target, re.ASCII):
+        module = target.rpartition(".")[0]
+        library = target.partition(".")[0] in (*sys.stdlib_module_names, *_LIBRARIES)
+        if not library or module in _MORE:
+            code = target if library else module
+            message += f"\nIf you trust {code}: --trust {code}, for train trust=[{code}]."
+    return message

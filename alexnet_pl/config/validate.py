@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from alexnet_pl.config.resolve import processes
+from alexnet_pl.config.schedules import schedule_factory
 from alexnet_pl.config.schema import Settings, check_arguments, format_value, locate
 from alexnet_pl.distributed.collectives import broadcast_from_rank0
 from alexnet_pl.distributed.environment import World, get_world, is_launched
@@ -205,7 +206,7 @@ def check_device(trainer: Settings) -> None:
     if not found and wanted in ("gpu", *known):
         raise ConfigError(
             f"trainer.accelerator={wanted} is not possible: torch {torch.__version__} finds no such device here. "
-            f"There is: {', '.join(['auto', *present])}."
+            f"Available: {', '.join(['auto', *present])}."
         )
     if not found:  # a kind of accelerator that only Lightning knows
         return
@@ -233,8 +234,8 @@ def rehearse_optimizer(cfg: DictConfig) -> None:
     try:
         optimizer = instantiate(cfg.optimizer)([weight])
         section = "scheduler"
-        if cfg.get(section) is not None:
-            instantiate(cfg.scheduler)(optimizer)
+        if (schedule := schedule_factory(instantiate(cfg.get(section)))) is not None:
+            schedule(optimizer)
     except (InstantiationException, ConfigError):
         raise
     except (TypeError, ValueError, RuntimeError) as error:

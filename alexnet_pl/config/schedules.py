@@ -1,0 +1,99 @@
+"""Learning-rate schedules in a config: when they step (``interval``) and lengths that follow from the run (``auto``)."""
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from alexnet_pl.runtime.errors import ConfigError
+
+INTERVALS = ("epoch", "step")
+
+LENGTHS = ("T_max", "total_steps", "total_iters")
+"""Arguments of schedules that ``auto`` sets to the length of the run: its epochs, or its optimizer steps."""
+
+PER_STEP = ("OneCycleLR", "CyclicLR")
+"""Schedules that torch defines per optimizer step."""
+
+REHEARSED = 1000
+"""Length of a schedule that is only created to have its arguments checked."""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run, or what is left of it, will be.
+
+    Attributes:
+        epochs: epochs, the last one possibly incomplete.
+        steps: optimizer steps.
+    """
+
+    epochs: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class ScheduleFactory:
+    """A learning-rate schedule as configured, to be created for an optimizer.
+
+    Attributes:
+        make: creates the scheduler from the optimizer and keyword arguments.
+        interval: ``epoch`` or ``step``, after which the scheduler steps.
+        auto: names of arguments that follow from the length of the run.
+    """
+
+    make: Any  # a class or functools.partial: typed calls are impossible because each schedule has its own arguments
+    interval: Literal["epoch", "step"]
+    auto: tuple[str, ...] = ()
+
+    def __call__(self, optimizer: Optimizer, length: RunLength | None = None) -> LRScheduler:
+        """Create the scheduler for a run of ``length``; without one, for a rehearsal before data is read.
+
+        Raises:
+            ConfigError: a plateau schedule per step, a per-step schedule per epoch, or a schedule shorter than the run.
+        """
+        total = REHEARSED if length is None else length.steps if self.interval == "step" else length.epochs
+        scheduler: LRScheduler = self.make(optimizer, **dict.fromkeys(self.auto, total))
+        name = type(scheduler).__name__
+        if self.interval == "step" and isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigError(
+                f"scheduler.interval=step is invalid: {name} expects epoch, because it watches one value per epoch."
+            )
+        if self.interval == "epoch" and name in PER_STEP:
+            raise ConfigError(
+                f"scheduler.interval=epoch is invalid: {name} expects step. Set scheduler.interval=step, with a plus "
+                "in front if the key is new."
+            )
+        # Torch raises an error in the step after the last, hours into a run.
+        if length is not None and (last := getattr(scheduler, "total_steps", total)) < total:
+            raise ConfigError(
+                f"scheduler.total_steps={last} is invalid: expected at least {total}, the {self.interval}s of this run. "
+                "Set scheduler.total_steps=auto"
+            )
+        return scheduler
+
+
+def schedule_factory(configured: Any) -> ScheduleFactory | None:
+    """Separate ``interval`` and ``auto`` lengths from an instantiated ``scheduler`` section.
+
+    Args:
+        configured: the ``functools.partial`` that Hydra makes of the section, any other callable, or None.
+
+    Raises:
+        ConfigError: an unknown interval.
+    """
+    if configured is None or isinstance(configured, ScheduleFactory):
+        return configured
+    if not isinstance(configured, functools.partial):
+        return ScheduleFactory(configured, "epoch")
+    keywords = dict(configured.keywords)
+    takes_interval = "interval" in inspect.signature(configured.func).parameters
+    interval = "epoch" if takes_interval else keywords.pop("interval", "epoch")
+    if interval not in INTERVALS:
+        raise ConfigError(f"scheduler.interval={interval} is invalid: expected epoch or step.")
+    auto = tuple(name for name in LENGTHS if keywords.get(name) == "auto")
+    fixed = {name: value for name, value in keywords.items() if name not in auto}
+    return ScheduleFactory(functools.partial(configured.func, *configured.args, **fixed), interval, auto)
