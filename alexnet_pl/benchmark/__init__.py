@@ -1,1 +1,1 @@
-"""Benchmarks of the training loop and of the input pipeline."""
+"""Benchmarks of the training loop, of its components and of the input pipeline."""

@@ -1,10 +1,8 @@
-"""How fast pictures come in: ``python -m alexnet_pl benchmark_input``; see ``--help``."""
+"""Speed of the input pipeline per CPU core, measured against torchvision's ImageFolder with Pillow."""
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from alexnet_pl.benchmark.timing import Work, cpu_seconds, median_seconds, wall_timer
 from alexnet_pl.data.class_folders import list_tree
 from alexnet_pl.data.shards.datamodule import StreamLoader, decode_into
 from alexnet_pl.data.shards.reader import Shards
@@ -21,117 +20,120 @@ from alexnet_pl.data.transforms import center_crop, normalize
 from alexnet_pl.runtime.system import device_name
 
 SIDE, CROP = 256, 224
+"""Pixels stored in shards and pixels trained on, as in the paper."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Normalization constants of torchvision's ImageNet recipes."""
+
+IMAGE_FOLDER, SHARDS = "ImageFolder: read, decode, resize, crop", "shards: read, check, decode, batch"
+
+Value = TypeVar("Value")
 
 
 def photographs(root: Path, count: int, seed: int = 0) -> Path:
-    """A tree of ``count`` JPEG files of 500×375 in two classes, and one of each to validate on."""
-    from sklearn.datasets import load_sample_images
+    """Write ``count`` training JPEGs of 500×375 pixels in two classes, and one per class for validation.
+
+    The images are random crops of the two photographs that scikit-learn ships. Returns ``root``.
+    """
+    from sklearn.datasets import load_sample_images  # start-up time: only needed without a dataset of one's own
 
     random = np.random.default_rng(seed)
     for label, pixels in enumerate(load_sample_images().images):
         scene = Image.fromarray(pixels)
         for split, number in (("train", count // 2), ("val", 1)):
-            folder = root / split / f"scene{label}"
-            folder.mkdir(parents=True)
+            directory = root / split / f"scene{label}"
+            directory.mkdir(parents=True)
             for index in range(number):
                 width = int(random.integers(400, scene.width))
-                height = width * 3 // 4 if width * 3 // 4 <= scene.height else scene.height
-                left, top = random.integers(scene.width - width + 1), random.integers(scene.height - height + 1)
-                cut = scene.resize((500, 375), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
-                cut.save(folder / f"{index:05}.jpg", quality=95)
+                height = min(width * 3 // 4, scene.height)
+                left, top = (int(random.integers(room + 1)) for room in (scene.width - width, scene.height - height))
+                box = (left, top, left + width, top + height)
+                image = scene.resize((500, 375), Image.Resampling.BICUBIC, box)
+                image.save(directory / f"{index:05}.jpg", quality=95)
     return root
 
 
-def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median CPU time of ``work`` in seconds, after a first call that does not count."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
-
-
 def measure(tree: Path, out: Path, repeats: int) -> dict[str, Any]:
-    """Images a second and core, by step; ``bytes`` of a picture file and of a picture in the shards.
+    """Return images per second per core for each step of the pipeline, and the bytes per image in files and shards.
 
     Args:
-        tree: holds ``train/<class>/*``; its training pictures are read.
-        out: an empty folder for the shards.
+        tree: ImageFolder layout. All images of ``train/<class>/`` are read.
+        out: empty directory for the shards.
+        repeats: timed rounds over all images.
     """
     torch.set_num_threads(1)
     listing = list_tree(tree)
     files = [str(tree / path) for path, _ in listing.files["train"]]
-    count = len(files)
     make_shards(listing, out, SIDE, per_shard=1024)
     shards = Shards(out)
-    everything = torch.arange(count)
-    loader = StreamLoader(shards, "train", everything, SIDE, 1, 128)
-    contents = shards.read("train", range(count))
-    pixels = np.empty((SIDE, SIDE, 3), np.uint8)
-    batch = loader.gather(everything[:128])[0]
-
-    cut = (transforms.Resize(SIDE), transforms.CenterCrop(CROP))
-    plain = ImageFolder(tree / "train", transforms.Compose([*cut, transforms.PILToTensor()]))
-    usual = ImageFolder(
-        tree / "train",
-        transforms.Compose(
-            [transforms.Resize(SIDE), transforms.RandomCrop(CROP), transforms.RandomHorizontalFlip(),
-             transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        ),
-    )  # fmt: skip
-
-    def each(function: Callable[[Any], object], values: Sequence[Any]) -> Callable[[], None]:
-        def work() -> None:
-            for value in values:
-                function(value)
-
-        return work
-
-    steps = {
-        "ImageFolder: read, decode, resize, crop": each(plain.__getitem__, range(count)),
-        "ImageFolder: the same, flip, float, normalise": each(usual.__getitem__, range(count)),
-        "shards: make (decode, resize, encode)": each(lambda path: encode(path, SIDE, 95), files),
-        "shards: read and check": lambda: [shards.read("train", part.tolist()) for part in everything.split(128)],
-        "shards: decode": each(lambda content: decode_into(pixels, content), contents),
-        "shards: read, check, decode, batch": lambda: [loader.gather(part) for part in everything.split(128)],
-    }
-    rates = {name: count / cpu_seconds(work, repeats) for name, work in steps.items()}
-    ours = rates["shards: read, check, decode, batch"]
+    loader = StreamLoader(shards, "train", torch.arange(len(files)), SIDE, 1, 128)
+    works = {**image_folder_steps(tree, len(files)), **shard_steps(files, shards, loader)}
+    taken = median_seconds(works, cpu_seconds, repeats, warm_up=1)
+    rates = {name: len(files) / seconds for name, seconds in taken.items()}
     return {
-        "images": count,
+        "images": len(files),
         "repeats": repeats,
-        "bytes": {"file": sum(Path(path).stat().st_size for path in files) / count,
-                  "shard": float(shards.splits["train"].size.mean())},
-        "images_per_second_and_core": rates,
-        "times_imagefolder": ours / rates["ImageFolder: read, decode, resize, crop"],
-        "device": on_device(batch, repeats),
+        "bytes": {
+            "file": sum(Path(path).stat().st_size for path in files) / len(files),
+            "shard": float(shards.splits["train"].size.mean()),
+        },
+        "images_per_second_per_core": rates,
+        "times_imagefolder": rates[SHARDS] / rates[IMAGE_FOLDER],
+        "device": on_device(loader.gather(torch.arange(min(128, len(files))))[0], repeats),
         "cpu": device_name(torch.device("cpu")),
-    }  # fmt: skip
+    }
+
+
+def image_folder_steps(tree: Path, count: int) -> dict[str, Work]:
+    """Return the two usual torchvision pipelines over ``count`` images: test and training transforms."""
+    test = transforms.Compose([transforms.Resize(SIDE), transforms.CenterCrop(CROP), transforms.PILToTensor()])
+    train = transforms.Compose(
+        [
+            transforms.Resize(SIDE),
+            transforms.RandomCrop(CROP),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    return {
+        IMAGE_FOLDER: for_each(ImageFolder(tree / "train", test).__getitem__, range(count)),
+        "ImageFolder: the same, flip, float, normalize": for_each(
+            ImageFolder(tree / "train", train).__getitem__, range(count)
+        ),
+    }
+
+
+def shard_steps(files: list[str], shards: Shards, loader: StreamLoader) -> dict[str, Work]:
+    """Return the steps from an image file to a uint8 batch ``(B, 3, SIDE, SIDE)`` by way of shards."""
+    contents = shards.read("train", range(len(files)))
+    pixels = np.empty((SIDE, SIDE, 3), np.uint8)
+    batches = torch.arange(len(files)).split(128)
+    return {
+        "shards: make (decode, resize, encode)": for_each(lambda path: encode(path, SIDE, 95), files),
+        "shards: read and check": for_each(lambda part: shards.read("train", part.tolist()), batches),
+        "shards: decode": for_each(lambda content: decode_into(pixels, content), contents),
+        SHARDS: for_each(loader.gather, batches),
+    }
+
+
+def for_each(function: Callable[[Value], object], values: Iterable[Value]) -> Work:
+    """Return a function that calls ``function`` on every value."""
+
+    def work() -> None:
+        for value in values:
+            function(value)
+
+    return work
 
 
 def on_device(batch: Tensor, repeats: int) -> dict[str, Any]:
-    """Images a second of what a batch of uint8 ``(B, 3, SIDE, SIDE)`` goes through on the GPU, or on one CPU core."""
+    """Return images per second of what a uint8 batch ``(B, 3, SIDE, SIDE)`` goes through on the GPU, or on one core."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def rate(work: Callable[[], object]) -> float:
-        work()
-        taken = []
-        for _ in range(max(repeats, 5)):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter() if device.type == "cuda" else time.process_time()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            taken.append((time.perf_counter() if device.type == "cuda" else time.process_time()) - start)
-        return len(batch) / statistics.median(taken)
-
-    there = batch.to(device)
-    rates = {"crop, normalise": rate(lambda: normalize(center_crop(there, CROP), MEAN, STD))}
+    timer = wall_timer(device) if device.type == "cuda" else cpu_seconds
+    moved = batch.to(device)
+    works: dict[str, Work] = {"crop, normalize": lambda: normalize(center_crop(moved, CROP), MEAN, STD)}
     if device.type == "cuda":
-        rates["transfer"] = rate(lambda: batch.to(device))
-    return {"name": device_name(device), "images_per_second": rates}
+        works["transfer"] = lambda: batch.to(device)
+    taken = median_seconds(works, timer, max(repeats, 5), warm_up=1)
+    return {"name": device_name(device), "images_per_second": {name: len(batch) / s for name, s in taken.items()}}

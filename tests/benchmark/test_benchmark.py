@@ -1,0 +1,27 @@
+"""The benchmark refuses missing devices and reports every number it promises."""
+
+import pytest
+import torch
+
+import alexnet_pl.benchmark.components
+import alexnet_pl.cli.benchmark
+from alexnet_pl.runtime.errors import ConfigError
+
+
+def test_a_missing_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device=cuda is invalid"):
+        alexnet_pl.cli.benchmark.main(["--device", "cuda"])
+
+
+@pytest.mark.slow
+def test_every_promised_number_is_reported(monkeypatch):
+    monkeypatch.setattr(alexnet_pl.benchmark.components, "LRN_SHAPES", ((2, 8, 5, 5),))
+    monkeypatch.setattr(alexnet_pl.benchmark.components, "IMAGES", {"cpu": 1280})
+    found = alexnet_pl.benchmark.components.bench("cpu", repeats=1, compile_mode=None)
+    assert set(found) >= {"project_vs_tutorial", "project_vs_handwritten", "lrn_vs_torch", "input_images_per_second"}
+    rates = found["images_per_second"]
+    assert set(rates) == {"tutorial", "handwritten", "project"}
+    assert found["project_vs_tutorial"] == pytest.approx(rates["project"] / rates["tutorial"])
+    assert found["hardware_floor"]["gflop_per_image"] == pytest.approx(0.39, abs=0.01)
+    assert all(f"{rate:,.0f}" in alexnet_pl.cli.benchmark.report(found) for rate in rates.values())

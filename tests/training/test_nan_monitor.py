@@ -1,0 +1,76 @@
+"""NaNMonitor names the step, batch and images of a non-finite loss or gradient, however late it is detected."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from alexnet_pl.training.callbacks.nan_monitor import NaNMonitor, NonFiniteError
+
+
+class NonFiniteAt(LightningModule):
+    """Module whose loss is NaN, or whose gradient is infinite, at a single step."""
+
+    def __init__(self, at: int, what: str):
+        super().__init__()
+        self.weight, self.at, self.what = nn.Parameter(torch.ones(3)), at, what
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        breaks = self.global_step == self.at
+        if breaks and self.what == "gradient":
+            self.weight.register_hook(lambda gradient: gradient * float("inf"))
+        return self.weight.sum() * (float("nan") if breaks and self.what == "loss" else 1)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Batches:
+    """Loader of ten batches of four images."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([torch.zeros(4)] * 10)
+
+    def batches(self) -> list[Tensor]:
+        return [torch.arange(4) + 4 * batch for batch in range(10)]
+
+
+class DeferredNaNMonitor(NaNMonitor):
+    """NaNMonitor that reads its flag every few steps, as it does on a GPU."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._at_once = False
+
+
+def trainer_with(callback: NaNMonitor, directory: Path) -> Trainer:
+    return Trainer(
+        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=directory, callbacks=[callback],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("every", "detected_at"), [(1, 13), (5, 15), (50, 20)])
+def test_a_non_finite_loss_is_named_however_late_it_is_detected(every, detected_at, tmp_path):
+    trainer = trainer_with(DeferredNaNMonitor(check_every_n_steps=every), tmp_path)
+    message = r"the loss is nan at step 12 \(epoch 2, batch 2, 4 images: 8, 9, 10, 11;"
+    with pytest.raises(NonFiniteError, match=message):
+        trainer.fit(NonFiniteAt(at=12, what="loss"), Batches(), Batches())
+    assert trainer.global_step == detected_at
+
+
+@pytest.mark.parametrize("at", [12, 19])
+def test_a_non_finite_gradient_is_named_one_step_later_or_before_validation(at, tmp_path):
+    trainer = trainer_with(NaNMonitor(), tmp_path)
+    with pytest.raises(NonFiniteError, match=rf"the gradient is nan at step {at} \(epoch 2, batch {at - 10}, 4 images"):
+        trainer.fit(NonFiniteAt(at=at, what="gradient"), Batches(), Batches())
+    assert trainer.global_step == at + 1
