@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from alexnet_pl.distributed.collectives import RankFailedError
-from alexnet_pl.runtime.errors import as_the_user_has_it
+from alexnet_pl.runtime.errors import user_environment
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _start(count: int, run_dir: Path, errors: Sequence[IO[str]]) -> list[subproc
     command.append(f"hydra.run.dir='{folder}'")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {
-        "OMP_NUM_THREADS": str(max(1, cores // count)), **as_the_user_has_it(os.environ), "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": str(max(1, cores // count)), **user_environment(os.environ), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "alexnet_pl", _PARENT: str(os.getpid()),
     }  # fmt: skip

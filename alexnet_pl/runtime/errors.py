@@ -1,33 +1,39 @@
-"""Errors that a person can act on, and the one place that turns them into a line on the terminal."""
+"""Errors the user can act on, and their translation into one line on the terminal."""
 
 import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from alexnet_pl.runtime.commands import hydra_override, shell_join
 
 if TYPE_CHECKING:
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what was wrong, what is allowed and what to do next.
+    """An error the user can fix. The message says what is wrong, what is expected and what to do next.
 
     Attributes:
-        exit_code: of the process; 2 for what was wrong before the run began, 1 for what went wrong in it.
+        exit_code: exit status of the process: 2 for an error before training, 1 for one during training.
     """
 
     exit_code = 2
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that cannot work: a value out of range, an input too small for the network."""
+    """An invalid config: a value out of range, an input too small for the network."""
 
 
 class DataError(UserError, RuntimeError):
-    """Images that are missing, incomplete or damaged. The message names the file and the ways out."""
+    """Missing, incomplete or corrupt images. The message names the file and the ways out."""
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
 
 
 def invalid_value(key: str, value: object, expected: str, fix: str = "") -> ConfigError:
@@ -41,17 +47,6 @@ def invalid_value(key: str, value: object, expected: str, fix: str = "") -> Conf
     """
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return ConfigError(f"{key}={shown} is invalid: expected {expected}.{' ' * bool(fix)}{fix}")
-
-
-_FULL_ERROR = "HYDRA_FULL_ERROR"
-
-_SHOW_TRACEBACK = os.environ.get(_FULL_ERROR, "0") not in ("", "0")  # read before one_line_errors sets it
-
-
-def as_the_user_has_it(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what :func:`one_line_errors` puts into it: for processes that report by themselves."""
-    shown = {_FULL_ERROR: "1"} if _SHOW_TRACEBACK else {}
-    return {**{name: value for name, value in environment.items() if name != _FULL_ERROR}, **shown}
 
 
 def one_line(error: BaseException) -> str:
@@ -90,21 +85,35 @@ def csv_safe(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence, with a space before it: the known name nearest to ``name``, or all of them where none is near."""
-    known = [str(other) for other in known]
-    if near := difflib.get_close_matches(name, known, n=1):
+    """Return a hint to append to an error: the known name closest to ``name``, or all known names if none is close."""
+    names = [str(other) for other in known]
+    if near := difflib.get_close_matches(name, names, n=1):
         return f" Did you mean {near[0]}?"
-    return f" There is: {', '.join(known)}." if known else ""
+    return f" Available: {', '.join(names)}." if names else ""
+
+
+# --- one line instead of a traceback --------------------------------------------------------------------------------
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+_SHOW_TRACEBACK = os.environ.get(_FULL_ERROR, "0") not in ("", "0")  # read before one_line_errors sets it
+
+_Message = tuple[str, int]
+
+
+def user_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without :func:`one_line_errors`' variable, for subprocesses that report by themselves."""
+    shown = {_FULL_ERROR: "1"} if _SHOW_TRACEBACK else {}
+    return {**{name: value for name, value in environment.items() if name != _FULL_ERROR}, **shown}
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors that a person can mend into one line on stderr and exit code 2.
+    """Print errors the user can fix as one line on stderr and exit with their exit code.
 
-    With ``HYDRA_FULL_ERROR=1`` in the environment every error keeps its traceback. Errors that are not the
-    user's (bugs) always keep it.
+    Bugs keep their traceback, and so does every error if the environment has ``HYDRA_FULL_ERROR=1``.
     """
-    # Hydra prints a page and exits by itself unless this is set; then the exception reaches us.
+    # Without this variable Hydra prints a page and exits; with it the exception reaches us.
     before = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"
     try:
@@ -123,47 +132,91 @@ def one_line_errors() -> Iterator[None]:
 
 
 def user_message(error: BaseException) -> tuple[str, int] | None:
-    """The message to print instead of a traceback and the exit status; None where only a traceback helps."""
-    from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+    """Return the message to print and the exit status; None if the error is a bug, which needs its traceback."""
+    for translate in (_from_user_error, _from_hydra, _from_worker, _from_file_system):
+        if (found := translate(error)) is not None:
+            return found
+    return None
+
+
+def _from_user_error(error: BaseException) -> _Message | None:
+    """Find a UserError among the causes: ``hydra.utils.instantiate`` wraps what a constructor raises."""
+    from omegaconf.errors import OmegaConfBaseException  # start-up time: needed after an error only
 
     cause: BaseException | None = error
-    while cause is not None:  # hydra.utils.instantiate wraps what a constructor raised
+    while cause is not None:
         if isinstance(cause, UserError):
             return str(cause), cause.exit_code
         # OmegaConf drops the cause of an error in a resolver.
         cause = cause.__cause__ or (cause.__context__ if isinstance(cause, OmegaConfBaseException) else None)
-
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, value = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={value} does not exist. Choose one of: {', '.join(sorted(error.options))}.", 2
-    if isinstance(error, InstantiationException):
-        # A constructor refused its arguments: a key too many, a value it cannot take.
-        reason = one_line(error.__cause__ or error)
-        return f"{reason} (a traceback: {_FULL_ERROR}=1)", 2
-    if isinstance(error, ConfigCompositionException) and isinstance(
-        error.__cause__, ConfigKeyError | ConfigAttributeError
-    ):
-        return _unknown_key(str(error).rpartition(" +")[2], error.__cause__), 2
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
-        return "A group cannot be null. To leave one out, put a tilde before its name: ~scheduler", 2
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return one_line(error), 2
-    if type(error).__module__.startswith(("joblib.", "submitit.")):
-        reason = one_line(error)[:300]
-        return f"a worker has ended without a word ({reason}). The same command goes on with what is left.", 1
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}.", 1
     return None
 
 
+def _from_hydra(error: BaseException) -> _Message | None:
+    """Translate errors of Hydra and OmegaConf: wrong overrides, options, keys and constructor arguments."""
+    from hydra.errors import (  # start-up time: needed after an error only
+        ConfigCompositionException,
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    if isinstance(error, OverrideParseException):
+        return _invalid_override(str(error.override)), 2
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, value = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={value} is invalid: expected one of: {', '.join(sorted(error.options))}.", 2
+    if isinstance(error, InstantiationException):
+        return f"{one_line(error.__cause__ or error)} (for a traceback: {_FULL_ERROR}=1)", 2
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(str(error).rpartition(" +")[2], cause), 2
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
+        return "A config group cannot be null. To leave one out, put a tilde before its name: ~scheduler", 2
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return one_line(error), 2
+    return None
+
+
+def _from_worker(error: BaseException) -> _Message | None:
+    """Translate the death of a parallel launcher's worker, which has no message of its own."""
+    if not type(error).__module__.startswith(("joblib.", "submitit.")):
+        return None
+    return f"a worker died ({one_line(error)[:300]}). Re-running the command continues with what is left.", 1
+
+
+def _from_file_system(error: BaseException) -> _Message | None:
+    """Translate a full, read-only or forbidden file system."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return None
+    return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}.", 1
+
+
+def _invalid_override(override: str) -> str:
+    """Return the message for an override that Hydra cannot parse, with the quoting or the value that it can."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[+~]*[A-Za-z_][\w./@:-]*", key):
+        return f"{override} is invalid: expected key=value."
+    if value.startswith("~/"):
+        fixed = shell_join([hydra_override(key, os.path.expanduser(value))])
+        return f"{override} is invalid: expected a path without ~, which the shell does not expand here. Use {fixed}"
+    quoted = shell_join([hydra_override(key, value.strip("'\""))])
+    if value.startswith(("[", "{")):
+        return f"{override} is invalid: expected a list or a mapping with closed brackets. Quote text: {quoted}"
+    if value.startswith(("'", '"')):
+        return f"{override} is invalid: expected text that ends with its quote. Quote it as {quoted}"
+    return f"{override} is invalid: expected quotes around special characters. Use {quoted}"
+
+
 def _unknown_key(override: str, error: "ConfigKeyError | ConfigAttributeError") -> str:
-    """The message for an override such as ``model.widht=8`` of a key that the configuration does not have."""
-    from omegaconf import OmegaConf
+    """Return the message for an override of a key that the config does not have, such as ``model.widht=8``."""
+    from omegaconf import OmegaConf  # start-up time: needed after an error only
 
     path = str(error.full_key)
     section, separator, _ = path.rpartition("/" if "/" in path else ".")
-    root = error.parent_node._get_root()
-    known = OmegaConf.select(root, section.replace("/", ".")) if section else root
-    hint = did_you_mean(path, (f"{section}{separator}{key}" for key in known if key != "hydra"))
-    return f"{override}: there is no key {path}.{hint} What conf/ leaves out is added with a plus: +{override}"
+    parent = error.parent_node  # of model/norm=batch the root, of model.widht=8 the model
+    known = OmegaConf.select(parent, section.replace("/", ".")) if separator == "/" else parent
+    hint = did_you_mean(path, (f"{section}{separator}{key}" for key in known or () if key != "hydra"))
+    return f"{override}: key {path} not found.{hint} To add a key that conf/ does not define, use +{override}"

@@ -1,14 +1,25 @@
-"""Log lines on the terminal."""
+"""Terminal output: a log handler beside a progress bar, progress lines, output that survives any locale."""
 
 import logging
 import sys
+import time
 from typing import Any, TextIO
 
 
-class StdoutHandler(logging.StreamHandler):
-    """Writes to what ``sys.stdout`` is at the time, so that lines land above a live progress bar, not through it."""
+def make_output_safe() -> None:
+    """Replace characters that stdout's encoding lacks with ``?`` instead of raising UnicodeEncodeError.
 
-    def __init__(self, stream: Any = None):
+    Without it, an ASCII locale or a file name that is not valid UTF-8 ends a run when a line is printed. stderr is
+    safe by default.
+    """
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):  # a notebook's stdout has none
+        reconfigure(errors="replace")
+
+
+class StdoutHandler(logging.StreamHandler[TextIO]):
+    """Handler that writes to the current ``sys.stdout``, so that lines land above a live progress bar."""
+
+    def __init__(self, stream: Any = None) -> None:  # Any: Hydra's logging config passes one, which is not used
         super().__init__(sys.stdout)
 
     @property
@@ -17,4 +28,23 @@ class StdoutHandler(logging.StreamHandler):
 
     @stream.setter
     def stream(self, stream: TextIO) -> None:
-        """The base class sets one; it is not kept."""
+        """Ignore the base class's assignment."""
+
+
+class Heartbeat:
+    """Clock for progress lines, so that a long phase is never silent: due every ``seconds``, first after that time."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the interval anew, after another line has been logged."""
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return True, and start the next interval, if ``seconds`` have passed."""
+        if time.monotonic() - self._last < self.seconds:
+            return False
+        self.reset()
+        return True

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,26 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         raise UserError(
             f"run_dir={run_dir} is in use by another process{owner}. Wait until it ends, or start a new run."
         ) from error
+
+
+COMMANDS = "commands.txt"
+
+
+def record_command(run_dir: Path, command: str) -> None:
+    """Append ``command`` and the time in UTC to ``commands.txt``: one line per start of the run, resumed ones included.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with (run_dir / COMMANDS).open("a", encoding="utf-8", errors="replace") as file:
+        file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\t{' '.join(command.splitlines())}\n")
+
+
+def read_commands(run_dir: Path) -> list[tuple[str, str]]:
+    """Return ``(time, command)`` for each start of a run; [] if none was recorded."""
+    try:
+        with (run_dir / COMMANDS).open(encoding="utf-8", errors="replace") as file:
+            lines = file.read(2**20).splitlines()
+    except OSError:
+        return []
+    return [(time, command) for time, _, command in (line.partition("\t") for line in lines) if command]

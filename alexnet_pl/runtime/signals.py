@@ -1,59 +1,73 @@
-"""Signals that ask a run to stop: it saves first, and its exit status says which signal it was."""
+"""Graceful shutdown: signals that make a run save a checkpoint and exit with 128 + the signal's number."""
 
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    if hasattr(signal, name)  # Windows has SIGINT, SIGTERM and SIGBREAK only
+)
+"""Signals that stop a run: Ctrl-C, schedulers and a closed terminal."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals to handle: :data:`SIGNALS` without a SIGHUP that ``nohup`` has set to be ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [number for number in SIGNALS if number != hangup or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class RunInterrupted(BaseException):
-    """A signal stopped the run. Not an Exception: nothing that handles errors should take it for one."""
+    """A signal stopped the run. Not an Exception, so that no error handling swallows it.
 
-    def __init__(self, number: int):
+    Attributes:
+        number: the signal.
+        exit_code: 128 + ``number``, as shells and SLURM expect: 130 after SIGINT, 143 after SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell and SLURM expect: 130 after SIGINT, 143 after SIGTERM."""
-        return 128 + self.number
+        self.exit_code = 128 + number
 
 
 class GracefulShutdown:
-    """Remembers the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT ends the process at once.
+    """Handler that records the first stop signal; a second SIGINT ends the process at once.
 
     Args:
-        then: called at the first signal.
+        then: called on the first signal.
 
     Attributes:
-        received: number of the signal, None before one.
-        wait: while True the signal is only remembered, for whoever can save; else it raises :class:`RunInterrupted`.
+        received: number of the signal, or None.
+        wait: while True a signal is only recorded, for a loop that saves and then stops; otherwise the handler raises
+            :class:`RunInterrupted`.
     """
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
         self.then = then
         self.received: int | None = None
         self.wait = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # signal.signal returns a handler, a constant or None
 
     def install(self) -> None:
-        """Take over the signals. Does nothing outside the main thread, where Python does not allow it."""
+        """Install the handlers. Do nothing outside the main thread, where Python does not allow it."""
         if threading.current_thread() is not threading.main_thread():
             return
         if self not in _installed:
             _installed.append(self)
-        for number in SIGNALS:
+        for number in stop_signals():
             before = signal.signal(number, self._receive)
             self._before.setdefault(number, before)
 
     def restore(self) -> None:
-        """Give the signals back to those who had them before :meth:`install`."""
+        """Restore the handlers from before :meth:`install`."""
         if self in _installed:
             _installed.remove(self)
         while self._before:
@@ -64,38 +78,53 @@ class GracefulShutdown:
         if again and number == signal.SIGINT:
             os._exit(128 + number)
         self.received = number
+        _detach_closed_terminal()
         if self.then is not None and not again:
             self.then()
         if not self.wait:
             raise RunInterrupted(number)
         if not again:
-            hint = "; once more ends it at once, without saving" if number == signal.SIGINT else ""
-            os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: saving, then stopping{hint}\n".encode())
+            hint = " Press Ctrl-C again to stop at once, without saving." if number == signal.SIGINT else ""
+            with suppress(OSError, ValueError):  # stderr is closed
+                os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: saving before exit.{hint}\n".encode())
+
+
+def _detach_closed_terminal() -> None:
+    """Point stdout and stderr at /dev/null if their terminal is gone, so that printing does not abort the saving.
+
+    A write to a terminal that was hung up fails with EIO.
+    """
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, descriptor)
+                os.close(null)
 
 
 _installed: list[GracefulShutdown] = []
 
 
 def raise_if_interrupted() -> None:
-    """Raise again what Python has dropped, as it drops every exception in a destructor or a callback of C code.
+    """Raise a recorded signal again: Python drops exceptions raised in destructors and in callbacks of C code.
 
     Raises:
-        RunInterrupted: a signal has come since the handlers were installed.
+        RunInterrupted: a signal arrived since the handlers were installed.
     """
-    for request in _installed:
-        if request.received is not None:
-            raise RunInterrupted(request.received)
+    for shutdown in _installed:
+        if shutdown.received is not None:
+            raise RunInterrupted(shutdown.received)
 
 
 @contextmanager
 def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """End the process with 128 + the signal's number, whatever it does meanwhile; what saves first takes over.
+    """Exit with 128 + the signal's number whatever the block is doing; code that saves first installs its own handler.
 
     Args:
-        then: called last.
+        then: called before the exit.
     """
-    stop = GracefulShutdown()
-    stop.install()
+    shutdown = GracefulShutdown()
+    shutdown.install()
     try:
         yield
         raise_if_interrupted()
@@ -104,4 +133,4 @@ def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
         then()
         sys.exit(stopped.exit_code)
     finally:
-        stop.restore()
+        shutdown.restore()

@@ -40,7 +40,7 @@ def test_sigint_twice(tmp_path):
     wait_for((tmp_path / "run" / "checkpoints" / LATEST).exists, run)
     time.sleep(0.3)  # into a step of two seconds
     run.send(signal.SIGINT)
-    wait_for(lambda: "once more ends it at once" in run.text, run)
+    wait_for(lambda: "Press Ctrl-C again" in run.text, run)
     start = time.monotonic()
     run.send(signal.SIGINT)
     assert run.wait(30) == 130

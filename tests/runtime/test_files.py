@@ -62,9 +62,8 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device"):
         write_atomic(path, "new")
-    with pytest.raises(ZeroDivisionError), replacing(path) as scratch:
-        scratch.write_text("new")
-        raise ZeroDivisionError
+    with pytest.raises(FileNotFoundError), replacing(path) as scratch:
+        (scratch.parent / "forgotten").write_text("new")
     assert path.read_text() == "old"
     assert [*tmp_path.iterdir()] == [path]
 
@@ -92,7 +91,7 @@ def test_cache_dir(tmp_path, monkeypatch):
     assert not cache_dir().exists()
     assert make_cache_dir().is_dir()
     assert not [*make_cache_dir().iterdir()]
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "alexnet_pl"
 
@@ -101,7 +100,7 @@ def test_no_home_directory_is_one_line_with_a_way_out(monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(
         UserError, match="^cache directory not found: .* Set XDG_CACHE_HOME=DIR to a writable directory."
@@ -123,9 +122,8 @@ def test_lock_is_exclusive_and_leaves_no_file(tmp_path):
     path = tmp_path / ".lock"
     with exclusive_lock(path):
         assert path.read_text() == str(os.getpid())
-        with pytest.raises(InUseError, match=f"in use by another process \\(pid {os.getpid()}\\)") as raised:
-            with exclusive_lock(path, wait=False):
-                pass
+        with pytest.raises(InUseError, match=f"pid {os.getpid()}") as raised, exclusive_lock(path, wait=False):
+            pass
         assert raised.value.pid == os.getpid()
     assert not path.exists()
     with exclusive_lock(path, wait=False):
