@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
-from alexnet_pl.data.in_memory import ImageSource, LabelledImages, TensorDataModule
+from alexnet_pl.data.in_memory import ImageSource, LabeledImages, TensorDataModule
 from alexnet_pl.runtime.errors import DataError
 from alexnet_pl.runtime.files import cache_dir, exclusive_lock, replacing
 
@@ -93,7 +93,7 @@ def load_official(root: Path) -> ImageSource:
         if not check_integrity(str(folder / name), md5):
             raise DataError(f"{folder / name} is damaged (wrong MD5). Delete {folder} to download it again. {WAYS_OUT}")
     parts = [CIFAR10(str(root), train=train) for train in (True, False)]
-    train, test = (LabelledImages(part.data, np.array(part.targets, dtype=np.int64)) for part in parts)
+    train, test = (LabeledImages(part.data, np.array(part.targets, dtype=np.int64)) for part in parts)
     return ImageSource(train, test, f"official cifar-10-batches-py in {root.resolve()}")
 
 
@@ -184,7 +184,7 @@ def load_class_folders(root: Path) -> ImageSource:
                 arrays = {split: np.stack([_decode(path) for path, _ in files[split]]) for split in files}
                 _write_cache(cache, fingerprint, arrays)
     sets = (
-        LabelledImages(arrays[split], np.array([label for _, label in files[split]], dtype=np.int64)) for split in files
+        LabeledImages(arrays[split], np.array([label for _, label in files[split]], dtype=np.int64)) for split in files
     )
     counts = tuple(len(files[split]) for split in files)
     partial = "" if counts == FULL_COUNTS else f", {counts[0]:,} + {counts[1]:,} images, not the full 50,000 + 10,000"

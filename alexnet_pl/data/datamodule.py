@@ -1,4 +1,4 @@
-"""What every data set of this project shares: settings, three loaders, what is done to batches on the device."""
+"""Base data module: shared settings, train/val/test loaders, augmentation and normalization on the device."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,41 +7,45 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from alexnet_pl.data.loaders import BatchLoader
-from alexnet_pl.data.transforms import center_crop, central_view, normalize, ten_crop
-from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.data.transforms import center_crop, normalize, per_image, select_center_crop, ten_crop
+from alexnet_pl.runtime.errors import ConfigError, invalid_value
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """Stratified train/validation split and a test set apart, kept as uint8 or encoded, prepared on the device.
+    """Stratified train/validation split and a separate test set, with batches prepared on the device.
 
-    Batches are ``(images, labels)``: float32 ``(B, 3, image_size, image_size)``, normalised, and int64 ``(B,)``. In
-    evaluation the last batch is filled up with images labelled ``IGNORE_INDEX``. Only training batches are augmented.
-    Whatever is larger than ``image_size`` by then is cut to its centre, on the device.
+    Batches are ``(images, labels)``: normalized float32 ``(B, 3, image_size, image_size)`` and int64 ``(B,)``. In
+    evaluation, the last batch is padded with images labeled ``IGNORE_INDEX``. Only training batches are augmented.
+    Images that are still larger than ``image_size`` afterwards are center-cropped on the device.
 
     Args:
-        image_size: side in pixels of what the network takes.
-        batch_size: images a step, of all processes together, at least 1.
+        image_size: side of the network's input in pixels.
+        batch_size: images per step across all ranks, at least 1.
         val_fraction: fraction of the training images held out for validation, in (0, 1).
-        seed: of the shuffling.
-        split_seed: of the split, apart from ``seed``.
-        mean, std: of the normalisation, one number a channel on the [0, 1] pixel scale.
-        augment: applied to uint8 training batches ``(B, 3, resize_size, resize_size)`` on their device.
-        resize_size: side in pixels that images are resized to and kept in, at least ``image_size`` and by default the
-            same. The paper's is 256 for a network that takes 224: training crops at random, evaluation at the centre.
-        test_crops: 10 makes test batches ``(10, B, 3, image_size, image_size)``, the paper's views of each image.
+        seed: seed of the shuffling.
+        split_seed: seed of the split, independent of ``seed``.
+        mean, std: normalization, one number per channel on the [0, 1] pixel scale.
+        augment: transform of training images on their device. Transforms that do not derive from
+            :class:`~alexnet_pl.data.transforms.BatchTransform` are applied to each image separately.
+        resize_size: side in pixels that images are resized to and stored in, at least ``image_size``; by default the
+            same. The paper stores 256 for an input of 224, crops at random in training and the center in evaluation.
+        test_crops: 10 for test batches ``(10, B, 3, image_size, image_size)``, the paper's ten crops of each image.
 
     Raises:
-        ConfigError: a value out of range; an ``augment`` that leaves less than ``image_size``, or ten views of images
-            that have no room for them.
+        ConfigError: a value is out of range, ``augment`` returns images that the network cannot take, or the images are
+            not large enough for ten crops.
     """
 
     name: str
     class_names: Sequence[str]
     classes_from_files = False
-    """Whether the classes are known only once the data is looked at; ``model.num_classes`` then follows them."""
+    """True if the classes are known only after reading the data. ``model.num_classes`` then follows them."""
+
+    keep_ratio = False
+    """True if images are scaled by their shorter side and center-cropped, False if they are stretched to a square."""
 
     def __init__(
         self,
@@ -60,58 +64,67 @@ class ImageDataModule(LightningDataModule, ABC):
         resize_size = image_size if resize_size is None else resize_size
         for name, value in (("batch_size", batch_size), ("image_size", image_size), ("resize_size", resize_size)):
             if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"data.{name}={value} is not possible: it is a whole number, 1 or more.")
+                raise invalid_value(f"data.{name}", value, "an integer, 1 or more")
         if resize_size < image_size:
-            raise ConfigError(
-                f"data.resize_size={resize_size} is below data.image_size={image_size}, which is cut from it."
-            )
+            raise invalid_value("data.resize_size", resize_size, f"data.image_size={image_size} or more, or null")
         if test_crops != 1 and resize_size == image_size:
             raise ConfigError(
-                f"data.test_crops={test_crops} needs images larger than data.image_size={image_size}: "
-                f"set data.resize_size, to {round(image_size * 256 / 224)} for the paper's ratio."
+                f"data.test_crops={test_crops} is invalid: ten crops need images larger than "
+                f"data.image_size={image_size}. Set data.resize_size, to {round(image_size * 256 / 224)} for the "
+                "paper's ratio."
             )
         if not 0 < val_fraction < 1:
-            raise ConfigError(f"data.val_fraction={val_fraction} is not possible: it is above 0 and below 1.")
+            raise invalid_value("data.val_fraction", val_fraction, "a number above 0 and below 1")
         self.image_size, self.resize_size, self.test_crops = image_size, resize_size, test_crops
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.seed, self.split_seed = seed, split_seed
         self.mean, self.std = tuple(mean), tuple(std)
-        self.augment = augment or nn.Identity()
-        with torch.random.fork_rng(devices=[]):  # what does not fit is found now, and nothing is drawn for it
-            kept = self.augment(torch.zeros(1, 3, resize_size, resize_size, dtype=torch.uint8)).shape[-1]
-        if kept < image_size:
-            raise ConfigError(
-                f"augment leaves {kept} pixels a side, and the network takes data.image_size={image_size}."
-            )
+        self.augment = per_image(augment)
+        self._try_augment()
         self._loaders: dict[str, BatchLoader] = {}
         self.description = ""
 
-    keep_ratio = False
-    """Whether pictures are scaled by their shorter side and cut to a square, not stretched to one."""
+    def _try_augment(self) -> None:
+        """Augment two images of noise, so that a misfit surfaces before data is read. Leaves torch's RNG untouched."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            noise = torch.randint(256, (2, 3, self.resize_size, self.resize_size), dtype=torch.uint8)
+            augmented = self.augment(noise)
+        smallest = min(augmented.shape[-2:])
+        if smallest < self.image_size:
+            raise ConfigError(
+                f"augment is invalid: expected images of at least data.image_size={self.image_size} pixels a side, and "
+                f"it leaves {smallest}."
+            )
+        if augmented.is_floating_point() and augmented.abs().max() <= 8:
+            raise ConfigError(
+                "augment is invalid: expected pixels on the 0–255 scale, and it returns them normalized. data.mean and "
+                "data.std normalize them afterwards."
+            )
 
     @classmethod
     def is_in(cls, root: str | Path) -> bool:
-        """Whether ``root`` holds this kind of data. Nothing but names is looked at."""
+        """Return True if ``root`` holds this kind of data, judged by names alone."""
         return True
 
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
-        """Find the images, split them and make ``_loaders`` and ``description``; the second call does nothing.
+        """Find the images, split them, and set ``_loaders`` and ``description``. Further calls have no effect.
 
         Raises:
-            DataError: images are missing or damaged.
+            DataError: images are missing or corrupt.
         """
 
     @abstractmethod
     def move_to(self, device: torch.device) -> None:
-        """Prepare for training on ``device``: put there, or beside it, what batches are made from."""
+        """Prepare for training on ``device``: move the data there if it fits, or pin batches for it."""
 
     def counts(self) -> dict[str, int]:
-        """Number of images in ``train``, ``val`` and ``test``."""
+        """Return the number of images in ``train``, ``val`` and ``test``."""
         return {split: len(loader.indices) for split, loader in self._loaders.items()}
 
     def training_images(self) -> Iterator[Tensor]:
-        """Every training image once, in order, as it is stored: uint8 batches ``(B, 3, H, W)``, not augmented."""
+        """Yield every training image once, in order and not augmented, as uint8 batches ``(B, 3, H, W)``."""
         loader = self._loaders["train"]
         for batch in loader.indices.split(self.batch_size):
             yield loader.gather(batch)[0]
@@ -137,13 +150,13 @@ class ImageDataModule(LightningDataModule, ABC):
 def plain_batches(
     data: LightningDataModule, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A loader's batches as in evaluation: on the device, normalised, not augmented, one view of each image."""
+    """Yield a loader's batches as evaluation sees them: on the device, normalized, not augmented, one crop each."""
     for batch in loader:
         batch = data.transfer_batch_to_device(batch, torch.device(device), 0)
         images, labels = data.on_after_batch_transfer(batch, 0)
-        yield central_view(images), labels
+        yield select_center_crop(images), labels
 
 
 def logit_names(class_names: Sequence[str], count: int) -> list[str]:
-    """The class names, and a number for logits that no class of the data has."""
+    """Return one name per logit: the class names, then numbers for logits beyond the data's classes."""
     return [*class_names, *(f"#{index}" for index in range(len(class_names), count))]

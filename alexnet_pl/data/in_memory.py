@@ -1,4 +1,4 @@
-"""Data sets that fit into memory: decoded and resized once, split, batches gathered from tensors on the device."""
+"""Datasets that fit into memory: decoded and resized once, split, and gathered from tensors on the device."""
 
 import logging
 from abc import abstractmethod
@@ -17,12 +17,12 @@ from alexnet_pl.distributed.environment import get_world
 log = logging.getLogger(__name__)
 
 
-ROOM_ON_DEVICE = 0.5
-"""Share of a GPU's free memory that images may take; the rest is for the network and its activations."""
+MAX_DEVICE_FRACTION = 0.5
+"""Fraction of a GPU's free memory that images may occupy. The network and its activations need the rest."""
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """``images`` is ``(N, H, W, 3)`` uint8, ``labels`` is ``(N,)`` int64 in ``range(len(class_names))``."""
 
     images: np.ndarray
@@ -31,31 +31,31 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A data set as it was found: ``train`` is still to be split, ``description`` is for people and result.json."""
+    """A dataset as found on disk. ``train`` is not split yet; ``description`` goes into the log and result.json."""
 
-    train: LabelledImages
-    test: LabelledImages
+    train: LabeledImages
+    test: LabeledImages
     description: str
 
 
 class TensorDataModule(ImageDataModule):
     """Images as uint8 tensors ``(N, 3, resize_size, resize_size)``, in host memory or on the device.
 
-    Resizing matches PIL's bilinear filter to within two grey levels.
+    Resizing matches PIL's bilinear filter to within two gray levels.
     """
 
     _loaders: dict[str, TensorLoader]
 
     @abstractmethod
     def load(self) -> ImageSource:
-        """Read the data set into memory.
+        """Read the dataset into memory.
 
         Raises:
-            DataError: images are missing or damaged.
+            DataError: images are missing or corrupt.
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, split and resize; the second call does nothing."""
+        """Load, split and resize the images. Further calls have no effect."""
         if self._loaders:
             return
         source = self.load()
@@ -64,32 +64,32 @@ class TensorDataModule(ImageDataModule):
         images, labels = self._tensors(source.train)
         test_images, test_labels = self._tensors(source.test)
         shuffle, group = EpochShuffle(len(train), self.seed), get_world()
-        everything = np.arange(len(test_labels))
+        test = np.arange(len(test_labels))
         self._loaders = {
             "train": TensorLoader(images, labels, torch.from_numpy(train), self.batch_size, shuffle, group),
             "val": TensorLoader(images, labels, torch.from_numpy(val), self.batch_size, group=group),
-            "test": TensorLoader(test_images, test_labels, torch.from_numpy(everything), self.batch_size, group=group),
+            "test": TensorLoader(test_images, test_labels, torch.from_numpy(test), self.batch_size, group=group),
         }
 
-    def _tensors(self, labelled: LabelledImages) -> tuple[Tensor, Tensor]:
-        images = torch.from_numpy(labelled.images).permute(0, 3, 1, 2)
-        # In slices: the resize works on float copies, which for the whole of CIFAR-10 would take gigabytes.
+    def _tensors(self, labeled: LabeledImages) -> tuple[Tensor, Tensor]:
+        images = torch.from_numpy(labeled.images).permute(0, 3, 1, 2)
+        # In slices, because the resize makes float copies, which would take gigabytes for all of CIFAR-10.
         size = [self.resize_size, self.resize_size]
         resized = torch.empty(len(images), 3, *size, dtype=torch.uint8)
         for start in range(0, len(images), 2048):
             resized[start : start + 2048] = resize(images[start : start + 2048], size, antialias=True)
-        return resized, torch.from_numpy(labelled.labels)
+        return resized, torch.from_numpy(labeled.labels)
 
     def move_to(self, device: torch.device) -> None:
-        """Put the images on ``device``, where batches are gathered from then on, if it has the room.
+        """Move the images to ``device`` if they fit, so that batches are gathered there.
 
-        Without it they stay in host memory, every batch is copied over, and a line says so.
+        Otherwise they stay in host memory, every batch is copied over, and a log line says so.
         """
         if device.type == "cpu":
             return
         tensors = {id(t): t for loader in self._loaders.values() for t in (loader.images, loader.labels)}
         needed = sum(tensor.nbytes for tensor in tensors.values())
-        if device.type == "cuda" and needed > ROOM_ON_DEVICE * (free := torch.cuda.mem_get_info(device)[0]):
+        if device.type == "cuda" and needed > MAX_DEVICE_FRACTION * (free := torch.cuda.mem_get_info(device)[0]):
             log.info(f"        images stay in host memory: {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB free on {device}")
             return
         moved = {key: tensor.to(device) for key, tensor in tensors.items()}  # splits share their tensors

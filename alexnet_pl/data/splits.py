@@ -1,37 +1,45 @@
-"""The train/validation split: a pure function of the labels and a seed of its own."""
+"""Stratified train/validation split: a pure function of the labels and of its own seed."""
 
+import math
 from collections import Counter
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from alexnet_pl.runtime.errors import ConfigError, DataError
+from alexnet_pl.runtime.errors import DataError, invalid_value
 
 
 def stratified_split(labels: np.ndarray, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out the same fraction of every class (scikit-learn's ``train_test_split`` with ``stratify``).
+    """Hold out the same fraction of every class, with scikit-learn's ``train_test_split(stratify=…)``.
 
     Args:
         labels: ``(N,)`` integer class labels.
-        held_out: fraction to hold out, in (0, 1); 0.1 of CIFAR-10's 50,000 is 500 images a class.
-        seed: of the split alone. A study varies the training seed and keeps this one, so that every run of it sees
-            the same validation images.
+        held_out: fraction to hold out, in (0, 1); 0.1 of CIFAR-10's 50,000 is 500 images per class.
+        seed: seed of the split alone. A study varies the training seed and keeps this one, so that all its runs share
+            the validation images.
 
     Returns:
         Indices kept and indices held out, each ascending, disjoint, together all of ``range(N)``.
 
     Raises:
-        ConfigError: ``held_out`` not in (0, 1).
-        DataError: too few images for one of each class on both sides.
+        ConfigError: ``held_out`` is not in (0, 1).
+        DataError: a part would have fewer images than there are classes, or a class has a single image.
     """
     if not 0 < held_out < 1:
-        raise ConfigError(f"val_fraction={held_out} is not possible: it is above 0 and below 1.")
-    smallest_class = min(Counter(labels.tolist()).values())
-    try:
-        kept, out = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=seed)
-    except ValueError as error:
+        raise invalid_value("data.val_fraction", held_out, "a number above 0 and below 1")
+    total, counts = len(labels), Counter(labels.tolist())
+    smallest, held = min(counts.values()), math.ceil(held_out * total)
+    if smallest < 2 or not len(counts) <= held <= total - len(counts):
+        least = len(counts) / total
+        fix = (
+            f"Use a value from {math.ceil(1000 * least) / 1000:g} to {math.floor(1000 * (1 - least)) / 1000:g}"
+            if smallest >= 2 and least <= 0.5
+            else "Add images"
+        )
         raise DataError(
-            f"{len(labels)} images (the smallest class has {smallest_class}) are too few to hold out "
-            f"val_fraction={held_out} of every class: {error}"
-        ) from error
+            f"data.val_fraction={held_out} is invalid for {total:,} images in {len(counts):,} classes (the smallest has "
+            f"{smallest}): expected at least one image per class on both sides, and {min(held, total - held):,} of the "
+            f"images would be on one. {fix}."
+        )
+    kept, out = train_test_split(np.arange(total), test_size=held_out, stratify=labels, random_state=seed)
     return np.sort(kept), np.sort(out)

@@ -1,26 +1,29 @@
-"""Transforms of whole batches, on the device the batch is on.
+"""Augmentation and normalization of image batches, on the device that holds the batch.
 
-Pixels are on the 0–255 scale up to :func:`normalize`: uint8 as they are stored, or floating-point from a transform
-whose result falls between grey levels.
+Pixels stay on the 0–255 scale until :func:`normalize`: uint8 as stored, or floating point from a transform whose
+result falls between gray levels.
 """
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.errors import ConfigError, invalid_value, one_line
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """``(images / 255 - mean) / std`` in float32.
+    """Return ``(images / 255 - mean) / std`` in float32.
 
     Args:
-        images: ``(N, C, H, W)`` uint8, or floating-point on the same 0–255 scale; left as they are.
-        mean, std: one number a channel, in units of the [0, 1] pixel scale.
+        images: ``(N, C, H, W)`` uint8, or floating point on the same 0–255 scale. Not modified.
+        mean, std: one number per channel, on the [0, 1] pixel scale.
     """
     scale, shift = scale_and_shift(tuple(mean), tuple(std), images.device)
     scaled = images.float() * scale if images.is_floating_point() else images.float().mul_(scale)
@@ -29,7 +32,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 @lru_cache
 def scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What :func:`normalize` multiplies by and what it adds then, each ``(1, C, 1, 1)`` float32.
+    """Return the factor and the offset that :func:`normalize` applies, each ``(1, C, 1, 1)`` float32.
 
     Cached, because a copy to the device in every step would stall it.
     """
@@ -37,85 +40,193 @@ def scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: tor
     return (1 / (255 * s)).float().to(device), (-m / s).float().to(device)
 
 
+def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Invert :func:`normalize`: return uint8 ``(N, C, H, W)`` on the CPU, exact for float32 input."""
+    m, s = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+    return images.float().mul(s).add_(m).mul_(255).round_().clamp_(0, 255).to(torch.uint8).cpu()
+
+
 def center_crop(images: Tensor, size: int) -> Tensor:
-    """The middle ``(..., size, size)`` of images that are at least as large; where a margin is odd, one up and left."""
+    """Return the central ``(..., size, size)`` of images at least that large; odd margins round up and left."""
     top, left = ((side - size) // 2 for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
 
-CENTRE = 2
-"""Which of :func:`ten_crop` is the centre: :func:`center_crop`'s."""
+CENTER = 2
+"""Index of :func:`center_crop`'s crop in :func:`ten_crop`."""
 
 
 def ten_crop(images: Tensor, size: int) -> Tensor:
-    """The paper's test views: the four corners, the centre, and the mirror image of each.
+    """Return the paper's ten test crops: four corners, the center, and the mirror image of each.
 
     Args:
-        images: ``(N, C, B, B)`` with B at least ``size``. For 256 → 224 the corners are at (0, 0), (0, 32), (32, 0)
-            and (32, 32) and the centre at (16, 16), as in the paper.
-        size: side of a view in pixels.
+        images: ``(N, C, B, B)``, B at least ``size``. For 256 → 224, the corners start at (0, 0), (0, 32), (32, 0) and
+            (32, 32) and the center at (16, 16), as in the paper.
+        size: side of a crop in pixels.
 
     Returns:
         ``(10, N, C, size, size)``.
     """
     room = images.shape[-1] - size
     corners = [(0, 0), (0, room), (room // 2, room // 2), (room, 0), (room, room)]
-    views = [images[..., top : top + size, left : left + size] for top, left in corners]
-    return torch.stack([*views, *(view.flip(-1) for view in views)])
+    crops = [images[..., top : top + size, left : left + size] for top, left in corners]
+    return torch.stack([*crops, *(crop.flip(-1) for crop in crops)])
 
 
-class RandomCropFlip(nn.Module):
-    """Cut a square at a random place, mirror half of the images. Each image draws for itself.
+def select_center_crop(images: Tensor) -> Tensor:
+    """Return the center crop of a ten-crop batch ``(10, N, 3, S, S)``, or an ``(N, 3, S, S)`` batch unchanged."""
+    return images[CENTER] if images.ndim == 5 else images
 
-    Two uses: zero-pad and cut back to the old size (``padding`` alone), as is usual for CIFAR-10; and the paper's
-    (section 4.1), a part of a larger image (``size`` alone): 224 of 256 pixels.
+
+# --- augmentation ---------------------------------------------------------------------------------------------------
+
+
+class BatchTransform(nn.Module):
+    """Base class of transforms that take a whole batch ``(N, 3, H, W)`` and draw random numbers for each image.
+
+    Deriving from it declares that property. The data modules apply every other transform image by image
+    (:class:`PerImage`), because torchvision's draw once per call and would treat all images of a batch alike.
+    """
+
+
+class PerImage(BatchTransform):
+    """Apply a transform such as ``torchvision.transforms.v2.RandAugment`` to each image of a batch separately.
+
+    The data modules and :class:`Compose` wrap transforms from elsewhere in this class. Random numbers from torch's,
+    NumPy's and Python's generators all follow torch's, so that a run repeats and resumes exactly.
 
     Args:
-        padding: pixels added on every side before, at least 0.
-        size: side of the square in pixels; null for images as large as they came.
+        transform: takes one image ``(3, H, W)``, uint8 or floating point on the 0–255 scale, and returns one on the
+            same scale. All images of a batch must come out with the same shape.
 
     Raises:
-        ConfigError: negative padding, a size below 1; when called, images smaller than ``size``.
+        ConfigError: ``transform`` is not callable or needs labels, as mixup and cutmix do. When called: the transform
+            fails, or its results are not color images of one size.
+    """
+
+    def __init__(self, transform: Callable[[Tensor], Tensor]):
+        super().__init__()
+        if not callable(transform):
+            raise ConfigError(f"augment={transform} is invalid: expected a transform with a _target_, or null.")
+        self.transform = transform
+        self.name = getattr(transform, "__name__", type(transform).__name__)
+        if {"MixUp", "CutMix"} & {each.__name__ for each in type(transform).__mro__}:
+            raise ConfigError(f"augment={self.name} is invalid: expected a transform of images alone. It mixes labels.")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``(N, 3, h, w)``, a new tensor, for ``(N, 3, H, W)``."""
+        if not len(images):
+            return images
+        with _generators_seeded_by_torch():
+            try:
+                results = [self.transform(image) for image in images]
+            except Exception as error:
+                shape = "×".join(map(str, images.shape[1:]))
+                raise ConfigError(f"augment={self.name} failed on a tensor of {shape}: {one_line(error)}") from error
+        shapes = {tuple(result.shape) if isinstance(result, Tensor) else None for result in results}
+        if len(shapes) > 1 or None in shapes or next(iter(shapes))[:-2] != (3,):
+            raise ConfigError(f"augment={self.name} is invalid: expected one color image (3, h, w) of one size each.")
+        return torch.stack(results)
+
+
+@contextmanager
+def _generators_seeded_by_torch() -> Iterator[None]:
+    """Seed Python's and NumPy's generators with a draw from torch's, and restore them afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    seed = int(torch.randint(2**32, ()))
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def per_image(transform: Callable[[Tensor], Tensor] | None) -> nn.Module:
+    """Return a module that draws random numbers for each image: ``transform`` itself, or wrapped in ``PerImage``."""
+    if transform is None:
+        return nn.Identity()
+    return transform if isinstance(transform, BatchTransform | nn.Identity) else PerImage(transform)
+
+
+class Compose(BatchTransform):
+    """Apply transforms one after another, each under a name for overrides, such as ``augment.color.alpha_std``.
+
+    Args:
+        **transforms: in the order of application; null skips one (``augment.color=null``). Transforms from elsewhere
+            are applied image by image (:class:`PerImage`).
+
+    Raises:
+        ConfigError: a step is not a transform.
+    """
+
+    def __init__(self, **transforms: Callable[[Tensor], Tensor] | None):
+        super().__init__()
+        for name, transform in transforms.items():
+            if transform is not None and not callable(transform):
+                raise invalid_value(f"augment.{name}", transform, "a transform with a _target_, or null")
+        steps = {name: per_image(step) for name, step in transforms.items() if step is not None}
+        self.transforms = nn.ModuleDict(steps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for transform in self.transforms.values():
+            images = transform(images)
+        return images
+
+
+class RandomCropFlip(BatchTransform):
+    """Crop a random square and mirror it with probability 0.5, independently for each image.
+
+    ``padding`` alone pads with zeros and crops back to the original size, as is usual for CIFAR-10. ``size`` alone
+    crops from a larger image, as in the paper (section 4.1): 224 of 256 pixels.
+
+    Args:
+        padding: zeros added on every side before the crop, at least 0 pixels.
+        size: side of the crop in pixels; null keeps the size of the input.
+
+    Raises:
+        ConfigError: negative padding or a size below 1. When called: images smaller than ``size``.
     """
 
     def __init__(self, padding: int = 0, size: int | None = None):
         super().__init__()
         if padding < 0:
-            raise ConfigError(f"augment.padding={padding} is negative; it is 0 or more pixels.")
+            raise invalid_value("augment.padding", padding, "0 or more pixels")
         if size is not None and size < 1:
-            raise ConfigError(f"augment.size={size} is not possible; it is 1 or more pixels.")
+            raise invalid_value("augment.size", size, "1 or more pixels, or null")
         self.padding, self.size = padding, size
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, C, H, W)`` in; a new tensor of the same dtype out, ``(N, C, size, size)`` or of the same shape."""
+        """Return a new tensor of the same dtype, ``(N, C, size, size)`` or ``(N, C, H, W)``, for ``(N, C, H, W)``."""
         count = len(images)
         height, width = (self.size or side for side in images.shape[2:])
         padded = F.pad(images, [self.padding] * 4)
         rooms = [padded.shape[2] - height + 1, padded.shape[3] - width + 1]
         if min(rooms) < 1:
             raise ConfigError(
-                f"a crop of augment size={self.size} does not fit into images of {images.shape[3]}×{images.shape[2]}: "
-                f"store them larger, with data.resize_size={self.size} or more."
+                f"augment size={self.size} is invalid: expected at most {images.shape[3]}×{images.shape[2]}, the size "
+                f"of the images. Store them larger, with data.resize_size={self.size} or more."
             )
         device = images.device
         top = torch.randint(rooms[0], (count, 1), device=device)
         left = torch.randint(rooms[1], (count, 1), device=device)
         mirrored = torch.rand(count, 1, device=device) < 0.5
-        cut = cut_one_by_one if device.type == "cpu" else cut_at_once
-        return cut(padded, top, left, mirrored, (height, width))
+        crop = crop_by_slicing if device.type == "cpu" else crop_by_gather
+        return crop(padded, top, left, mirrored, (height, width))
 
     def extra_repr(self) -> str:
         return f"padding={self.padding}, size={self.size}"
 
 
-def cut_at_once(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
-    """A part of each image, in two gathers: for a GPU.
+def crop_by_gather(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop each image with two gathers, for a GPU.
 
     Args:
         images: ``(N, C, H, W)``.
-        top, left: ``(N, 1)`` int64, the part's first row and column.
+        top, left: ``(N, 1)`` int64, first row and column of the crop.
         mirrored: ``(N, 1)`` bool.
-        size: height and width of the part.
+        size: height and width of the crop.
     """
     count, channels, _, width = images.shape
     rows = top + torch.arange(size[0], device=images.device)
@@ -125,36 +236,36 @@ def cut_at_once(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, siz
     return down.gather(3, columns.view(count, 1, 1, size[1]).expand(-1, channels, size[0], -1))
 
 
-def cut_one_by_one(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
-    """:func:`cut_at_once` for a CPU, where a slice copies whole rows and a gather single pixels."""
+def crop_by_slicing(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop as :func:`crop_by_gather` does, on a CPU, where a slice copies whole rows and a gather single pixels."""
     result = torch.empty(*images.shape[:2], *size, dtype=images.dtype)
     draws = zip(images, result, *(draw[:, 0].tolist() for draw in (top, left, mirrored)), strict=True)
-    for image, place, first_row, first_column, mirror in draws:
-        part = image[:, first_row : first_row + size[0], first_column : first_column + size[1]]
-        place.copy_(part.flip(2) if mirror else part)
+    for image, target, first_row, first_column, mirror in draws:
+        crop = image[:, first_row : first_row + size[0], first_column : first_column + size[1]]
+        target.copy_(crop.flip(2) if mirror else crop)
     return result
 
 
-class PCAColor(nn.Module):
-    """The paper's second augmentation (section 4.1): noise along the principal components of the RGB pixels.
+class PCAColor(BatchTransform):
+    """Add noise along the principal components of the RGB pixels: the paper's second augmentation (section 4.1).
 
-    One colour an image, the same for all its pixels: the sum of the three components, each times its standard
-    deviation times a draw from N(0, ``alpha_std``). The paper's text says eigenvalues where the authors' code has
-    standard deviations; on 0–255 pixels the eigenvalues, their squares, would be thousands of grey levels.
+    Each image gets one color offset for all its pixels: the sum of the three components, each times its standard
+    deviation times a draw from N(0, ``alpha_std``). The paper's text says eigenvalues where the authors' code uses
+    standard deviations. On 0–255 pixels the eigenvalues, their squares, would be thousands of gray levels.
 
-    The result is floating-point, neither rounded nor clamped: the third component moves a pixel by about one grey
-    level, which rounding to uint8 would distort, and clamping would change the colours of bright and dark pixels in
-    another way than those of the rest. :func:`normalize` takes it as it is.
+    The result is floating point, neither rounded nor clamped. The third component moves a pixel by about one gray
+    level, which rounding to uint8 would distort, and clamping would shift bright and dark pixels less than the others.
+    :func:`normalize` accepts it unchanged.
 
-    ``python -m alexnet_pl color_pca`` computes ``components`` and ``std`` from a training split.
+    ``alexnet color_pca`` computes ``components`` and ``std`` from a training split.
 
     Args:
-        components: three orthogonal rows of unit length, each a direction in (red, green, blue).
+        components: three orthogonal unit rows, each a direction in (red, green, blue).
         std: standard deviation of the pixels along each component, on the [0, 1] pixel scale; 0 or more.
-        alpha_std: standard deviation of the draws, 0 or more; the paper's is 0.1.
+        alpha_std: standard deviation of the draws, 0 or more; 0.1 in the paper.
 
     Raises:
-        ConfigError: no 3×3 components, or not orthogonal to within 0.01; a negative or infinite deviation.
+        ConfigError: the components are not 3×3, or not orthonormal to within 0.01; a deviation is negative or infinite.
     """
 
     def __init__(self, components: Sequence[Sequence[float]], std: Sequence[float], alpha_std: float = 0.1):
@@ -162,19 +273,19 @@ class PCAColor(nn.Module):
         self.components, self.std = tuple(map(tuple, components)), tuple(std)
         self.alpha_std = alpha_std
         if len(self.std) != 3 or [len(row) for row in self.components] != [3, 3, 3]:
-            raise ConfigError("PCA colour needs components of three rows of three numbers, and three numbers in std.")
+            raise ConfigError("PCA color needs components of three rows of three numbers, and three numbers in std.")
         for name, values in (("std", self.std), ("alpha_std", (alpha_std,))):
             if not all(0 <= value < math.inf for value in values):
-                raise ConfigError(f"PCA colour {name}={', '.join(map(str, values))} is not possible: it is 0 or more.")
+                raise invalid_value(f"PCA color {name}", ", ".join(map(str, values)), "finite numbers, 0 or more")
         rows = torch.tensor(self.components, dtype=torch.float64)
         if not torch.allclose(rows @ rows.T, torch.eye(3, dtype=torch.float64), atol=0.01):
-            raise ConfigError("PCA colour components are not orthogonal rows of length 1: take what color_pca printed.")
+            raise ConfigError("PCA color components are not orthogonal unit rows. Use the output of color_pca.")
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` on the 0–255 scale in, a new float32 tensor of the same shape and scale out."""
+        """Return a new float32 tensor of the same shape and scale for ``(N, 3, H, W)`` on the 0–255 scale."""
         steps = color_steps(self.components, self.std, images.device)
         alphas = self.alpha_std * torch.randn(len(images), 3, 1, device=images.device)
-        colors = (alphas * steps).sum(1)  # not a matrix product: some devices would round its factors
+        colors = (alphas * steps).sum(1)  # not a matrix product, whose factors some devices would round
         return images.float() + colors.view(-1, 3, 1, 1)
 
     def extra_repr(self) -> str:
@@ -183,40 +294,9 @@ class PCAColor(nn.Module):
 
 @lru_cache
 def color_steps(components: tuple[tuple[float, ...], ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    """``(3, 3)`` float32: a row for each component, times its standard deviation in grey levels. Cached, as above."""
+    """Return ``(3, 3)`` float32, each component times its standard deviation in gray levels.
+
+    Cached, because a copy to the device in every step would stall it.
+    """
     rows, deviations = (torch.tensor(values, dtype=torch.float64) for values in (components, std))
     return (rows * deviations[:, None] * 255).float().to(device)
-
-
-class Compose(nn.Module):
-    """Transforms one after the other, each under a name that the command line can reach: ``augment.color.alpha_std``.
-
-    Args:
-        **transforms: in the order they are applied; null leaves one out (``augment.color=null``).
-
-    Raises:
-        ConfigError: a step that is no transform.
-    """
-
-    def __init__(self, **transforms: nn.Module | None):
-        super().__init__()
-        for name, transform in transforms.items():
-            if transform is not None and not isinstance(transform, nn.Module):
-                raise ConfigError(f"augment.{name}={transform} is no transform: it needs a _target_, or null.")
-        self.transforms = nn.ModuleDict({name: step for name, step in transforms.items() if step is not None})
-
-    def forward(self, images: Tensor) -> Tensor:
-        for transform in self.transforms.values():
-            images = transform(images)
-        return images
-
-
-def central_view(images: Tensor) -> Tensor:
-    """``(N, 3, S, S)`` as it is; of the ten views ``(10, N, 3, S, S)`` of a test the one of the centre."""
-    return images[CENTRE] if images.ndim == 5 else images
-
-
-def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised ``(N, C, H, W)`` images back as uint8 on the CPU: exactly what they were, from float32."""
-    m, s = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
-    return images.float().mul(s).add_(m).mul_(255).round_().clamp_(0, 255).to(torch.uint8).cpu()
