@@ -28,7 +28,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        scratch.unlink(missing_ok=True)
+        with scratch.open("xb") as file:  # never through a link planted under this name
+            file.write(content.encode() if isinstance(content, str) else content)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)

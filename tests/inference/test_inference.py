@@ -22,7 +22,7 @@ from alexnet_pl.cli.evaluate import main as evaluate_command
 from alexnet_pl.cli.export import main as export_command
 from alexnet_pl.cli.export import real_pictures
 from alexnet_pl.cli.predict import main as predict_command
-from alexnet_pl.data.image_io import Preprocess, read_picture, to_rgb
+from alexnet_pl.data.image_io import Preprocess, read_image, to_rgb
 from alexnet_pl.data.transforms import ten_crop
 from alexnet_pl.inference.evaluation import TenCrop, evaluate, uncropped
 from alexnet_pl.inference.exporters import SUFFIXES, export
@@ -227,7 +227,7 @@ def test_a_run_tests_the_centre_and_ten_views_in_one_pass(cropped):
     assert run.result["test/loss"] != run.result["test/loss_ten_crop"]
     for views in (1, 10):
         assert "exactly the figures of result.json" in report(run, evaluate(run, views=views), views)
-    assert re.search(rf"^  10 views +{run.result['test/loss_ten_crop']:.4f} ", results_table(run.result), re.MULTILINE)
+    assert re.search(rf"^  ten-crop +{run.result['test/loss_ten_crop']:.4f} ", results_table(run.result), re.MULTILINE)
 
 
 def test_pictures_for_a_run_on_crops_are_cut_as_its_data_are(cropped):
@@ -272,7 +272,7 @@ def save_kinds(folder):
 def test_every_kind_of_picture_is_the_same_picture(tmp_path):
     grey = save_kinds(tmp_path)
     for path in sorted(tmp_path.iterdir()):
-        pixels = np.asarray(read_picture(path)).astype(int)
+        pixels = np.asarray(read_image(path)).astype(int)
         assert pixels.shape == (40, 60, 3), path.name
         assert abs(pixels - grey[..., None]).max() <= 3, path.name  # palettes and CMYK round
 
@@ -302,7 +302,7 @@ def test_bad_files_do_not_stop_the_others(folder, run, tmp_path, capsys):
     bad = {"cut.png", "notes.txt", "empty.jpg", "bomb.png"}
     assert {name for name, answer in answers.items() if "error" in answer} == bad
     assert shown.err.count("\n") == shown.err.count("error: ") == len(bad)
-    expected = run.probabilities(run.preprocess(read_picture(tmp_path / "rgb.png")))[0]
+    expected = run.probabilities(run.preprocess(read_image(tmp_path / "rgb.png")))[0]
     values, places = expected.topk(3)
     assert [entry["name"] for entry in answers["rgb.png"]["top"]] == [run.class_names[place] for place in places]
     assert [entry["probability"] for entry in answers["rgb.png"]["top"]] == pytest.approx(values.tolist(), abs=1e-6)

@@ -56,16 +56,30 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     write_atomic(path, "old")
 
-    def full(self, content):
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        write_atomic(path, "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            write_atomic(path, "new")
     with pytest.raises(FileNotFoundError), replacing(path) as scratch:
         (scratch.parent / "forgotten").write_text("new")
     assert path.read_text() == "old"
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_write_does_not_follow_planted_links(tmp_path):
+    precious, path = tmp_path / "precious", tmp_path / "run" / "a.txt"
+    path.parent.mkdir()
+    precious.write_text("mine")
+    for name in ("a.txt", f".a.txt.{os.getpid()}.part"):
+        (path.parent / name).symlink_to(precious)
+    write_atomic(path, "new")
+    assert precious.read_text() == "mine"
+    assert path.read_text() == "new"
+    assert [*path.parent.iterdir()] == [path]
+    assert not path.is_symlink()
 
 
 def test_replacing_renames_on_success(tmp_path):

@@ -1,13 +1,30 @@
 """The lock on a run directory, and the readers of its files."""
 
+import json
+import math
+import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
 from alexnet_pl.runtime.errors import UserError
-from alexnet_pl.runtime.run_folder import run_lock
+from alexnet_pl.runtime.run_folder import (
+    finished_result,
+    read_commands,
+    read_config,
+    read_metrics,
+    read_result,
+    read_trial,
+    record_command,
+    refuse_links,
+    results_table,
+    run_lock,
+    write_metrics,
+    write_result,
+)
 
 HOLD = """
 import sys, time
@@ -40,3 +57,142 @@ def test_removed_run_directory_is_no_second_error(tmp_path):
     with run_lock(tmp_path / "run"):
         shutil.rmtree(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["train.log", "checkpoints", "tensorboard", ".hydra/config.yaml", "checkpoints/best.ckpt"]
+)
+def test_links_out_of_the_run_directory_are_refused(name, tmp_path):
+    precious, run_dir = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("mine")
+    (run_dir / name).parent.mkdir(parents=True)
+    (run_dir / "inside").symlink_to(run_dir / "metrics.csv")
+    refuse_links(run_dir)
+    (run_dir / name).symlink_to(precious)
+    with pytest.raises(UserError, match=re.escape(f"{run_dir / name} is invalid: expected a file of the run, found a")):
+        refuse_links(run_dir)
+
+
+def test_commands_are_not_appended_through_a_link(tmp_path):
+    (tmp_path / "bashrc").write_text("mine")
+    (tmp_path / "run").mkdir()
+    record_command(tmp_path / "run", "alexnet train\nseed=1")
+    record_command(tmp_path / "run", "alexnet train resume=run")
+    assert [command for _, command in read_commands(tmp_path / "run")] == [
+        "alexnet train seed=1",
+        "alexnet train resume=run",
+    ]
+    (tmp_path / "run" / "commands.txt").unlink()
+    (tmp_path / "run" / "commands.txt").symlink_to(tmp_path / "bashrc")
+    with pytest.raises(OSError, match="symbolic links"):
+        record_command(tmp_path / "run", "alexnet train")
+    assert (tmp_path / "bashrc").read_text() == "mine"
+
+
+# --- config.yaml ----------------------------------------------------------------------------------------------------
+
+
+def test_config_is_read_as_plain_values(tmp_path):
+    text = "lr: 1e-05\nname: größe\nnet:\n  _target_: os.system\n  widths: [1, 2]\nroot: ${oc.env:HOME}\n"
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    assert read_config(tmp_path) == {
+        "lr": 1e-05, "name": "größe", "net": {"_target_": "os.system", "widths": [1, 2]}, "root": "${oc.env:HOME}",
+    }  # fmt: skip
+
+
+BOMB = "a: &a [x, x, x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (BOMB, "aliases are not supported"),
+        ("a: " + "[" * 20_000, "nested deeper than 32 levels"),
+        ("a: b\n" * 100_000, "larger than 262,144 bytes"),
+        ("a: [", "expected the node content|did not find"),
+        ("a: 1\na: 2", "duplicate key"),
+        ("a: !!python/object/apply:os.system [echo]", "could not determine a constructor"),
+        ("- 1", "expected a mapping"),
+        ("", None),
+        (b"\xff\xfe", "can't decode byte"),
+    ],
+)
+def test_corrupt_config_is_one_line(text, reason, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    if reason is None:
+        assert read_config(tmp_path) == {}
+        return
+    with pytest.raises(UserError, match=f"^{tmp_path}/config.yaml is corrupt: .*(?:{reason})") as raised:
+        read_config(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_config(tmp_path):
+    with pytest.raises(UserError, match="config.yaml not found: .* is not a run directory"):
+        read_config(tmp_path)
+
+
+# --- metrics.csv ----------------------------------------------------------------------------------------------------
+
+
+def test_metrics_round_trip(tmp_path):
+    assert read_metrics(tmp_path) == []
+    rows = [{"epoch": 1, "val/loss": 0.1 + 0.2}, {"epoch": 2, "val/loss": math.inf, "test/acc": 1e-300}]
+    write_metrics(tmp_path / "metrics.csv", ["epoch", "val/loss", "test/acc"], rows)
+    assert read_metrics(tmp_path) == rows
+    assert (tmp_path / "metrics.csv").read_bytes().startswith(b"epoch,val/loss,test/acc\r\n1,0.30000000000000004,\r\n")
+
+
+@pytest.mark.parametrize("content", [b"epoch\nx\n", b"epoch\n1,2\n", b"\xff\n1\n", b"epoch\n\x00\n"])
+def test_corrupt_metrics_are_one_line(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match=f"^{tmp_path}/metrics.csv is corrupt: .") as raised:
+        read_metrics(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+# --- result.json ----------------------------------------------------------------------------------------------------
+
+
+def test_result_round_trip_in_any_locale(tmp_path):
+    result = {"status": "finished", "val/acc": 0.5, "device": "2 × cpu"}
+    assert read_result(tmp_path) is None
+    assert read_trial(tmp_path) == {}
+    write_result(tmp_path / "result.json", result)
+    assert read_result(tmp_path) == read_trial(tmp_path) == finished_result(tmp_path) == result
+    assert "2 × cpu".encode() in (tmp_path / "result.json").read_bytes()
+    write_result(tmp_path / "result.json", {**result, "status": "failed"})
+    assert finished_result(tmp_path) is None
+    assert read_trial(tmp_path)["status"] == "failed"
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, "null", ""])
+def test_corrupt_result_is_one_line(content, tmp_path):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=f"^{tmp_path}/result.json is corrupt: .") as raised:
+        read_result(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert finished_result(tmp_path) is None
+    assert read_trial(tmp_path) == {}
+
+
+def test_results_table():
+    result = {
+        "val/loss": 0.5,
+        "val/acc": 0.75,
+        "val/acc_top5": 1.0,
+        "test/loss": 0.25,
+        "test/acc": 0.5,
+        "test/acc_top5": 0.875,
+    }
+    crops = {"test/loss_ten_crop": 0.125, "test/acc_ten_crop": 0.625, "test/acc_top5_ten_crop": 0.9375}
+    lines = [line.split() for line in results_table({**result, **crops}).splitlines()]
+    assert lines[1:] == [
+        ["validation", "0.5000", "0.7500", "0.2500", "1.0000", "0.0000"],
+        ["test", "0.2500", "0.5000", "0.5000", "0.8750", "0.1250"],
+        ["ten-crop", "0.1250", "0.6250", "0.3750", "0.9375", "0.0625"],
+    ]
+    assert len(results_table(json.loads(json.dumps(result))).splitlines()) == 3
