@@ -1,8 +1,4 @@
-"""Training by several processes: which of them this one is, what they agree on, and how one machine's are started.
-
-Processes are told what they are by the environment: by ``torchrun``, by ``srun``, or by :func:`launch`, which starts
-those of one machine as ``torchrun`` would and stops them all when one ends.
-"""
+"""World of a distributed run: rank and world size, read from the environment of torchrun, srun or our launcher."""
 
 import os
 from dataclasses import dataclass
@@ -10,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train one network together, and which of them this one is.
+    """The ranks that train one network together.
 
     Attributes:
-        rank: of this process, from 0; 0 writes the run's files.
-        size: number of processes on all machines.
-        local_size: number of processes on this machine.
+        rank: of this process, in [0, size); rank 0 writes the run's files.
+        size: number of ranks on all nodes.
+        local_size: number of ranks on this node.
     """
 
     rank: int = 0
@@ -38,17 +34,17 @@ def get_world() -> World:
 
 
 def is_launched() -> bool:
-    """Whether this process was started as one of a group, be it of one."""
+    """Return True if a launcher started this process as a rank, even as the only one."""
     return get_world() != SINGLE_PROCESS or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _adopt_slurm() -> None:
-    """Say in torchrun's words what ``srun`` says in SLURM's. A batch script itself, without ``srun``, is no step."""
+    """Set torchrun's variables from those of an ``srun`` step. A batch script itself, without ``srun``, is no step."""
     slurm = os.environ
     tasks = int(slurm.get("SLURM_STEP_NUM_TASKS") or slurm.get("SLURM_NTASKS") or 1)
     if tasks == 1:
         return
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment  # start-up time: SLURM only
 
     per_node = slurm.get("SLURM_STEP_TASKS_PER_NODE") or slurm.get("SLURM_TASKS_PER_NODE") or str(tasks)
     cluster = SLURMEnvironment(auto_requeue=False)

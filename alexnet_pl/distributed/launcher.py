@@ -1,4 +1,4 @@
-"""distributed.launcher."""
+"""Single-node launcher: start the ranks as torchrun would, pass signals on, stop all when one fails."""
 
 import logging
 import os
@@ -10,131 +10,132 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from alexnet_pl.distributed.collectives import RankFailedError
+from alexnet_pl.runtime.commands import hydra_override, train_command
 from alexnet_pl.runtime.errors import user_environment
+from alexnet_pl.runtime.signals import stop_signals
+from alexnet_pl.runtime.system import usable_cores
 
 log = logging.getLogger(__name__)
 
-
 GRACE_SECONDS = 20
-"""How long the other processes may take to end after one has ended, before they are killed."""
+"""Time for the other ranks to end after one has ended, before they are killed."""
 
-_PARENT = "ALEXNET_PL_PARENT"  # process id of launch(), whose end its processes notice
+_PARENT = "ALEXNET_PL_PARENT"
+"""Environment variable with the process ID of the launcher, whose end its ranks notice."""
 
-
-# --- starting the processes of this machine -------------------------------------------------------------------------
+_Rank = subprocess.Popen[bytes]
 
 
 def launch(count: int, run_dir: Path) -> None:
-    """Start ``count`` processes of the command that this process is, and wait until they have ended.
+    """Run this process's command as ``count`` ranks on this node and wait until they have ended.
 
-    Signals are passed on. When one process ends with an error the others are stopped; when this one is killed, they
-    stop by themselves.
+    Signals are passed on. If a rank fails, the others are stopped. If the launcher is killed, the ranks stop by
+    themselves (:func:`end_with_parent`).
 
     Raises:
-        UserError: with the first error's own words, or naming the process that was killed.
-        SystemExit: with the exit status of the processes, where they have said themselves what was wrong.
+        RankFailedError: a rank was killed.
+        SystemExit: a rank failed; with its exit status, and its message printed.
     """
-    log.info(f"        {count} processes")
-    with tempfile.TemporaryDirectory() as folder:
-        errors = [open(Path(folder) / f"{rank}.err", "w+") for rank in range(1, count)]  # noqa: SIM115
-        processes = _start(count, run_dir, errors)
-        before = {number: signal.signal(number, lambda got, frame: _signal(processes, got)) for number in _PASSED_ON}
+    log.info(f"        {count} ranks")
+    with tempfile.TemporaryDirectory() as scratch:
+        errors = [Path(scratch) / f"{rank}.err" for rank in range(1, count)]
+        with ExitStack() as files:  # the ranks keep them open
+            ranks = _start(count, run_dir, [files.enter_context(path.open("wb")) for path in errors])
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            for rank in ranks:
+                rank.send_signal(number)  # does nothing to one that has ended
+
+        before = {number: signal.signal(number, pass_on) for number in stop_signals()}
         try:
-            failed = _wait(processes)
+            failed = _wait(ranks)
         finally:
-            _stop(processes)
+            _stop(ranks)
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if failed is None:
-            return
-        said = []
-        for file in errors:
-            file.seek(0)
-            said.append(file.read())
-            file.close()
-    _report(failed, processes[failed].returncode, ["", *said], run_dir)
+        if failed is not None:
+            messages = ["", *(path.read_text(encoding="utf-8", errors="replace") for path in errors)]
+            _report(failed, ranks[failed].returncode, messages, run_dir)
 
 
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-def _start(count: int, run_dir: Path, errors: Sequence[IO[str]]) -> list[subprocess.Popen]:
+def _start(count: int, run_dir: Path, errors: Sequence[IO[bytes]]) -> list[_Rank]:
+    """Start the ranks with this process's command line and torchrun's environment variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = str(run_dir).replace("\\", "\\\\").replace("'", "\\'")
-    script = os.path.abspath(sys.argv[0])
-    command = [sys.executable, script] if script.endswith("train.py") else [sys.executable, "-m", "alexnet_pl", "train"]
-    command += [argument for argument in sys.argv[1:] if not argument.startswith("hydra.run.dir=")]
-    command.append(f"hydra.run.dir='{folder}'")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = {
-        "OMP_NUM_THREADS": str(max(1, cores // count)), **user_environment(os.environ), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "alexnet_pl", _PARENT: str(os.getpid()),
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // count)), **user_environment(os.environ),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "alexnet_pl",
+        _PARENT: str(os.getpid()),
     }  # fmt: skip
     return [
         subprocess.Popen(
-            command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            _command(run_dir),
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=None if rank == 0 else subprocess.DEVNULL,
             stderr=None if rank == 0 else errors[rank - 1],
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            start_new_session=True,  # Ctrl-C reaches the launcher only, which passes it on once
         )
         for rank in range(count)
     ]
 
 
-def _signal(processes: Sequence[subprocess.Popen], number: int) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(number)
+def _command(run_dir: Path) -> list[str]:
+    """Return this process's command line with its run directory."""
+    script = os.path.abspath(sys.argv[0])
+    program = [script] if script.endswith("train.py") else ["-m", "alexnet_pl", "train"]
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("hydra.run.dir=")]
+    return [sys.executable, *program, *arguments, hydra_override("hydra.run.dir", run_dir)]
 
 
-def _wait(processes: Sequence[subprocess.Popen]) -> int | None:
-    """The rank that failed first; None when all have ended well."""
+def _wait(ranks: Sequence[_Rank]) -> int | None:
+    """Wait until a rank fails or all have ended. Return the rank that failed first, or None."""
     while True:
-        codes = [process.poll() for process in processes]
-        failed = [rank for rank, code in enumerate(codes) if code]
+        codes = [rank.poll() for rank in ranks]
+        failed = [(rank, code) for rank, code in enumerate(codes) if code]
         if failed:
-            # A kill comes before what the others then say of it.
-            return min(failed, key=lambda rank: (codes[rank] >= 0, rank))
+            # A killed rank comes first: the others only report its loss.
+            return min(failed, key=lambda each: (each[1] >= 0, each[0]))[0]
         if all(code == 0 for code in codes):
             return None
         time.sleep(0.05)
 
 
-def _stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Let the others end by themselves for a moment (they notice), then ask, then kill."""
-    for seconds, number in ((GRACE_SECONDS / 4, signal.SIGTERM), (GRACE_SECONDS, signal.SIGKILL)):
+def _stop(ranks: Sequence[_Rank]) -> None:
+    """Let the other ranks end by themselves for a moment, then ask them to stop, then kill them."""
+    for seconds, end in ((GRACE_SECONDS / 4, _Rank.terminate), (GRACE_SECONDS, _Rank.kill)):
         deadline = time.monotonic() + seconds
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
             time.sleep(0.05)
-        _signal(processes, number)
-    for process in processes:
-        process.wait()
+        for rank in ranks:
+            end(rank)  # does nothing to one that has ended
+    for rank in ranks:
+        rank.wait()
 
 
-def _report(rank: int, code: int, said: Sequence[str], run_dir: Path) -> None:
-    again = f"python train.py resume={run_dir}"
+def _report(rank: int, code: int, messages: Sequence[str], run_dir: Path) -> None:
+    """Raise or exit as the failed rank did; print its message unless it is rank 0, which printed its own."""
     if code < 0:
         raise RankFailedError(
-            f"process {rank} of {len(said)} was killed by {signal.Signals(-code).name}; the others were stopped.\n"
-            f"Go on with: {again}"
+            f"rank {rank} of {len(messages)} was killed by {signal.Signals(-code).name}; the others were stopped.\n"
+            f"To resume: {train_command(resume=run_dir)}"
         )
-    lines = said[rank].strip().splitlines()
-    if rank > 0 and code < 128:  # process 0 speaks for itself
+    lines = messages[rank].strip().splitlines()
+    if rank > 0 and code < 128:  # above, a signal that the user knows of
         message = [line for line in lines if line.startswith("error: ")] or lines[-20:]
         print("\n".join(message), file=sys.stderr)
     sys.exit(code)
 
 
 def end_with_parent() -> None:
-    """In a process of :func:`launch`: stop, as at a SIGTERM, when the process that started it is no longer there."""
+    """In a rank of :func:`launch`, watch for the launcher's end and stop as at SIGTERM; do nothing elsewhere."""
     if (parent := os.environ.get(_PARENT)) is None:
         return
 
