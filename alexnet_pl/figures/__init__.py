@@ -1,1 +1,1 @@
-"""Figures of a run and its HTML report."""
+"""Figures of a run (charts, image grids) and its HTML report."""

@@ -1,234 +1,248 @@
-"""One run as one page: ``python -m alexnet_pl report RUN`` draws its figures anew; see ``--help``."""
+"""HTML report of a run: results, facts, commands, figures and config from a run directory, as one self-contained file.
+
+A run directory may come from a stranger. Its text is shown, escaped and never obeyed, and nothing is fetched.
+"""
 
 import base64
-import html
 import json
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from alexnet_pl.figures.charts import Curves, learning_curves, read_curves, training_curves
+from alexnet_pl.figures.charts import Curves, plot_learning_curves, plot_training_curves, read_curves
 from alexnet_pl.figures.image_grids import png
 from alexnet_pl.figures.run_figures import TITLES, save
-from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.errors import UserError, one_line, printable
+from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.run_folder import CONFIG, RESULT, read_commands
 from alexnet_pl.runtime.system import package_versions
 
 REPORT = "report.html"
 
 FIGURES = "figures"
 
-STYLE = """
-:root { color-scheme: light; }
-body { max-width: 1080px; margin: 2rem auto; padding: 0 1.2rem; background: #fff; color: #1a1a1a;
-       font: 16px/1.5 system-ui, "Segoe UI", sans-serif; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-.status { color: #555; margin-top: 0; }
-table { border-collapse: collapse; margin: .4rem 0; }
-th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1.6rem 0; } figcaption { font-weight: 600; margin-bottom: .4rem; }
-img { max-width: 100%; height: auto; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
-td { overflow-wrap: anywhere; }
-"""
+MAX_TEXT_BYTES, MAX_FIGURE_BYTES = 2**20, 2**25
+"""Larger files of a run directory are not the ones that a run writes, and are not shown."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 Row = tuple[str, ...]
 
 
-def write_report(run_dir: Path, left_out: dict[str, str] | None = None) -> Path:
-    """Draw the curves of metrics.csv and write ``report.html`` from what lies in the run folder.
+def write_report(run_dir: Path, unavailable: dict[str, str] | None = None) -> Path:
+    """Draw the curves of metrics.csv and write ``report.html`` from the files in the run directory.
 
     Args:
-        left_out: figure → why there is none.
+        unavailable: reason by the name of each figure that could not be drawn.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the directory cannot be written.
     """
-    missing = dict(left_out or {})
+    reasons = dict(unavailable or {})
     try:
         curves = read_curves(run_dir)
     except UserError as error:
         curves = {}
-        missing |= {name: str(error) for name in ("learning_curves", "training")}
+        reasons |= dict.fromkeys(("learning_curves", "training"), str(error))
     if curves:
-        drawn = {"learning_curves": learning_curves({"": curves}), "training": training_curves(curves)}
-        save({name: png(figure) for name, figure in drawn.items()}, run_dir / FIGURES)
+        try:
+            drawn = {"learning_curves": plot_learning_curves({"": curves}), "training": plot_training_curves(curves)}
+            save({name: png(figure) for name, figure in drawn.items()}, run_dir / FIGURES)
+        except Exception as error:  # plotting must never abort a run
+            reasons |= dict.fromkeys(("learning_curves", "training"), f"drawing failed: {one_line(error)}")
     path = run_dir / REPORT
-    scratch = path.with_name(f".{REPORT}")
-    scratch.write_text(page(run_dir, curves, missing), encoding="utf-8")
-    scratch.replace(path)
+    write_atomic(path, render(run_dir, curves, reasons))
     return path
 
 
-def page(run_dir: Path, curves: Curves, left_out: dict[str, str]) -> str:
-    """The whole HTML page. Nothing in it is fetched, and all text from the run is escaped."""
-    result, config = read_json(run_dir / "result.json"), read_config(run_dir / "config.yaml")
-    sections = [
-        ("Results", results_section(result, curves)),
-        ("The run", table(facts(run_dir, result, config, curves))),
-        ("Figures", figures_section(run_dir / FIGURES, left_out)),
-        ("Configuration", config_section(run_dir / "config.yaml")),
-        ("Versions", table(sorted((result.get("versions") or {}).items()) or [("installed now", "")], [])),
-    ]
-    if not result.get("versions"):
-        sections[-1] = ("Versions (installed now)", table([*package_versions().items()]))
-    title = heading(result, config)
-    body = "\n".join(f"<section>\n<h2>{text(name)}</h2>\n{content}\n</section>" for name, content in sections)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{text(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{text(title)}</h1>
-<p class="status">{text(status(result, curves))}</p>
-{body}
-</body>
-</html>
-"""
+def open_command(path: Path) -> str:
+    """Return the shell command that opens a file in its default application on this platform."""
+    if sys.platform == "win32":
+        return f'start "" "{path}"'
+    return shlex.join(["open" if sys.platform == "darwin" else "xdg-open", str(path)])
 
 
-def heading(result: dict[str, Any], config: dict[str, Any]) -> str:
-    """Such as ``AlexNet on cifar10``."""
-    model = result.get("model") or short_name(config.get("model"))
-    data = (result.get("data") or {}).get("name") or short_name(config.get("data")).removesuffix("DataModule")
-    return f"{model or 'A run'} on {data}" if data else model or "A run"
+def render(run_dir: Path, curves: Curves, unavailable: dict[str, str]) -> str:
+    """Return the HTML page of a run.
+
+    Args:
+        curves: columns of its metrics.csv; {} if no epoch has ended.
+        unavailable: as for :func:`write_report`.
+    """
+    config_text = _read(run_dir / CONFIG, MAX_TEXT_BYTES).decode(errors="replace")
+    result, config = _as_dict(_parse(json.loads, _read(run_dir / RESULT, MAX_TEXT_BYTES))), _read_config(config_text)
+    commands = read_commands(run_dir)
+    best_so_far, metrics = _headline(result, curves)
+    figures, missing = _load_figures(run_dir / FIGURES, unavailable)
+    recorded = _as_dict(result.get("versions"))
+    versions = sorted(recorded.items()) if recorded else package_versions().items()
+    return _template().render(
+        title=_title(result, config),
+        status=_status(result, curves),
+        best_so_far=best_so_far,
+        results=_result_rows(metrics),
+        facts=[*_facts(run_dir, result, config, curves, commands)],
+        commands=commands,
+        figures=figures,
+        unavailable=missing,
+        config_text=config_text,
+        versions=[(name, str(version)) for name, version in versions],
+        versions_title="Versions" if recorded else "Versions (installed now)",
+    )
 
 
-def status(result: dict[str, Any], curves: Curves) -> str:
+@cache
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("alexnet_pl.figures"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_clean,
+    )  # fmt: skip
+    environment.tests["numeric"] = lambda cell: not math.isnan(_number(cell))
+    return environment.get_template("report.html.j2")
+
+
+def _clean(value: Any) -> Any:
+    """Drop control characters, which HTML does not allow, from the text of an expression; keep line breaks."""
+    if type(value) is not str or value.isprintable():
+        return value
+    return "\n".join(printable(line.expandtabs()) for line in value.split("\n"))
+
+
+def _title(result: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return a title such as ``AlexNet on cifar10``."""
+    model = result.get("model") or _class_name(config.get("model"))
+    data = _as_dict(result.get("data")).get("name") or _class_name(config.get("data")).removesuffix("DataModule")
+    return f"{model or 'Run'} on {data}" if data else str(model or "Run")
+
+
+def _status(result: dict[str, Any], curves: Curves) -> str:
     epochs = len(curves.get("epoch", []))
-    if result:
-        best = result.get("best_epoch", "?")
-        return f"Finished after {result.get('epochs', epochs)} epochs; the best one by validation is {best}."
-    return f"Not finished: {epochs} epochs so far." if epochs else "Not finished: no epoch has ended."
+    if not result:
+        return f"Not finished: {_epochs(epochs)} so far." if epochs else "Not finished: no epoch has ended."
+    if result.get("status") != "finished":
+        return f"Status: {result.get('status')}, after {_epochs(epochs)}."
+    best = result.get("best_epoch", "?")
+    return f"Finished after {_epochs(result.get('epochs', epochs))}; best epoch by validation: {best}."
 
 
-def results_section(result: dict[str, Any], curves: Curves) -> str:
-    """Loss, accuracy and error of both splits; of a run that has not ended the validation of its best epoch."""
-    figures = {name: value for name, value in result.items() if "/" in name}
-    said = ""
-    if not figures and (accuracies := [value for value in curves.get("val/acc", []) if math.isfinite(value)]):
-        best = curves["val/acc"].index(max(accuracies))
-        figures = {
-            name: values[best] for name, values in curves.items() if name.startswith("val/") and best < len(values)
-        }
-        said = f"<p>Of epoch {best + 1}, the best so far.</p>\n"
-    if not figures:
-        return "<p>There are no results yet.</p>"
+def _epochs(count: Any) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
+
+
+def _headline(result: dict[str, Any], curves: Curves) -> tuple[int | None, dict[str, Any]]:
+    """Return the metrics to show, and the epoch they are from if the run has not finished (None if it has)."""
+    if metrics := {name: value for name, value in result.items() if "/" in name}:
+        return None, metrics
+    accuracies = curves.get("val/acc", [])
+    if not any(map(math.isfinite, accuracies)):
+        return None, {}
+    best = max(filter(lambda row: math.isfinite(accuracies[row]), range(len(accuracies))), key=accuracies.__getitem__)
+    metrics = {name: values[best] for name, values in curves.items() if name.startswith("val/")}
+    epoch = curves.get("epoch", [])[best : best + 1]
+    return int(epoch[0]) if epoch and math.isfinite(epoch[0]) else best + 1, metrics
+
+
+def _result_rows(metrics: dict[str, Any]) -> list[Row]:
+    """Return loss, accuracies and errors per split, with a row for the ten-crop test if there was one."""
     rows = []
-    for split, name in (("val", "validation"), ("test", "test")):
-        loss, top1, top5 = (number(figures.get(f"{split}/{key}")) for key in ("loss", "acc", "acc_top5"))
+    splits = {"validation": ("val", ""), "test": ("test", ""), "test, ten-crop": ("test", "_ten_crop")}
+    for name, (split, suffix) in splits.items():
+        loss, top1, top5 = (_number(metrics.get(f"{split}/{key}{suffix}")) for key in ("loss", "acc", "acc_top5"))
         if not all(map(math.isnan, (loss, top1, top5))):
             rows.append((name, *(f"{value:.4f}" for value in (loss, top1, 1 - top1, top5, 1 - top5))))
-    head = ("split", "loss (nats)", "top-1 accuracy", "top-1 error", "top-5 accuracy", "top-5 error")
-    return said + table(rows, head)
+    return rows
 
 
-def facts(run_dir: Path, result: dict[str, Any], config: dict[str, Any], curves: Curves) -> list[Row]:
-    """Name and value of what a reader asks first; what is not known is left out."""
-    data, seconds = result.get("data") or {}, result.get("seconds") or sum(curves.get("epoch_seconds", []))
-    images = ", ".join(f"{data[split]:,} {split}" for split in ("train", "val", "test") if split in data)
-    rows = [
-        ("command", command(run_dir)),
-        ("data", f"{data.get('source', '')} ({images} images)" if data else ""),
-        ("parameters", f"{result['parameters']:,}" if "parameters" in result else ""),
-        ("training time", f"{seconds:,.0f} s" if seconds else ""),
-        ("speed", f"{result['images_per_second']:,.0f} images/s" if "images_per_second" in result else ""),
-        ("device", str(result.get("device", ""))),
-        ("precision", str(result.get("precision", ""))),
-        ("seed", f"{config.get('seed', '?')}, of the split {config.get('split_seed', '?')}"),
-        ("commit", str(result.get("git_commit") or "")),
-        ("folder", str(run_dir)),
-    ]
-    return [row for row in rows if row[1]]
+def _facts(
+    run_dir: Path, result: dict[str, Any], config: dict[str, Any], curves: Curves, commands: list[tuple[str, str]]
+) -> Iterator[Row]:
+    """Yield name and value of the facts that a reader asks for first; unknown ones are left out."""
+    data = _as_dict(result.get("data"))
+    images = ", ".join(f"{_number(data[split]):,.0f} {split}" for split in ("train", "val", "test") if split in data)
+    seconds = _number(result.get("seconds"))
+    if math.isnan(seconds):
+        seconds = sum(filter(math.isfinite, curves.get("epoch_seconds", [])))
+    speed, parameters = _number(result.get("images_per_second")), _number(result.get("parameters"))
+    facts = {
+        "date": commands[0][0] if commands else "",
+        "variant": describe_variant(_as_dict(config.get("model"))),
+        "data": f"{data.get('source', '')} ({images} images)" if data else "",
+        "parameters": "" if math.isnan(parameters) else f"{parameters:,.0f}",
+        "training time": f"{seconds:,.0f} s" if seconds else "",
+        "speed": "" if math.isnan(speed) else f"{speed:,.0f} images/s",
+        "device": result.get("device"),
+        "precision": result.get("precision"),
+        "seed": f"{config.get('seed', '?')} (split {config.get('split_seed', '?')})",
+        "commit": result.get("git_commit"),
+        "directory": run_dir,
+    }
+    return ((name, str(value)) for name, value in facts.items() if value)
 
 
-def figures_section(folder: Path, left_out: dict[str, str]) -> str:
-    """Every figure that lies in ``folder``, and why another does not."""
-    parts, absent = [], []
+def describe_variant(model: dict[str, Any]) -> str:
+    """Return normalization, pooling and activation of a model's config, as far as it names them."""
+    parts = []
+    for name, key in (("normalization", "norm"), ("pooling", "pool"), ("activation", "activation")):
+        if layer := _class_name(model.get(key)):
+            placement = str(model.get("norm_placement", "")).replace("_", " ") if key == "norm" else ""
+            text = "none" if layer == "Identity" else f"{layer} {placement}".strip()
+            parts.append(f"{name}: {text}")
+    return "; ".join(parts)
+
+
+def _load_figures(folder: Path, unavailable: dict[str, str]) -> tuple[list[Row], list[Row]]:
+    """Return title and base64 text of the figures in ``folder``, and title and reason of the others."""
+    figures, missing = [], []
     for name, title in TITLES.items():
-        path = folder / f"{name}.png"
-        if path.is_file():
-            source = base64.b64encode(path.read_bytes()).decode()
-            caption = f"<figcaption>{text(title)}</figcaption>"
-            parts.append(f'<figure>{caption}<img alt="{text(title)}" src="data:image/png;base64,{source}"></figure>')
+        content = _read(folder / f"{name}.png", MAX_FIGURE_BYTES)
+        if content.startswith(PNG_SIGNATURE):
+            figures.append((title, base64.b64encode(content).decode()))
         else:
-            absent.append((title, left_out.get(name, "it was not drawn")))
-    absent += [(name, reason) for name, reason in left_out.items() if name not in TITLES]
-    if absent:
-        items = "".join(f"<li>{text(title)}: {text(reason)}</li>" for title, reason in absent)
-        parts.append(f"<p>Left out:</p>\n<ul>{items}</ul>")
-    return "\n".join(parts)
+            missing.append((title, unavailable.get(name, "it was not drawn")))
+    return figures, missing + [(name, reason) for name, reason in unavailable.items() if name not in TITLES]
 
 
-def config_section(path: Path) -> str:
+def _read(path: Path, limit: int) -> bytes:
+    """Return a regular file's content; b"" if there is none, it is unreadable or larger than ``limit`` bytes."""
     try:
-        return f"<pre>{text(path.read_text(errors='replace'))}</pre>"
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        return content if len(content) <= limit else b""
     except OSError:
-        return "<p>There is no config.yaml.</p>"
+        return b""
 
 
-def command(run_dir: Path) -> str:
-    """The command line that the run was started with, as far as Hydra noted it."""
+def _read_config(text: str) -> dict[str, Any]:
+    return _as_dict(_parse(yaml.safe_load, text))
+
+
+def _parse(load: Any, text: bytes | str) -> Any:
     try:
-        overrides = OmegaConf.to_container(OmegaConf.load(run_dir / ".hydra" / "overrides.yaml"))
-        return shlex.join(["python", "train.py", *map(str, overrides)])
-    except Exception:  # not started by Hydra, or damaged: there is nothing to show
-        return ""
+        return load(text)
+    except (ValueError, yaml.YAMLError, RecursionError):  # corrupt: the page goes without it
+        return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _class_name(section: Any) -> str:
+    return str(_as_dict(section).get("_target_", "")).rpartition(".")[2]
+
+
+def _number(value: Any) -> float:
+    """Return a number, or the number that a text holds; NaN for anything else."""
     try:
-        found = json.loads(path.read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        return found if isinstance(found, dict) else {}
-    except Exception:  # yaml's and OmegaConf's own; the page shows the file's text anyway
-        return {}
-
-
-def short_name(section: Any) -> str:
-    return str(section.get("_target_", "")).rpartition(".")[2] if isinstance(section, dict) else ""
-
-
-def number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def table(rows: Iterable[Row], head: Sequence[str] = ()) -> str:
-    """An HTML table; cells that hold a number stand to the right."""
-
-    def cell(kind: str, value: str) -> str:
-        right = ' class="number"' if head and value != head[0] and kind == "th" or _is_number(value) else ""
-        return f"<{kind}{right}>{text(value)}</{kind}>"
-
-    lines = [f"<thead><tr>{''.join(cell('th', name) for name in head)}</tr></thead>"] if head else []
-    lines += ["<tbody>", *(f"<tr>{''.join(cell('td', str(value)) for value in row)}</tr>" for row in rows), "</tbody>"]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
-
-
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def text(value: str) -> str:
-    """Escaped for HTML, attributes too; control characters, which HTML does not allow, as question marks."""
-    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "?" for c in value), quote=True)
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan

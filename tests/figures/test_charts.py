@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.colors import to_hex
 
-from alexnet_pl.figures.charts import COLOURS, learning_curves, read_curves
+from alexnet_pl.figures.charts import COLORS, plot_learning_curves, read_curves
 from alexnet_pl.runtime.errors import UserError
 
 CURVES = {
@@ -16,11 +16,11 @@ CURVES = {
 
 def test_learning_curves_draw_every_run_against_its_epochs():
     short = {name: values[:2] for name, values in CURVES.items()}  # a run that is still going on
-    figure = learning_curves({"a": CURVES, "b": short}, published={"paper": 0.734})
+    figure = plot_learning_curves({"a": CURVES, "b": short}, published={"paper": 0.734})
     loss, accuracy = figure.axes
     for axes, quantity in ((loss, "loss"), (accuracy, "acc")):
         drawn = {line.get_label(): line for line in axes.lines}
-        for name, curves, colour in (("a", CURVES, COLOURS[0]), ("b", short, COLOURS[1])):
+        for name, curves, colour in (("a", CURVES, COLORS[0]), ("b", short, COLORS[1])):
             for split, what in (("train", "training"), ("val", "validation")):
                 line = drawn[f"{name}, {what}"]
                 assert list(line.get_xdata()) == list(range(1, len(curves["val/acc"]) + 1))
@@ -32,7 +32,7 @@ def test_learning_curves_draw_every_run_against_its_epochs():
 
 
 def test_more_runs_than_colours_are_all_drawn():
-    assert len(learning_curves({str(i): CURVES for i in range(9)}).axes[0].lines) == 18
+    assert len(plot_learning_curves({str(i): CURVES for i in range(9)}).axes[0].lines) == 18
 
 
 def test_curves_are_read_from_a_run_folder(tmp_path):

@@ -23,27 +23,27 @@ from torch import nn
 
 from alexnet_pl.cli import report, tensorboard
 from alexnet_pl.data.transforms import normalize
-from alexnet_pl.figures.charts import confusion_matrix, learning_curves, training_curves
+from alexnet_pl.figures.charts import plot_confusion_matrix, plot_learning_curves, plot_training_curves
 from alexnet_pl.figures.features import (
-    activations,
+    activation_stats,
     extract_features,
     feature_layer,
-    histogram,
+    compute_histogram,
     kernel_groups,
     pca,
-    undisturbed,
+    evaluation_mode,
 )
 from alexnet_pl.figures.html_report import write_report
-from alexnet_pl.figures.image_grids import conv1_kernels, image_wall, nearest_images, picture_bars, png
+from alexnet_pl.figures.image_grids import plot_kernels, plot_captioned, plot_nearest_images, plot_top5, png
 from alexnet_pl.figures.run_figures import (
     DRAWN_BY,
-    MISTAKES,
-    SHOWN,
+    NUM_MISTAKES,
+    SAMPLE_SIZE,
     TITLES,
     FigureInputs,
     TestPredictions,
     draw,
-    one_of_each_class,
+    spread_over_classes,
 )
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.training.callbacks.tensorboard import HP_METRICS, LAYOUT, hyperparameters, open_row
@@ -231,7 +231,7 @@ def test_figures_of_a_test_with_ten_views_show_the_centre(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting", ["histogram_every_n_epochs=-1", "training_images=-1", "figures=some", "histogram_every_n_epochs=x"]
+    "setting", ["histogram_every_n_epochs=-1", "num_neighbor_images=-1", "figures=some", "histogram_every_n_epochs=x"]
 )
 def test_settings_are_checked_before_data_is_read(setting, tmp_path):
     with pytest.raises(ConfigError, match=f"callbacks.dashboard.{setting.partition('=')[0]}"):
@@ -396,9 +396,9 @@ def test_the_dashboard_says_when_the_port_is_taken(drawn):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} is taken.*\nTry PORT={port + 1} "):
+        with pytest.raises(UserError, match=rf"port {port} is in use.*\nTry PORT={port + 1} "):
             tensorboard.main([str(drawn), "--port", str(port)])
-    with pytest.raises(UserError, match="99999 is no port"):
+    with pytest.raises(UserError, match="port=99999 is invalid"):
         tensorboard.main([str(drawn), "--port", "99999"])
 
 
@@ -422,37 +422,37 @@ def test_a_record_keeps_the_mistakes_and_a_fair_sample():
     assert sorted(record.labels.tolist()) == sorted(labels.tolist())
     confidence, predicted = logits.softmax(1).max(1)
     wrong = confidence.where(predicted != labels, -1)
-    worst = wrong.argsort(descending=True)[:MISTAKES]
+    worst = wrong.argsort(descending=True)[:NUM_MISTAKES]
     assert torch.equal(record.mistakes.images, images[worst])
     assert torch.equal(record.mistakes.labels, labels[worst])
     assert torch.allclose(record.mistakes.probabilities, logits[worst].softmax(1))
-    assert len(record.sample.images) == SHOWN
-    assert len(record.sample.images.flatten(1).unique(dim=0)) == SHOWN
+    assert len(record.sample.images) == SAMPLE_SIZE
+    assert len(record.sample.images.flatten(1).unique(dim=0)) == SAMPLE_SIZE
     assert len(record.sample.labels.unique()) == 7
 
 
 def test_examples_are_of_as_many_classes_as_there_are():
     labels = torch.tensor([3, 3, 3, 1, 0, 1, 3, 0])
-    assert one_of_each_class(labels, 5) == [0, 3, 4, 1, 5]
-    assert one_of_each_class(labels, 50) == [0, 3, 4, 1, 5, 7, 2, 6]
-    assert one_of_each_class(torch.empty(0), 5) == []
+    assert spread_over_classes(labels, 5) == [0, 3, 4, 1, 5]
+    assert spread_over_classes(labels, 50) == [0, 3, 4, 1, 5, 7, 2, 6]
+    assert spread_over_classes(torch.empty(0), 5) == []
 
 
 def test_histograms_and_dead_units_are_counted_right():
     values = torch.randn(5000)
     values[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
-    found, finite = histogram(values), values[values.isfinite()].numpy()
-    counts, edges = np.histogram(finite, bins=64)
+    found, finite = compute_histogram(values), values[values.isfinite()].numpy()
+    counts, edges = np.compute_histogram(finite, bins=64)
     assert np.abs(found.counts - counts).sum() <= 4  # a value on an edge may fall on either side
     assert np.allclose(found.edges, edges, atol=1e-6)
     assert found.squares == pytest.approx(float((finite**2).sum()), rel=1e-4)
-    assert histogram(torch.full((9,), 2.0)).counts.sum() == 9
-    assert histogram(torch.tensor([float("nan")])) is None
+    assert compute_histogram(torch.full((9,), 2.0)).counts.sum() == 9
+    assert compute_histogram(torch.tensor([float("nan")])) is None
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Tanh())
     with torch.no_grad():
         net[0].bias[:1], net[3].bias[:3] = -1e6, -1e6
         net[0].bias[1:], net[3].bias[3:] = 1e3, 1e6
-    seen = activations(net, torch.rand(6, 3, 4, 4))
+    seen = activation_stats(net, torch.rand(6, 3, 4, 4))
     assert {name: answers.dead for name, answers in seen.items()} == {"1": 0.25, "4": pytest.approx(0.6), "5": None}
 
 
@@ -464,7 +464,7 @@ def test_looking_inside_a_network_leaves_it_as_it_was():
     state = torch.get_rng_state()
     found = extract_features(net, [batch, batch], (0.5,) * 3, (0.5,) * 3, 8)
     assert found.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    with undisturbed(net):
+    with evaluation_mode(net):
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in net.modules()] == modes
@@ -496,7 +496,7 @@ def test_the_confusion_matrix_has_scikit_learns_numbers():
     random = np.random.default_rng(0)
     true, said = random.integers(0, 4, 200), random.integers(0, 4, 200)
     counts = sklearn_confusion(true, said)
-    axes = confusion_matrix(counts, ["cat", "dog", "$x_1$", "a name that is much too long for it"]).axes[0]
+    axes = plot_confusion_matrix(counts, ["cat", "dog", "$x_1$", "a name that is much too long for it"]).axes[0]
     expected = 100 * counts / counts.sum(1, keepdims=True)
     assert np.allclose(axes.images[0].get_array(), expected)
     assert [text.get_text() for text in axes.texts] == [f"{share:.0f}" for share in expected.flat]
@@ -509,7 +509,7 @@ def test_a_confusion_matrix_of_any_size_can_be_read(classes):
     counts = np.eye(classes, dtype=np.int64) * 10
     counts[0, -1] += 7 * (classes > 1)
     counts[classes // 2] = 0  # a class without images
-    figure = confusion_matrix(counts, [f"class {index}" for index in range(classes)])
+    figure = plot_confusion_matrix(counts, [f"class {index}" for index in range(classes)])
     shown = pixels(figure)
     assert max(shown.shape) < 2000
     if classes > 30:
@@ -520,7 +520,7 @@ def test_a_confusion_matrix_of_any_size_can_be_read(classes):
 def test_kernels_lie_in_blocks_of_their_group_on_their_own_scale():
     kernels = np.zeros((96, 3, 11, 11), dtype=np.float32)
     kernels[:, 0], kernels[48:, 1] = 0.5, -2.0
-    page = conv1_kernels(kernels, groups=2).axes[0].images[0].get_array()
+    page = plot_kernels(kernels, groups=2).axes[0].images[0].get_array()
     first, second = (page == (255, 128, 128)).all(2), (page == (159, 0, 128)).all(2)
     assert first.sum() == second.sum() == 48 * 44 * 44
     rows = [np.flatnonzero(found.any(1)) for found in (first, second)]
@@ -529,25 +529,25 @@ def test_kernels_lie_in_blocks_of_their_group_on_their_own_scale():
     assert kernel_groups(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))) == 1
     assert kernel_groups(nn.Linear(2, 2)) == 1
     with pytest.raises(ValueError, match="5 channels"):
-        conv1_kernels(np.zeros((4, 5, 3, 3)))
-    pixels(conv1_kernels(np.full((6, 1, 5, 5), np.nan)))
+        plot_kernels(np.zeros((4, 5, 3, 3)))
+    pixels(plot_kernels(np.full((6, 1, 5, 5), np.nan)))
 
 
 def test_the_true_class_and_other_neighbours_are_marked():
     picture = Image.new("RGB", (8, 8))
-    figure = picture_bars([(picture, "cat", [("dog", 0.7), ("cat", 0.3)])], ["cat"])
+    figure = plot_top5([(picture, "cat", [("dog", 0.7), ("cat", 0.3)])], ["cat"])
     colours = [patch.get_facecolor()[:3] for patch in figure.axes[1].patches]
     assert colours[0] != colours[1]
     images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     found = np.stack([images, images])
-    figure = nearest_images(images, ["cat", "dog"], found, [["cat", "dog"], ["dog", "dog"]], np.eye(2), "fc7")
+    figure = plot_nearest_images(images, ["cat", "dog"], found, [["cat", "dog"], ["dog", "dog"]], np.eye(2), "fc7")
     marked = [text.get_text() for text in figure.axes[0].texts if text.get_color() not in ("black",)]
     assert marked == ["dog 0.00"]
 
 
 def test_captions_of_the_longest_names_do_not_touch():
     images = np.zeros((16, 32, 32, 3), dtype=np.uint8)
-    figure = image_wall(images, [["MWMWMWMWMWMWMWMWMWMWMW 1.000", "true: MWMWMWMWMWMWMW"]] * 16)
+    figure = plot_captioned(images, [["MWMWMWMWMWMWMWMWMWMWMW 1.000", "true: MWMWMWMWMWMWMW"]] * 16)
     shown = pixels(figure).min(2)
     captions = shown[150:165]  # the bold line of the first row
     gaps = (captions.min(0) > 200).astype(int)
@@ -561,10 +561,10 @@ def test_curves_with_gaps_and_infinities_are_drawn():
         "val/acc": [0.1, float("nan")],
         "lr": [0.0, 1],
     }
-    assert pixels(learning_curves({"": odd})).shape[2] == 3
-    assert len(training_curves(odd).axes) == 1
-    assert pixels(training_curves(odd)).shape[2] == 3
-    assert training_curves({}).axes == []
+    assert pixels(plot_learning_curves({"": odd})).shape[2] == 3
+    assert len(plot_training_curves(odd).axes) == 1
+    assert pixels(plot_training_curves(odd)).shape[2] == 3
+    assert plot_training_curves({}).axes == []
 
 
 def material(net: nn.Module, classes: int, probabilities: torch.Tensor | None = None) -> FigureInputs:
@@ -603,4 +603,4 @@ def test_networks_without_the_usual_layers_have_what_they_have():
         extract_features(nn.Flatten(), [(torch.randn(3, 3, 2, 2), torch.tensor([0, 1, 0]))], (0.5,) * 3, (0.5,) * 3, 5)
         is None
     )
-    assert activations(net, torch.randn(3, 3, 2, 2)) == {}
+    assert activation_stats(net, torch.randn(3, 3, 2, 2)) == {}

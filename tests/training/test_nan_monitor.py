@@ -34,6 +34,8 @@ class NonFiniteAt(LightningModule):
 class Batches:
     """Loader of ten batches of four images."""
 
+    batch_size = 4
+
     def __len__(self) -> int:
         return 10
 
@@ -43,19 +45,23 @@ class Batches:
     def batches(self) -> list[Tensor]:
         return [torch.arange(4) + 4 * batch for batch in range(10)]
 
+    def images_before(self, batch: int) -> int:
+        return 4 * batch
+
 
 class DeferredNaNMonitor(NaNMonitor):
     """NaNMonitor that reads its flag every few steps, as it does on a GPU."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._at_once = False
+        self._is_immediate = False
 
 
-def trainer_with(callback: NaNMonitor, directory: Path) -> Trainer:
+def trainer_with(callback: NaNMonitor, directory: Path, **settings: int) -> Trainer:
     return Trainer(
         max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=directory, callbacks=[callback],
+        **settings,
     )  # fmt: skip
 
 
@@ -74,3 +80,20 @@ def test_a_non_finite_gradient_is_named_one_step_later_or_before_validation(at, 
     with pytest.raises(NonFiniteError, match=rf"the gradient is nan at step {at} \(epoch 2, batch {at - 10}, 4 images"):
         trainer.fit(NonFiniteAt(at=at, what="gradient"), Batches(), Batches())
     assert trainer.global_step == at + 1
+
+
+@pytest.mark.parametrize("callback", [NaNMonitor(), DeferredNaNMonitor(check_every_n_steps=5)])
+def test_the_batch_is_named_when_gradients_are_accumulated(callback, tmp_path):
+    """Three batches per step: step 1 consists of batches 3 to 5, and the check after batch 4 comes one batch late."""
+    trainer = trainer_with(callback, tmp_path, accumulate_grad_batches=3)
+    with pytest.raises(
+        NonFiniteError, match=r"the loss is nan at step 1 \(epoch 1, batch 3, 4 images: 12, 13, 14, 15;"
+    ):
+        trainer.fit(NonFiniteAt(at=1, what="loss"), Batches(), Batches())
+
+
+def test_an_epoch_without_validation_is_checked_at_its_end(tmp_path):
+    trainer = trainer_with(DeferredNaNMonitor(check_every_n_steps=50), tmp_path, check_val_every_n_epoch=4)
+    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 2 \(epoch 1, batch 2, 4 images: 8, 9, 10, 11;"):
+        trainer.fit(NonFiniteAt(at=2, what="loss"), Batches(), Batches())
+    assert trainer.global_step == 10

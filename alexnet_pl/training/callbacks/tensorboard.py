@@ -1,14 +1,12 @@
-"""training.callbacks.tensorboard."""
+"""TensorBoard pages: hyperparameter rows, chart layout, histograms, images, PR curves, projector, graph."""
 
 import contextlib
 import io
-import shlex
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch.distributed
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
@@ -18,8 +16,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from alexnet_pl.figures.features import Histogram, feature_layer, layers, pca
+from alexnet_pl.figures.features import Histogram, feature_layer, list_layers, pca
 from alexnet_pl.figures.run_figures import FigureInputs
+from alexnet_pl.runtime.commands import current_command
+from alexnet_pl.runtime.errors import printable
+from alexnet_pl.training.lightning_internals import add_summary
 from alexnet_pl.training.resume import named_on_the_command_line
 
 CHARTS = {
@@ -35,55 +36,59 @@ LAYOUT = {
         title: ["Multiline", [f"{split}/{name}$" for split in ("train", "val", "test")]]
         for title, name in CHARTS.items()
     },
-    "Optimisation": {
+    "Optimization": {
         "learning rate": ["Multiline", ["lr$"]],
-        "gradient norm, last step of an epoch": ["Multiline", ["grad_norm"]],
+        "gradient norm, last step of each epoch": ["Multiline", ["grad_norm"]],
         "weight norm": ["Multiline", ["weight_norm"]],
-        "dead ReLUs (share of units)": ["Multiline", ["dead_relu/.*"]],
+        "dead ReLUs (fraction of units)": ["Multiline", ["dead_relu/.*"]],
     },
     "Speed": {
-        "seconds an epoch": ["Multiline", ["epoch_seconds"]],
-        "images/s in training": ["Multiline", ["images_per_second"]],
+        "s/epoch": ["Multiline", ["epoch_seconds"]],
+        "training images/s": ["Multiline", ["images_per_second"]],
     },
 }
-"""The charts of TensorBoard's Custom Scalars: category → chart → the tags that share it, as regular expressions."""
+"""Charts of TensorBoard's Custom Scalars page: category → chart → regular expressions of the tags in it."""
 
 HP_METRICS = ("hp/val_acc_best", "hp/test_acc", "hp/seconds")
 
 PR_CLASSES = 20
-"""Most classes with a precision-recall curve; of more, those named rightly the least often."""
+"""Maximum number of precision-recall curves: those of the classes with the lowest recall."""
 
 THUMBNAIL = 32
-"""Pixels, in the projector."""
+"""Side of the projector's thumbnails in pixels."""
 
 
-# --- what is written for TensorBoard --------------------------------------------------------------------------------
-
-
-def tensorboard(trainer: Trainer) -> SummaryWriter | None:
-    """The run's TensorBoard writer in the first process; None in others, and where there is no such logger."""
+def find_writer(trainer: Trainer) -> SummaryWriter | None:
+    """Return the run's TensorBoard writer on rank 0; None on other ranks or without such a logger."""
     if not trainer.is_global_zero:
         return None
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def describe(writer: SummaryWriter, pl_module: LightningModule, step: int) -> None:
-    """Hyperparameters, the layout of the charts, and the texts."""
+def describe_run(writer: SummaryWriter, pl_module: LightningModule, step: int) -> None:
+    """Write the hyperparameter row, the chart layout, and config, command and layers as text."""
     config = dict(pl_module.hparams)
     for summary in open_row(hyperparameters(config), [name.replace("/", ".") for name in named_on_the_command_line()]):
-        writer._get_file_writer().add_summary(summary)
+        add_summary(writer, summary)
     writer.add_custom_scalars(LAYOUT)
     for title, text in (
         ("configuration", OmegaConf.to_yaml(OmegaConf.create(config))),
-        ("command", shlex.join(["python", *sys.argv])),
+        ("command", current_command()),
     ):
         writer.add_text(title, "\n".join(f"    {line}" for line in text.splitlines()), step)
-    rows = [f"| {name} | {layer} | {count:,} |" for name, layer, count in layers(pl_module.net)]
+    rows = [f"| {name} | {layer} | {count:,} |" for name, layer, count in list_layers(pl_module.net)]
     writer.add_text("model", "\n".join(["| layer | | parameters |", "|---|---|---:|", *rows]), step)
 
 
+def close_hparams_row(writer: SummaryWriter, accuracy: float, seconds: float, step: int) -> None:
+    """Add test accuracy and training time to the run's hyperparameter row, and mark the run as finished."""
+    writer.add_scalar("hp/test_acc", accuracy, step)
+    writer.add_scalar("hp/seconds", seconds, step)
+    add_summary(writer, hparams({}, {})[2])
+
+
 SHOWN_FIRST = ("model", "data", "optimizer.lr", "seed")
-"""Columns that TensorBoard shows first (it shows five) where nothing was set on the command line."""
+"""Columns that TensorBoard shows first (of five) if the command line sets no hyperparameter."""
 
 COLUMNS = {
     "augment.padding": 0,
@@ -95,18 +100,19 @@ COLUMNS = {
     "optimizer.weight_decay": 0,
     "scheduler.patience": 0,
 }
-"""What every run declares besides its own settings: TensorBoard takes the columns of a study from any one run of it."""
+"""Columns that every run declares besides its own: TensorBoard takes a study's columns from any one of its runs."""
 
-KEPT = {"trainer": ("max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches", "deterministic")}
-"""Of a section only these; of the others all but paths and what another section says as well."""
+INCLUDED = {"trainer": ("max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches", "deterministic")}
+"""The only keys of a section that become columns. Other sections have all of theirs except the excluded ones."""
 
-ELSEWHERE = ("data.root", "data.seed", "data.split_seed", "data.augment", "data.image_size", "data.mean", "data.std",
-             "model.num_classes")  # fmt: skip
+EXCLUDED = ("data.root", "data.seed", "data.split_seed", "data.augment", "data.image_size", "data.mean", "data.std",
+            "model.num_classes")  # fmt: skip
+"""Keys that are paths or repeat another section."""
 
 
 def open_row(row: dict[str, Any], named: Sequence[str]) -> tuple[Summary, Summary]:
-    """TensorBoard's declaration of the columns, with those ``named`` first, and the run's values in them."""
-    metrics = dict.fromkeys(HP_METRICS, 0.0)  # the names alone: a value is read from the scalar of that name
+    """Return the declaration of the hyperparameter columns, those ``named`` first, and the start of the run's row."""
+    metrics = dict.fromkeys(HP_METRICS, 0.0)  # only the names count: TensorBoard reads the scalars of these names
     declared, started = hparams({**COLUMNS, **row}, metrics)[0], hparams(row, metrics)[1]
     plugin = declared.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
@@ -118,15 +124,15 @@ def open_row(row: dict[str, Any], named: Sequence[str]) -> tuple[Summary, Summar
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings as a flat row, by the names they have on the command line.
+    """Return a run's config as a flat row with the names of the command line.
 
-    A section is its class's name (``model: AlexNet``, ``model.norm: BatchNorm2d``) with its values beside it
-    (``optimizer.lr: 0.001``); lists are text. Paths and what only concerns the machine are left out.
+    A section becomes its class name (``model: AlexNet``, ``model.norm: BatchNorm2d``) with its values in columns of
+    their own (``optimizer.lr: 0.001``); lists become text. Paths and machine-specific keys are excluded.
     """
     row: dict[str, Any] = {name: config[name] for name in ("seed", "split_seed") if name in config}
 
     def visit(path: str, node: Any) -> None:
-        if path in ELSEWHERE or node is None:
+        if path in EXCLUDED or node is None:
             return
         if isinstance(node, dict):
             if "_target_" in node:
@@ -141,13 +147,14 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
 
     for section in ("model", "data", "augment", "optimizer", "scheduler", "trainer"):
         node = config.get(section)
-        if section in KEPT and isinstance(node, dict):
-            node = {key: node[key] for key in KEPT[section] if key in node}
+        if section in INCLUDED and isinstance(node, dict):
+            node = {key: node[key] for key in INCLUDED[section] if key in node}
         visit(section, node)
     return row
 
 
 def add_histogram(writer: SummaryWriter, tag: str, values: Histogram | None, step: int) -> None:
+    """Write a histogram; None writes nothing."""
     if values is not None:
         writer.add_histogram_raw(
             tag, min=values.edges[0], max=values.edges[-1], num=int(values.counts.sum()), sum=values.total,
@@ -157,44 +164,45 @@ def add_histogram(writer: SummaryWriter, tag: str, values: Histogram | None, ste
 
 
 def add_images(writer: SummaryWriter, drawn: dict[str, bytes], step: int) -> None:
-    """PNG files as they are; ``add_image`` would decode and encode them again."""
+    """Write PNG files as they are; ``add_image`` would decode and re-encode them."""
     for name, png in drawn.items():
         width, height = Image.open(io.BytesIO(png)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-        summary = Summary(value=[Summary.Value(tag=f"figures/{name}", image=image)])
-        writer._get_file_writer().add_summary(summary, step)
+        add_summary(writer, Summary(value=[Summary.Value(tag=f"figures/{name}", image=image)]), step)
 
 
-def add_pr_curves(writer: SummaryWriter, material: FigureInputs, step: int) -> None:
-    labels, probabilities = material.test.labels, material.test.probabilities.nan_to_num(0)
-    right = probabilities.argmax(1) == labels
-    shares = {label: float(right[labels == label].float().mean()) for label in labels.unique().tolist()}
-    for label in sorted(sorted(shares, key=shares.__getitem__)[:PR_CLASSES]):
-        writer.add_pr_curve(f"precision_recall/{material.names[label]}", labels == label, probabilities[:, label], step)
+def add_pr_curves(writer: SummaryWriter, inputs: FigureInputs, step: int) -> None:
+    """Write a precision-recall curve per class, for the ``PR_CLASSES`` classes with the lowest recall."""
+    labels, probabilities = inputs.test.labels, inputs.test.probabilities.nan_to_num(0)
+    is_right = probabilities.argmax(1) == labels
+    recall = {label: float(is_right[labels == label].float().mean()) for label in labels.unique().tolist()}
+    for label in sorted(sorted(recall, key=recall.__getitem__)[:PR_CLASSES]):
+        tag = f"precision_recall/{printable(inputs.names[label])}"
+        writer.add_pr_curve(tag, labels == label, probabilities[:, label], step)
 
 
-def add_projector(writer: SummaryWriter, material: FigureInputs, step: int) -> None:
-    """The sample's features with thumbnails; what is written has every distance that the features have."""
-    sample = material.test.sample
-    if material.features is None or not material.features.isfinite().all():
+def add_projector(writer: SummaryWriter, inputs: FigureInputs, step: int) -> None:
+    """Write the sample's features with thumbnails; their principal axes preserve every pairwise distance."""
+    sample = inputs.test.sample
+    if inputs.features is None or not inputs.features.isfinite().all():
         return
-    names = [" ".join(name.split()) for name in material.names]
+    names = [printable(" ".join(name.split())) for name in inputs.names]
     images = torch.nn.functional.interpolate(sample.images.float(), [THUMBNAIL, THUMBNAIL], mode="area") / 255
     predictions = sample.probabilities.argmax(1).tolist()
-    rows = [[names[label], names[said]] for label, said in zip(sample.labels.tolist(), predictions, strict=True)]
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that a folder exists, where a run was resumed
+    rows = [
+        [names[label], names[predicted]] for label, predicted in zip(sample.labels.tolist(), predictions, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):  # a resumed run has the directory, which is printed as a warning
         writer.add_embedding(
-            pca(material.features), rows, images, step, feature_layer(material.net),
-            ["class", "predicted"],
-        )  # fmt: skip
+            pca(inputs.features), rows, images, step, feature_layer(inputs.net), ["class", "predicted"]
+        )
 
 
-def add_graph(writer: SummaryWriter, pl_module: LightningModule, material: FigureInputs) -> None:
-    sample = material.test.sample
-    side = sample.images.shape[-2:]
-    net = getattr(pl_module.net, "_orig_mod", pl_module.net)
-    parameter = next(net.parameters())
-    example = torch.zeros(1, sample.images.shape[1], *side, device=parameter.device, dtype=parameter.dtype)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it prints what it raises
-        warnings.simplefilter("ignore")  # tracing is deprecated, and nothing else makes TensorBoard's graph
-        writer.add_graph(net, example)
+def add_graph(writer: SummaryWriter, inputs: FigureInputs) -> None:
+    """Write the network's graph, traced with an image of zeros."""
+    parameter = next(inputs.net.parameters())
+    shape = inputs.test.sample.images.shape[1:]
+    example = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # add_graph prints what it raises
+        warnings.simplefilter("ignore")  # tracing is deprecated, but TensorBoard's graph has no other source
+        writer.add_graph(inputs.net, example)
