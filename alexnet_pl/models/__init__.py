@@ -1,4 +1,4 @@
-"""Networks and the layers they are built from: plain ``nn.Module``s, usable without the rest of the package."""
+"""Networks and their layers: plain ``nn.Module`` classes, usable without the rest of the package."""
 
 from alexnet_pl.models.alexnet import AlexNet
 from alexnet_pl.models.cnn4 import CNN4

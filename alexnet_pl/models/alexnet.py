@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) as it was and as it is built today: a plain ``nn.Module``."""
+"""AlexNet (Krizhevsky, Sutskever, Hinton 2012) in its original and modern variants: a plain ``nn.Module``."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
+from alexnet_pl.models.checks import check_choice, check_image_size, check_whole, check_widths
 from alexnet_pl.models.layers import (
     ActivationFactory,
     LocalResponseNorm,
     NormFactory,
     OverlappingMaxPool2d,
     PoolFactory,
-    check_sizes,
     conv_block,
     pooled_size,
 )
-from alexnet_pl.runtime.errors import ConfigError, did_you_mean
+from alexnet_pl.runtime.errors import invalid_value
 
 DROPOUT_PLACEMENTS = ("before_fc", "after_fc")
 
@@ -31,42 +31,40 @@ INITIALIZATIONS: dict[str, dict[str, tuple[float, float]]] = {
     "paper": _PAPER,
     "released_code": {**_PAPER, **{name: (0.03, _PAPER[name][1]) for name in ("conv3", "conv4", "conv5")}},
 }
-"""By name: the standard deviation of a layer's normal weights and the constant of its biases. What is not named keeps
-torch's own. ``paper`` is section 5's; in ``released_code`` conv3 to conv5 have three times that deviation."""
+"""Initialization → layer → standard deviation of its weights and value of its biases; other layers keep torch's
+initialization. ``paper`` is section 5; ``released_code`` has three times that standard deviation in conv3 to conv5."""
 
 
 class AlexNet(nn.Module):
     """Five convolutional and three fully connected layers.
 
-    The layers carry the paper's names (``features.conv1`` … ``features.conv5``, ``classifier.fc6`` … ``fc8``), so a
-    checkpoint reads like the paper. Normalisation follows conv1 and conv2 only. The defaults are the geometry of the
-    CIFAR-10 tutorial; the paper's is ``image_size=227, conv1_padding=0, pool2_padding=0, groups=2``
+    Layers have the paper's names (``features.conv1`` … ``features.conv5``, ``classifier.fc6`` … ``fc8``), so a
+    checkpoint reads like the paper. Only conv1 and conv2 are normalized. The defaults are the geometry of the CIFAR-10
+    tutorial; the paper's is ``image_size=227, conv1_padding=0, pool2_padding=0, groups=2``
     (``conf/model/alexnet_paper.yaml``).
 
     Args:
         num_classes: number of logits, at least 1.
-        image_size: side of the square input in pixels; it sizes fc6. At least 47, or 67 in the paper's geometry.
+        image_size: side of the square input in pixels, which sizes fc6; at least 47, or 67 in the paper's geometry.
         channels: feature maps of conv1 … conv5.
         fc_width: units in fc6 and fc7.
-        groups: parts that conv2, conv4 and conv5 are cut into, each seeing its own maps alone: 2 in the paper, for its
-            two GPUs.
-        conv1_padding: pixels of zeros around the input. The paper's 55×55 maps need 227 pixels without padding or 224
-            with 2: the authors' code rounded up where torch rounds down.
-        pool2_padding: 1 is the tutorial's; without it a 50×50 input has nothing left for pool5.
-        norm: makes the normalisation of blocks 1 and 2 from their number of channels.
+        groups: groups of conv2, conv4 and conv5, which see only their own feature maps; the paper has 2, one per GPU.
+        conv1_padding: zero padding of the input in pixels, 0 to 10. The paper's 55×55 feature maps need 227 pixels
+            without padding or 224 with 2, because the authors' code rounded up and torch rounds down.
+        pool2_padding: 1 (the tutorial) or 0 (the paper); with 0, nothing is left of a 50×50 input at pool5.
+        norm: factory of the norm layers in blocks 1 and 2, called with the number of channels.
         norm_placement: ``after_activation`` (the paper) or ``before_activation`` (the tutorial).
-        bias_before_norm: whether conv1 and conv2 have a bias. The tutorial drops it before BatchNorm, which
-            subtracts it again.
-        pool: makes a pooling from its padding.
-        activation: makes the non-linearity after every hidden layer.
-        dropout: probability of dropping a unit.
+        bias_before_norm: give conv1 and conv2 a bias. The tutorial omits it because BatchNorm subtracts it again.
+        pool: factory of the pooling layers, called with the padding.
+        activation: factory of the nonlinearity after every hidden layer.
+        dropout: probability of dropping a unit, in [0, 1).
         dropout_placement: ``before_fc`` drops **inputs** of fc6 and fc7, as the tutorial and torchvision do;
-            ``after_fc`` their activated **outputs**, as the paper does.
-        initialization: ``torch``, or one of ``INITIALIZATIONS``: ``paper``, ``released_code``.
+            ``after_fc`` drops their activated **outputs**, as the paper does.
+        initialization: a key of ``INITIALIZATIONS``: ``torch``, ``paper`` or ``released_code``.
 
     Raises:
-        ConfigError: a value out of range, groups that do not divide the maps, an input too small for the five stages of
-            downsampling.
+        ConfigError: a value is out of range, groups do not divide the feature maps, or the input is too small for
+            five stages of downsampling.
     """
 
     def __init__(
@@ -89,28 +87,22 @@ class AlexNet(nn.Module):
         initialization: str = "torch",
     ):
         super().__init__()
-        channels = list(channels)
-        if len(channels) != 5:
-            raise ConfigError(f"AlexNet channels={channels} names {len(channels)} convolutions; it has 5.")
-        check_paddings(conv1_padding, pool2_padding)
+        channels = check_widths("channels", channels, 5)
+        check_whole("num_classes", num_classes)
+        check_whole("fc_width", fc_width)
+        check_whole("conv1_padding", conv1_padding, lowest=0, highest=10)
+        check_whole("pool2_padding", pool2_padding, lowest=0, highest=1)
         paddings = (conv1_padding, pool2_padding)
         smallest = next(size for size in count(1) if min(feature_map_sizes(size, *paddings)) >= 1)
-        widths = {"num_classes": num_classes, "channels": channels, "fc_width": fc_width, "groups": groups}
-        check_sizes("AlexNet", image_size, smallest, **widths)
+        check_image_size("AlexNet", image_size, smallest)
         check_groups(groups, channels)
         if not 0 <= dropout < 1:
-            raise ConfigError(f"AlexNet dropout={dropout} is not a probability in [0, 1).")
-        if dropout_placement not in DROPOUT_PLACEMENTS:
-            raise ConfigError(
-                f"dropout_placement={dropout_placement} does not exist; it is {' or '.join(DROPOUT_PLACEMENTS)}."
-            )
-        if initialization not in INITIALIZATIONS:
-            raise ConfigError(
-                f"initialization={initialization} does not exist.{did_you_mean(initialization, INITIALIZATIONS)}"
-            )
+            raise invalid_value("model.dropout", dropout, "a probability in [0, 1)")
+        check_choice("dropout_placement", dropout_placement, DROPOUT_PLACEMENTS)
+        check_choice("initialization", initialization, INITIALIZATIONS)
 
         c1, c2, c3, c4, c5 = channels
-        normed = {"norm": norm, "norm_placement": norm_placement, "pool": pool}
+        block = {"norm": norm, "norm_placement": norm_placement, "pool": pool}
         self.features = nn.Sequential(
             OrderedDict(
                 [
@@ -118,13 +110,13 @@ class AlexNet(nn.Module):
                         1,
                         nn.Conv2d(3, c1, kernel_size=11, stride=4, padding=conv1_padding, bias=bias_before_norm),
                         activation,
-                        **normed,
+                        **block,
                     ),
                     *conv_block(
                         2,
                         nn.Conv2d(c1, c2, kernel_size=5, padding=2, groups=groups, bias=bias_before_norm),
                         activation,
-                        **normed,
+                        **block,
                         pool_padding=pool2_padding,
                     ),
                     *conv_block(3, nn.Conv2d(c2, c3, kernel_size=3, padding=1), activation),
@@ -153,7 +145,7 @@ class AlexNet(nn.Module):
         initialize(self, INITIALIZATIONS[initialization])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of normalised images ``(N, 3, image_size, image_size)``."""
+        """Return logits ``(N, num_classes)`` for normalized images ``(N, 3, image_size, image_size)``."""
         return self.classifier(self.features(images))
 
 
@@ -168,23 +160,24 @@ def _fc_block(
 
 
 def initialize(net: AlexNet, constants: Mapping[str, tuple[float, float]]) -> None:
-    """Draw the weights of the layers that ``constants`` names from N(0, deviation) and set their biases.
+    """Draw weights from N(0, std²) and set biases, in the layers that ``constants`` names.
 
     Args:
-        constants: layer → deviation of the weights, value of the biases; such as ``INITIALIZATIONS["paper"]``.
+        net: changed in place.
+        constants: layer → standard deviation of the weights, value of the biases, as in ``INITIALIZATIONS["paper"]``.
     """
     layers = dict([*net.features.named_children(), *net.classifier.named_children()])
     with torch.no_grad():
-        for name, (deviation, bias) in constants.items():
-            layers[name].weight.normal_(0, deviation)
+        for name, (std, bias) in constants.items():
+            layers[name].weight.normal_(0, std)
             if layers[name].bias is not None:
                 layers[name].bias.fill_(bias)
 
 
 def feature_map_sizes(image_size: int, conv1_padding: int = 2, pool2_padding: int = 1) -> list[int]:
-    """Side in pixels after conv1, pool1, pool2 and pool5; below 1 from the first layer that cannot work.
+    """Return the side in pixels after conv1, pool1, pool2 and pool5; below 1 from the first impossible layer on.
 
-    conv2 to conv5 keep the size. ``feature_map_sizes(50) == [11, 5, 3, 1]``, and the paper's are
+    Convolutions 2 to 5 keep the size. ``feature_map_sizes(50) == [11, 5, 3, 1]``, and the paper's are
     ``feature_map_sizes(227, 0, 0) == feature_map_sizes(224, 2, 0) == [55, 27, 13, 6]``.
     """
     conv1 = (image_size + 2 * conv1_padding - 11) // 4 + 1
@@ -193,28 +186,18 @@ def feature_map_sizes(image_size: int, conv1_padding: int = 2, pool2_padding: in
     return [conv1, pool1, pool2, pooled_size(pool2)]
 
 
-def check_paddings(conv1_padding: int, pool2_padding: int) -> None:
-    """Refuse a padding that the layers cannot have.
-
-    Raises:
-        ConfigError: with the value and what is allowed.
-    """
-    if conv1_padding not in range(11):
-        raise ConfigError(f"conv1_padding={conv1_padding} is not possible; it is 0 to 10 pixels, 0 or 2 in the paper.")
-    if pool2_padding not in (0, 1):
-        raise ConfigError(f"pool2_padding={pool2_padding} is not possible; it is 0 (the paper) or 1 (the tutorial).")
-
-
 def check_groups(groups: int, channels: Sequence[int]) -> None:
-    """Refuse groups that do not divide the maps on both sides of conv2, conv4 and conv5.
+    """Check that ``groups`` divides the input and output feature maps of conv2, conv4 and conv5.
 
     Raises:
-        ConfigError: with the first number that is not divided.
+        ConfigError: names the first convolution that it does not divide.
     """
+    check_whole("groups", groups)
     c1, c2, c3, c4, c5 = channels
     for name, maps in (("conv2", (c1, c2)), ("conv4", (c3, c4)), ("conv5", (c4, c5))):
         if odd := [number for number in maps if number % groups]:
-            raise ConfigError(f"groups={groups} does not divide the {odd[0]} maps of channels={channels} at {name}.")
+            expected = f"a divisor of the {odd[0]} feature maps at {name} (model.channels={list(channels)})"
+            raise invalid_value("model.groups", groups, expected)
 
 
 # --- torchvision ----------------------------------------------------------------------------------------------------
@@ -229,11 +212,11 @@ TORCHVISION_LAYERS = {
     "classifier.4": "classifier.fc7",
     "classifier.6": "classifier.fc8",
 }
-"""What ``torchvision.models.alexnet`` calls the layers of ``conf/model/alexnet_torchvision.yaml``."""
+"""Layer of ``torchvision.models.alexnet`` → the same layer in ``conf/model/alexnet_torchvision.yaml``."""
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of ``torchvision.models.alexnet`` under this network's names; other names stay as they are."""
+    """Return a state dict of ``torchvision.models.alexnet`` with this network's names; other names stay unchanged."""
     renamed = {}
     for name, value in state_dict.items():
         layer, _, kind = name.rpartition(".")

@@ -1,29 +1,28 @@
-"""A convolutional network of four layers, for figure 1 of the paper: a plain ``nn.Module``."""
+"""CNN4, a four-layer convolutional network for figure 1 of the paper: a plain ``nn.Module``."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from alexnet_pl.models.checks import check_image_size, check_whole, check_widths
 from alexnet_pl.models.layers import (
     ActivationFactory,
     NormFactory,
     OverlappingMaxPool2d,
     PoolFactory,
-    check_sizes,
     conv_block,
     pooled_size,
 )
-from alexnet_pl.runtime.errors import ConfigError
 
 
 class CNN4(nn.Module):
-    """Three convolutional layers of 5×5, each pooled, and one fully connected layer.
+    """Three 5×5 convolutions, each followed by pooling, and one fully connected layer.
 
-    The paper says of its network no more than "a four-layer convolutional neural network". This has the geometry of
-    cuda-convnet's ``layers-18pct`` for CIFAR-10 (32, 32 and 64 maps), without its response normalisation and with max
-    pooling after all three convolutions, where theirs averages after the second and third. 89,578 parameters at 32×32
-    and 10 classes. The factories are :class:`alexnet_pl.models.AlexNet`'s.
+    The paper describes its network only as "a four-layer convolutional neural network". This one has the geometry of
+    cuda-convnet's ``layers-18pct`` for CIFAR-10 (32, 32 and 64 feature maps), without its response normalization and
+    with max pooling throughout; the original averages after the second and third convolution. It has 89,578 parameters
+    at 32×32 pixels and 10 classes. The factories are those of :class:`alexnet_pl.models.AlexNet`.
 
     Args:
         num_classes: number of logits, at least 1.
@@ -31,7 +30,7 @@ class CNN4(nn.Module):
         channels: feature maps of conv1, conv2 and conv3.
 
     Raises:
-        ConfigError: a value out of range, or an input too small.
+        ConfigError: a value is out of range or the input too small.
     """
 
     def __init__(
@@ -46,17 +45,16 @@ class CNN4(nn.Module):
         activation: ActivationFactory = nn.ReLU,
     ):
         super().__init__()
-        channels = list(channels)
-        if len(channels) != 3:
-            raise ConfigError(f"CNN4 channels={channels} names {len(channels)} convolutions; it has 3.")
-        check_sizes("CNN4", image_size, 2, num_classes=num_classes, channels=channels)
+        channels = check_widths("channels", channels, 3)
+        check_whole("num_classes", num_classes)
+        check_image_size("CNN4", image_size, smallest=2)
 
         size, blocks = image_size, []
         for index, (before, after) in enumerate(zip([3, *channels], channels, strict=False), start=1):
             conv = nn.Conv2d(before, after, kernel_size=5, padding=2)
-            # Padding 1 makes either pooling halve an even map.
-            normed = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
-            blocks += conv_block(index, conv, activation, **normed)
+            # With padding 1 both poolings halve an even side.
+            block = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
+            blocks += conv_block(index, conv, activation, **block)
             size = pooled_size(size, padding=1)
         self.features = nn.Sequential(OrderedDict(blocks))
         self.classifier = nn.Sequential(
@@ -64,5 +62,5 @@ class CNN4(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of normalised images ``(N, 3, image_size, image_size)``."""
+        """Return logits ``(N, num_classes)`` for normalized images ``(N, 3, image_size, image_size)``."""
         return self.classifier(self.features(images))

@@ -1,22 +1,23 @@
-"""The layers AlexNet is composed of, and the factories that make them interchangeable.
+"""Layers that AlexNet is composed of, and the factory types that make them interchangeable.
 
-A network takes three factories and calls them where a layer is due, so that a variant is a different factory and
-nothing else:
+A network takes three factories and calls them wherever it needs a layer, so a variant differs in a factory only:
 
-- ``norm(channels)``: a normalisation of ``(N, channels, H, W)`` maps (``conf/model/norm``);
-- ``pool(padding)``: a max pooling with stride 2 (``conf/model/pool``);
-- ``activation()``: an elementwise non-linearity (``conf/model/activation``).
+- ``norm(channels)``: normalization of ``(N, channels, H, W)`` feature maps (``conf/model/norm``);
+- ``pool(padding)``: max pooling with stride 2 (``conf/model/pool``);
+- ``activation()``: elementwise nonlinearity (``conf/model/activation``).
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.models.checks import check_choice, check_whole
+from alexnet_pl.runtime.errors import invalid_value
 
 NormFactory = Callable[[int], nn.Module]
 
@@ -27,68 +28,116 @@ ActivationFactory = Callable[[], nn.Module]
 NORM_PLACEMENTS = ("before_activation", "after_activation")
 
 
+@torch.fx.wrap  # symbolic tracing records one call instead of tracing into the autograd function
 def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """Local response normalisation across channels (paper, section 3.3), in torch's convention for alpha.
+    """Normalize each value by the squares of its neighbors in adjacent channels (paper, section 3.3).
 
-    ``y_c = x_c / (k + alpha / size * sum of x_j^2 over the size channels around c) ** beta``. The paper's printed
-    formula does not divide alpha by the window size; the code its authors ran does, and so does torch. The printed
-    formula is therefore ``alpha=5e-4`` here, and what actually ran is ``alpha=1e-4``.
+    ``y_c = x_c / (k + alpha / size * sum of x_j^2 over the size channels around c) ** beta``, the convention of
+    :class:`torch.nn.LocalResponseNorm` and of the authors' code. The formula as printed in the paper does not divide
+    alpha by the window size, so it is ``alpha=5e-4`` here; the network actually ran with ``alpha=1e-4``.
 
     Args:
-        x: ``(N, C, H, W)``, any floating dtype. Squares are taken in float32 at least (a float16 square overflows
-            from 256 up), also under autocast.
-        size: number of adjacent channels summed over, at least 1.
+        x: ``(N, C, ...)`` with at least three dimensions, any floating dtype. Squares are taken in float32 at least,
+            also under autocast, because float16 overflows from 256² on.
+        size: number of adjacent channels to sum over, at least 1.
 
     Returns:
-        The shape and dtype of ``x``.
+        A tensor of the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: ``x`` has fewer than three dimensions.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        if not torch.compiler.is_compiling():
-            return _LocalResponseNorm.apply(x, size, alpha, beta, k)
-        # A compiler or exporter gets the plain formula, which it differentiates and fuses itself.
-        wide = _at_least_float32(x)
-        return (wide * _power(_denominator(wide, size, alpha, k), -beta)).to(x.dtype)
+    if x.ndim < 3:
+        raise ValueError(f"local_response_norm expects (N, C, ...) with at least three dimensions, got {x.ndim}.")
+    with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+        if torch.compiler.is_compiling():  # a compiler differentiates and fuses the plain formula by itself
+            return _formula(x, size, alpha, beta, k)
+        return _LocalResponseNorm.apply(x, size, alpha, beta, k)
 
 
 class _LocalResponseNorm(torch.autograd.Function):
-    """The gradient in closed form: autograd's own would keep, and pass over, a tensor for every step of the formula.
+    """Closed-form gradient that keeps only ``x``; autograd would keep a tensor for every step of the formula.
 
-    With d the denominator: ``dL/dx_c = g_c d_c^-beta - 2 alpha beta / size * x_c * sum of g_j x_j d_j^(-beta-1)``,
-    summed over the channels j that c is in the window of. Only x is kept; d is worked out again. On a CPU a few images
-    at a time, so that everything between x and the result stays in the cache.
+    With denominator d: ``dL/dx_c = g_c d_c^-beta - 2 alpha beta / size * x_c * sum of g_j x_j d_j^(-beta-1)``, summed
+    over the channels j whose window contains c. On a CPU, forward and backward work on a few images at a time so that
+    the intermediate values stay in the cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.constants = size, alpha, beta, k
+    def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
         result = torch.empty_like(x)
-        for images, normed in _in_parts(x, result):
+        for images, normalized in _in_parts(x, result):
             wide = _at_least_float32(images)
-            normed.copy_(_power(_denominator(wide, size, alpha, k), -beta).mul_(wide))
+            normalized.copy_(_power(_denominator(wide, size, alpha, k), -beta).mul_(wide))
         return result
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, *constants = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        ctx.constants = constants
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
+        rest = (None, None, None, None)
+        # Grad mode is on for create_graph=True and in torch.func, where the gradient is differentiated in turn.
+        if not torch.is_grad_enabled():
+            try:
+                return _fast_gradient(x, gradient, *ctx.constants), *rest
+            except RuntimeError:  # is_grads_batched=True maps over gradients, which forbids in-place operations
+                pass
+        return _gradient_formula(x, gradient, *ctx.constants), *rest
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (x,) = ctx.saved_tensors
         size, alpha, beta, k = ctx.constants
-        result = torch.empty_like(x)
-        for images, incoming, outgoing in _in_parts(x, gradient, result):
-            wide = _at_least_float32(images)
-            denominator = _denominator(wide, size, alpha, k)
-            direct = _power(denominator, -beta).mul_(incoming)
-            through_window = _window_sum((direct * wide).div_(denominator), before=(size - 1) // 2, after=size // 2)
-            outgoing.copy_(direct.addcmul_(wide, through_window, value=-2 * alpha * beta / size))
-        return result, None, None, None, None
+        wide, direction = _at_least_float32(x), _at_least_float32(tangent)
+        denominator = _denominator(wide, size, alpha, k)
+        through_window = _window_sum(wide * direction, before=size // 2, after=(size - 1) // 2) / denominator
+        change = direction - (2 * alpha * beta / size) * wide * through_window
+        return (_power(denominator, -beta) * change).to(x.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *constants: Any) -> tuple[Tensor, int]:
+        images = x.movedim(in_dims[0], 0)  # (B, N, C, ...): one batch of B * N images
+        return _LocalResponseNorm.apply(images.flatten(0, 1), *constants).view_as(images), 0
+
+
+def _fast_gradient(x: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """Return :func:`_gradient_formula` computed in place and by parts."""
+    result = torch.empty_like(x)
+    for images, incoming, outgoing in _in_parts(x, gradient, result):
+        wide = _at_least_float32(images)
+        denominator = _denominator(wide, size, alpha, k)
+        direct = _power(denominator, -beta).mul_(incoming)
+        through_window = _window_sum((direct * wide).div_(denominator), before=(size - 1) // 2, after=size // 2)
+        outgoing.copy_(direct.addcmul_(wide, through_window, value=-2 * alpha * beta / size))
+    return result
+
+
+def _formula(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    wide = _at_least_float32(x)
+    return (wide * _power(_denominator(wide, size, alpha, k), -beta)).to(x.dtype)
+
+
+def _gradient_formula(x: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """Return the gradient with respect to ``x`` by differentiable operations."""
+    wide = _at_least_float32(x)
+    denominator = _denominator(wide, size, alpha, k)
+    direct = _power(denominator, -beta) * gradient
+    through_window = _window_sum(direct * wide / denominator, before=(size - 1) // 2, after=size // 2)
+    return (direct - (2 * alpha * beta / size) * wide * through_window).to(x.dtype)
 
 
 PART = 2**18
-"""Values that are worked on at a time on a CPU: with all that is between, about a megabyte a step."""
+"""Values per part on a CPU: about a megabyte in float32, and a few of those per step."""
 
 
 def _in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape ``(N, …)``, the same few images of each at a time; all at once where N is 0 or on a GPU."""
+    """Split tensors of one shape ``(N, ...)`` into the same few images of each; do not split if N is 0 or on a GPU."""
     count = len(tensors[0])
     images = count if tensors[0].device.type != "cpu" else max(1, PART * count // max(1, tensors[0].numel()))
     return zip(*(tensor.split(max(1, images)) for tensor in tensors), strict=True)
@@ -103,7 +152,7 @@ def _denominator(wide: Tensor, size: int, alpha: float, k: float) -> Tensor:
 
 
 def _power(denominator: Tensor, exponent: float) -> Tensor:
-    """``denominator ** exponent``; the paper's exponent by square roots, several times faster than a general power."""
+    """Return ``denominator ** exponent``; square roots are several times faster for the paper's exponent."""
     if exponent != -0.75:
         return denominator.pow(exponent)
     root = denominator.rsqrt()
@@ -111,9 +160,9 @@ def _power(denominator: Tensor, exponent: float) -> Tensor:
 
 
 def _window_sum(values: Tensor, before: int, after: int) -> Tensor:
-    """For each channel the sum over it, ``before`` channels before it and ``after`` behind it: ``(N, C, H, W)``."""
+    """Sum each channel of ``(N, C, ...)`` with the ``before`` channels in front of it and the ``after`` behind it."""
     channels = values.shape[1]
-    padded = F.pad(values, (0, 0, 0, 0, before, after))
+    padded = F.pad(values, (*(0, 0) * (values.ndim - 2), before, after))
     total = padded.narrow(1, 0, channels)
     for shift in range(1, before + after + 1):
         shifted = padded.narrow(1, shift, channels)
@@ -122,25 +171,32 @@ def _window_sum(values: Tensor, before: int, after: int) -> Tensor:
 
 
 class LocalResponseNorm(nn.Module):
-    """:func:`local_response_norm` as a layer; the defaults are what the 2012 network ran with.
+    """Apply :func:`local_response_norm` as a layer; the defaults are the constants of the 2012 network.
 
     Args:
-        num_features: channels of the input. LRN has no parameters, so this is here only to make the layer
+        num_features: channels of the input; unused, because LRN has no parameters, but makes the layer
             interchangeable with ``nn.BatchNorm2d``.
+        size: number of adjacent channels to sum over, at least 1.
+        alpha: finite, at least 0; divided by ``size``.
+        beta: finite, at least 0.
+        k: finite, above 0, so that the denominator is never 0.
 
     Raises:
-        ConfigError: ``size`` below 1, or ``k`` not positive (the denominator could be 0).
+        ConfigError: a value out of range.
     """
 
     def __init__(self, num_features: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0):
         super().__init__()
-        if size < 1:
-            raise ConfigError(f"LRN size={size} must be at least 1 channel.")
-        if k <= 0:
-            raise ConfigError(f"LRN k={k} must be positive.")
+        check_whole("norm.size", size)
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if not 0 <= value < math.inf:
+                raise invalid_value(f"model.norm.{name}", value, "a number ≥ 0")
+        if not 0 < k < math.inf:
+            raise invalid_value("model.norm.k", k, "a number above 0")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized ``(N, C, ...)``, in the shape and dtype of ``x``."""
         return local_response_norm(x, self.size, self.alpha, self.beta, self.k)
 
     def extra_repr(self) -> str:
@@ -148,18 +204,18 @@ class LocalResponseNorm(nn.Module):
 
 
 class OverlappingMaxPool2d(nn.MaxPool2d):
-    """Windows of 3 at a stride of 2: the paper's overlapping pooling (section 3.4, z = 3, s = 2)."""
+    """Max pooling over 3×3 windows with stride 2, so that windows overlap (paper, section 3.4: z = 3, s = 2)."""
 
     def __init__(self, padding: int = 0):
         super().__init__(kernel_size=3, stride=2, padding=padding)
 
 
 class NonOverlappingMaxPool2d(nn.Module):
-    """Windows of 2 at a stride of 2 (z = s = 2), with the output size of :class:`OverlappingMaxPool2d` for every input.
+    """Max pooling over 2×2 windows with stride 2 and the output size of :class:`OverlappingMaxPool2d`.
 
-    Only then does the ablation of section 3.4 change the overlap and nothing else: fc6 keeps its shape and its
+    Equal output sizes make the ablation of section 3.4 change the overlap and nothing else: fc6 keeps its shape and
     parameter count. Each window is the overlapping one without its last row and column (padding 0) or without its
-    first (padding 1).
+    first ones (padding 1).
 
     Raises:
         ConfigError: ``padding`` is neither 0 nor 1.
@@ -167,15 +223,14 @@ class NonOverlappingMaxPool2d(nn.Module):
 
     def __init__(self, padding: int = 0):
         super().__init__()
-        if padding not in (0, 1):
-            raise ConfigError(f"pooling padding={padding} is not possible; it is 0 or 1.")
+        check_whole("pool.padding", padding, lowest=0, highest=1)
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the maxima ``(N, C, H', W')`` of ``(N, C, H, W)``, with H' and W' by :func:`pooled_size`."""
         if self.padding == 1:
             return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
-        # An even map has one row and one column too many for floor((n - 3) / 2) + 1 windows; an odd one does not
-        # use its last row and column anyway.
+        # An even side has one row too many for floor((n - 3) / 2) + 1 windows; an odd one ignores its last row anyway.
         return F.max_pool2d(x[..., :-1, :-1], kernel_size=2, stride=2)
 
     def extra_repr(self) -> str:
@@ -183,7 +238,7 @@ class NonOverlappingMaxPool2d(nn.Module):
 
 
 def pooled_size(size: int, padding: int = 0) -> int:
-    """Side in pixels of a square map of side ``size`` after either pooling; below 1 where the map is too small."""
+    """Return the side in pixels of a square feature map of side ``size`` after pooling; below 1 if it is too small."""
     return (size + 2 * padding - 3) // 2 + 1
 
 
@@ -197,11 +252,16 @@ def conv_block(
     pool: PoolFactory | None = None,
     pool_padding: int = 0,
 ) -> list[tuple[str, nn.Module]]:
-    """The named layers of one convolutional block, in order.
+    """Return the named layers of one convolutional block, in order.
 
     ``after_activation`` is the paper's order, convolution → activation → norm → pool. ``before_activation`` is the
-    CIFAR-10 tutorial's, convolution → norm → pool → activation; ReLU and tanh never decrease, so pooling first gives
+    CIFAR-10 tutorial's, convolution → norm → pool → activation. ReLU and tanh are monotonic, so pooling first gives
     the same result on a quarter of the values.
+
+    Args:
+        index: number of the block, the suffix of its layers' names.
+        conv: the convolution; its output channels size the norm layer.
+        norm: None leaves out the layer, as ``pool`` does.
 
     Returns:
         Pairs such as ``("conv1", …), ("norm1", …)``, ready for ``nn.Sequential(OrderedDict(…))``.
@@ -209,27 +269,9 @@ def conv_block(
     Raises:
         ConfigError: unknown ``norm_placement``.
     """
-    if norm_placement not in NORM_PLACEMENTS:
-        raise ConfigError(f"norm_placement={norm_placement} does not exist; it is {' or '.join(NORM_PLACEMENTS)}.")
+    check_choice("norm_placement", norm_placement, NORM_PLACEMENTS)
     act = (f"act{index}", activation())
-    normed = [] if norm is None else [(f"norm{index}", norm(conv.out_channels))]
-    pooled = [] if pool is None else [(f"pool{index}", pool(pool_padding))]
-    rest = [*normed, *pooled, act] if norm_placement == "before_activation" else [act, *normed, *pooled]
+    norms = [] if norm is None else [(f"norm{index}", norm(conv.out_channels))]
+    pools = [] if pool is None else [(f"pool{index}", pool(pool_padding))]
+    rest = [*norms, *pools, act] if norm_placement == "before_activation" else [act, *norms, *pools]
     return [(f"conv{index}", conv), *rest]
-
-
-def check_sizes(network: str, image_size: int, smallest: int, **widths: int | list[int]) -> None:
-    """Refuse an input side below ``smallest`` pixels and layer widths below 1, naming the value.
-
-    Raises:
-        ConfigError: with the setting, its value and what is allowed.
-    """
-    for name, value in widths.items():
-        for width in value if isinstance(value, list) else [value]:
-            if not isinstance(width, int) or width < 1:
-                raise ConfigError(f"{network} {name}={value}: {width} is not possible, a width is a whole number ≥ 1.")
-    if image_size < smallest:
-        raise ConfigError(
-            f"image_size={image_size} is too small for {network}: the smallest that works is {smallest} "
-            f"(data.image_size={smallest})."
-        )

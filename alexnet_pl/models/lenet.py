@@ -1,4 +1,4 @@
-"""LeNet-5, the network the CIFAR-10 tutorial compares AlexNet with: a plain ``nn.Module``."""
+"""LeNet-5, the baseline of the CIFAR-10 tutorial: a plain ``nn.Module``."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,32 +6,32 @@ from itertools import count
 
 from torch import Tensor, nn
 
+from alexnet_pl.models.checks import check_image_size, check_whole, check_widths
 from alexnet_pl.models.layers import (
     ActivationFactory,
     NonOverlappingMaxPool2d,
     NormFactory,
     PoolFactory,
-    check_sizes,
     conv_block,
     pooled_size,
 )
-from alexnet_pl.runtime.errors import ConfigError
 
 
 class LeNet5(nn.Module):
     """Two convolutional and three fully connected layers (LeCun et al. 1998), three input channels.
 
-    As it is built today: fully connected conv2, max pooling, a linear output. 62,006 parameters at 32×32 and 10
-    classes. The factories and ``norm_placement`` are :class:`alexnet_pl.models.AlexNet`'s.
+    This is the modern version: conv2 sees all feature maps, pooling takes maxima, the output is linear. It has 62,006
+    parameters at 32×32 pixels and 10 classes. The factories and ``norm_placement`` are those of
+    :class:`alexnet_pl.models.AlexNet`.
 
     Args:
         num_classes: number of logits, at least 1.
         image_size: side of the square input in pixels, at least 13.
         channels: feature maps of conv1 and conv2.
-        fc_widths: units of fc3 and fc4.
+        fc_widths: units in fc3 and fc4.
 
     Raises:
-        ConfigError: a value out of range, or an input too small.
+        ConfigError: a value is out of range or the input too small.
     """
 
     def __init__(
@@ -47,14 +47,13 @@ class LeNet5(nn.Module):
         activation: ActivationFactory = nn.ReLU,
     ):
         super().__init__()
-        channels, fc_widths = list(channels), list(fc_widths)
-        if len(channels) != 2 or len(fc_widths) != 2:
-            raise ConfigError(f"LeNet5 channels={channels} and fc_widths={fc_widths} need two numbers each.")
+        c1, c2 = check_widths("channels", channels, 2)
+        f3, f4 = check_widths("fc_widths", fc_widths, 2)
+        check_whole("num_classes", num_classes)
         smallest = next(size for size in count(1) if min(feature_map_sizes(size)) >= 1)
-        check_sizes("LeNet5", image_size, smallest, num_classes=num_classes, channels=channels, fc_widths=fc_widths)
+        check_image_size("LeNet5", image_size, smallest)
 
-        (c1, c2), (f3, f4) = channels, fc_widths
-        # Padding 1 makes either pooling halve an even map, as LeNet-5's 2×2 subsampling does.
+        # With padding 1 both poolings halve an even side, as LeNet-5's 2×2 subsampling does.
         block = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
         self.features = nn.Sequential(
             OrderedDict(
@@ -76,12 +75,12 @@ class LeNet5(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of normalised images ``(N, 3, image_size, image_size)``."""
+        """Return logits ``(N, num_classes)`` for normalized images ``(N, 3, image_size, image_size)``."""
         return self.classifier(self.features(images))
 
 
 def feature_map_sizes(image_size: int) -> list[int]:
-    """Side in pixels after conv1, pool1, conv2 and pool2: ``[28, 14, 10, 5]`` at 32."""
+    """Return the side in pixels after conv1, pool1, conv2 and pool2: ``[28, 14, 10, 5]`` for 32."""
     conv1 = image_size - 4
     pool1 = pooled_size(conv1, padding=1)
     conv2 = pool1 - 4

@@ -1,4 +1,4 @@
-"""Every network that the configuration can name: builds, learns, and has the published shapes and counts."""
+"""Networks of conf/model: every variant builds and trains, with the published shapes and parameter counts."""
 
 import hashlib
 import itertools
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import alexnet as torchvision_alexnet
 
 from alexnet_pl.models.alexnet import AlexNet, feature_map_sizes, from_torchvision
+from alexnet_pl.models.cnn4 import CNN4
 from alexnet_pl.models.layers import NonOverlappingMaxPool2d, OverlappingMaxPool2d
 from alexnet_pl.models.lenet import LeNet5
 from alexnet_pl.runtime.errors import ConfigError
@@ -45,7 +46,7 @@ def count(*overrides: str) -> int:
 
 
 def variants() -> list[tuple[str, str]]:
-    """Every combination on the tutorial's network and on LeNet-5; elsewhere each option by itself and the preset."""
+    """Return all combinations for the tutorial's network and LeNet-5, single options for the other networks."""
     everywhere = [(model, f"model/{group}={option}") for model in MODELS for group, options in PARTS.items()
                   for option in options]  # fmt: skip
     combined = [" ".join(f"model/{group}={option}" for group, option in zip(PARTS, chosen, strict=True))
@@ -110,7 +111,7 @@ def test_parameter_counts(overrides, expected):
 
 
 def test_parameters_by_layer():
-    """The tutorial's table at 50×50: conv1 and conv2 without bias, fc6 from 256 features."""
+    """The tutorial's table at 50×50 pixels: no bias in conv1 and conv2, 256 inputs of fc6."""
     counts = {
         name: sum(p.numel() for p in layer.parameters())
         for part in ("features", "classifier")
@@ -152,7 +153,7 @@ def test_parameters_of_the_paper_by_layer():
     ids=str,
 )
 def test_multiply_adds(overrides, expected):
-    """Torch's own counter; it counts two operations for each."""
+    """Torch's counter reports two operations per multiply-add."""
     cfg = config(*overrides).model
     with FakeTensorMode(), FlopCounterMode(display=False) as counted:
         instantiate(cfg)(torch.zeros(1, 3, cfg.image_size, cfg.image_size))
@@ -184,13 +185,15 @@ def test_feature_maps_of_the_paper_and_the_tutorial(overrides, expected, pool):
 
 @pytest.mark.parametrize("pool", [OverlappingMaxPool2d, NonOverlappingMaxPool2d])
 @pytest.mark.parametrize("paddings", [(2, 1), (2, 0), (0, 1), (0, 0)], ids=str)
-def test_feature_map_sizes_are_what_the_layers_make(pool, paddings):
-    """The same with either pooling, at every size that the geometry allows; the others are refused."""
+def test_feature_map_sizes_agree_with_the_layers(pool, paddings):
+    """Both poolings give the same sizes for every valid input; inputs that are too small are refused."""
     geometry = {"pool": pool, **dict(zip(("conv1_padding", "pool2_padding"), paddings, strict=True))}
     for size in (*range(45, 80), 96, 224, 225, 227, 256):
         sizes = feature_map_sizes(size, *paddings)
         if min(sizes) < 1:
-            with pytest.raises(ConfigError, match=f"image_size={size} is too small for AlexNet"):
+            with pytest.raises(
+                ConfigError, match=f"image_size={size} is invalid: expected .* pixels or more for AlexNet"
+            ):
                 AlexNet(image_size=size, **geometry)
             continue
         net = AlexNet(image_size=size, channels=[2] * 5, fc_width=2, **geometry)
@@ -216,14 +219,14 @@ def test_alexnet_lrn_has_the_papers_constants():
     assert (norm.k, norm.size, norm.alpha, norm.beta) == (2, 5, 1e-4, 0.75)
 
 
-def test_lrn_by_name_is_as_it_ran_or_as_printed():
+def test_lrn_presets_are_the_released_code_and_the_printed_formula():
     norms = [build("model=alexnet_paper", f"model/norm={name}", *NARROW["AlexNet"]).features.norm2
              for name in ("lrn", "lrn_printed")]  # fmt: skip
     assert [(norm.k, norm.size, norm.alpha, norm.beta) for norm in norms] == [(2, 5, 1e-4, 0.75), (2, 5, 5e-4, 0.75)]
 
 
-def test_groups_keep_the_two_halves_apart():
-    """conv2, conv4 and conv5 of one half see nothing of the other half; conv3 sees both."""
+def test_groups_separate_the_two_halves():
+    """In conv2, conv4 and conv5 neither half sees the other; conv3 sees both."""
     net = build("model=alexnet_paper", "model.image_size=67", *NARROW["AlexNet"])
     assert [getattr(net.features, f"conv{i}").groups for i in range(1, 6)] == [1, 2, 1, 2, 2]
     x = torch.randn(1, 8, 7, 7)
@@ -234,38 +237,38 @@ def test_groups_keep_the_two_halves_apart():
 
 
 @pytest.mark.parametrize(
-    ("name", "deviations"),
+    ("name", "stds"),
     [("paper", [0.01] * 8), ("released_code", [0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01])],
 )
-def test_initializations_are_the_published_ones(name, deviations):
+def test_initializations_match_the_published_ones(name, stds):
     torch.manual_seed(0)
     net = build("model=alexnet_paper", f"model.initialization={name}", "model.image_size=67", "model.fc_width=512")
     layers = [layer for layer in net.modules() if hasattr(layer, "weight")]
-    for layer, deviation, bias in zip(layers, deviations, [0, 1, 0, 1, 1, 1, 1, 0], strict=True):
-        # Five standard errors of a standard deviation.
-        assert layer.weight.std().item() == pytest.approx(deviation, rel=5 / math.sqrt(2 * layer.weight.numel()))
-        assert abs(layer.weight.mean().item()) < 5 * deviation / math.sqrt(layer.weight.numel())
+    for layer, std, bias in zip(layers, stds, [0, 1, 0, 1, 1, 1, 1, 0], strict=True):
+        # The tolerance is five standard errors of a standard deviation.
+        assert layer.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * layer.weight.numel()))
+        assert abs(layer.weight.mean().item()) < 5 * std / math.sqrt(layer.weight.numel())
         assert layer.bias.eq(bias).all()
 
 
-def test_without_biases_before_norm_there_are_none_to_set():
+def test_initialization_skips_biases_that_bias_before_norm_leaves_out():
     net = build("model=alexnet_imagenet_bn", "model.initialization=paper", "model.image_size=70", *NARROW["AlexNet"])
     assert net.features.conv2.bias is None
     assert net.features.conv4.bias.eq(1).all()
     assert net.features.norm2.weight.eq(1).all()
 
 
-def test_the_papers_biases_leave_little_of_unit_variance_input():
-    """docs/paper-network.md: at the start, logits hardly depend on the image; on the 0–255 scale they do."""
+def test_the_papers_biases_drown_unit_variance_input():
+    """docs/paper-network.md: initial logits hardly depend on a unit-variance image; on the 0–255 scale they do."""
     torch.manual_seed(0)
     net = build("model=alexnet_paper", "model.num_classes=10").eval()
     images = torch.from_numpy(
         np.stack([load_sample_image(name)[100:327, 200:427] for name in ("china.jpg", "flower.jpg")])
     )
     images = images.permute(0, 3, 1, 2).float()
-    centred = images - images.mean((0, 2, 3), keepdim=True)
+    centered = images - images.mean((0, 2, 3), keepdim=True)
     with torch.no_grad():
-        unit, raw = net(centred / centred.std()), net(centred)
+        unit, raw = net(centered / centered.std()), net(centered)
     assert (unit[0] - unit[1]).abs().mean() < 1e-3 < 1e-2 < (raw[0] - raw[1]).abs().mean()
 
 
@@ -276,8 +279,8 @@ def test_the_papers_biases_leave_little_of_unit_variance_input():
         ("alexnet_lrn", "3cab850e6274ff625290ce5e7df5c7f452c93cc1f20d6bcdaa2bc2c8da1eca26"),
     ],
 )
-def test_the_same_seed_starts_from_the_same_weights_as_ever(model, digest):
-    """Names and values in the order they had in version 0.1.0, so that its runs can be repeated and loaded."""
+def test_a_seed_gives_the_initial_weights_of_version_0_1(model, digest):
+    """Names, values and their order are those of version 0.1.0, so that its runs can be reproduced and loaded."""
     torch.manual_seed(3)
     digested = hashlib.sha256()
     for name, value in build(f"model={model}", "model.fc_width=64").state_dict().items():
@@ -286,7 +289,7 @@ def test_the_same_seed_starts_from_the_same_weights_as_ever(model, digest):
 
 
 @pytest.mark.parametrize("classes", [1000, 10])
-def test_torchvisions_weights_load_by_name_and_give_equal_logits(classes):
+def test_torchvision_weights_load_by_name_and_give_equal_logits(classes):
     torch.manual_seed(0)
     theirs = torchvision_alexnet(num_classes=classes).eval()
     net = build("model=alexnet_torchvision", f"model.num_classes={classes}").eval()
@@ -294,15 +297,15 @@ def test_torchvisions_weights_load_by_name_and_give_equal_logits(classes):
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(net(images), theirs(images), atol=1e-5, rtol=0)
-    # In training too: the same order of random draws in dropout.
+    # Training gives equal logits as well, because dropout draws its masks in the same order.
     torch.manual_seed(1)
     ours = net.train()(images)
     torch.manual_seed(1)
     torch.testing.assert_close(ours, theirs.train()(images), atol=1e-5, rtol=0)
 
 
-def test_pooling_before_or_after_the_activation_is_the_same_function():
-    """Without a norm the two placements differ in nothing but the order of pooling and activation."""
+def test_pooling_commutes_with_the_activation():
+    """Without a norm layer the two placements differ only in the order of pooling and activation."""
     narrow = NARROW["AlexNet"]
     for activation in ACTIVATIONS:
         nets = [
@@ -317,29 +320,33 @@ def test_pooling_before_or_after_the_activation_is_the_same_function():
 @pytest.mark.parametrize(
     ("network", "settings", "message"),
     [
-        (AlexNet, {"image_size": 46}, "image_size=46 is too small for AlexNet: the smallest that works is 47"),
-        (AlexNet, {"image_size": -1}, "image_size=-1"),
-        (AlexNet, {"channels": [96, 0, 384, 384, 256]}, "channels=.*: 0 is not possible"),
-        (AlexNet, {"channels": [96, 256]}, "names 2 convolutions; it has 5"),
-        (AlexNet, {"fc_width": -5}, "fc_width=-5"),
-        (AlexNet, {"num_classes": 0}, "num_classes=0"),
-        (AlexNet, {"dropout": 1.0}, "dropout=1.0"),
-        (AlexNet, {"norm_placement": "later"}, "norm_placement=later.*before_activation or after_activation"),
-        (AlexNet, {"image_size": 66, **PAPER}, "image_size=66 is too small for AlexNet: the smallest that works is 67"),
-        (AlexNet, {"groups": 3}, "groups=3 does not divide the 256 maps of channels=.* at conv2"),
-        (AlexNet, {"groups": 2, "channels": [96, 256, 384, 383, 256]}, "groups=2 does not divide the 383 maps.* conv4"),
-        (AlexNet, {"groups": 0}, "groups=0"),
-        (AlexNet, {"conv1_padding": -1}, "conv1_padding=-1"),
-        (AlexNet, {"pool2_padding": 2}, "pool2_padding=2"),
-        (AlexNet, {"initialization": "papper"}, "initialization=papper does not exist. Did you mean paper[?]"),
-        (AlexNet, {"dropout_placement": "inputs"}, "dropout_placement=inputs does not exist; it is before_fc or after"),
-        (LeNet5, {"image_size": 12}, "image_size=12 is too small for LeNet5: the smallest that works is 13"),
-        (LeNet5, {"channels": [6]}, "two numbers"),
-        (LeNet5, {"fc_widths": [120, 0]}, "fc_widths=.*: 0 is not possible"),
+        (AlexNet, {"image_size": 46}, "image_size=46 is invalid: expected 47 pixels or more.*Set data.image_size=47"),
+        (AlexNet, {"image_size": -1}, "image_size=-1 is invalid: expected 47 pixels"),
+        (AlexNet, {"image_size": 50.0}, "image_size=50.0 is invalid: expected 47 pixels"),
+        (AlexNet, {"channels": [96, 0, 384, 384, 256]}, "channels=.96, 0, .* is invalid: expected 5 whole numbers ≥ 1"),
+        (AlexNet, {"channels": [96, 256]}, "channels=.96, 256. is invalid: expected 5 whole numbers ≥ 1"),
+        (AlexNet, {"fc_width": -5}, "fc_width=-5 is invalid: expected a whole number ≥ 1"),
+        (AlexNet, {"num_classes": 0}, "num_classes=0 is invalid: expected a whole number ≥ 1"),
+        (AlexNet, {"dropout": 1.0}, "dropout=1.0 is invalid: expected a probability in .0, 1[)]"),
+        (AlexNet, {"dropout": math.nan}, "dropout=nan is invalid"),
+        (AlexNet, {"norm_placement": "later"}, "norm_placement=later is invalid: .* before_activation, after"),
+        (AlexNet, {"image_size": 66, **PAPER}, "image_size=66 is invalid: expected 67 pixels or more for AlexNet"),
+        (AlexNet, {"groups": 3}, "groups=3 is invalid: expected a divisor of the 256 feature maps at conv2"),
+        (AlexNet, {"groups": 2, "channels": [96, 256, 384, 383, 256]}, "groups=2 .* the 383 .* at conv4"),
+        (AlexNet, {"groups": 0}, "groups=0 is invalid: expected a whole number ≥ 1"),
+        (AlexNet, {"conv1_padding": -1}, "conv1_padding=-1 is invalid: expected a whole number from 0 to 10"),
+        (AlexNet, {"pool2_padding": 2}, "pool2_padding=2 is invalid: expected a whole number from 0 to 1"),
+        (AlexNet, {"initialization": "papper"}, "initialization=papper is invalid: .* Did you mean paper[?]"),
+        (AlexNet, {"dropout_placement": "inputs"}, "dropout_placement=inputs is invalid: .* before_fc, after_fc"),
+        (LeNet5, {"image_size": 12}, "image_size=12 is invalid: expected 13 pixels or more for LeNet5"),
+        (LeNet5, {"channels": [6]}, "channels=.6. is invalid: expected 2 whole numbers ≥ 1"),
+        (LeNet5, {"fc_widths": [120, 0]}, "fc_widths=.120, 0. is invalid: expected 2 whole numbers ≥ 1"),
+        (CNN4, {"channels": [6, 6]}, "channels=.6, 6. is invalid: expected 3 whole numbers ≥ 1"),
+        (CNN4, {"image_size": 1}, "image_size=1 is invalid: expected 2 pixels or more for CNN4"),
     ],
-)
-def test_refusals_name_the_value_in_one_line(network, settings, message):
-    with pytest.raises(ConfigError, match=message) as refusal:
+)  # fmt: skip
+def test_invalid_arguments_are_refused_in_one_line_that_names_the_key(network, settings, message):
+    with pytest.raises(ConfigError, match=f"^model.{message}") as refusal:
         network(**settings)
     assert "\n" not in str(refusal.value)
 
@@ -350,8 +357,8 @@ def test_the_smallest_sizes_work():
     assert LeNet5(image_size=13)(torch.zeros(1, 3, 13, 13)).shape == (1, 10)
 
 
-def test_torch_and_torchvision_fit_together():
-    """A torchvision built for another torch imports half-way: its operators are missing."""
+def test_torchvision_is_built_for_the_installed_torch():
+    """A torchvision for another torch version imports without its operators."""
     import torchvision
 
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 10.0, 10.0]])
