@@ -1,6 +1,7 @@
-"""CIFAR-10 from whatever is on disk: the official archive, or a tree of class folders; else the official download."""
+"""CIFAR-10 from the official archive or from class folders, whichever is on disk, or else downloaded."""
 
 import hashlib
+import logging
 import shutil
 import tarfile
 import tempfile
@@ -9,155 +10,161 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
+from alexnet_pl.data.class_folders import check_classes, interleave, list_images, nearby_root
+from alexnet_pl.data.image_io import open_image, to_rgb
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages, TensorDataModule
-from alexnet_pl.runtime.errors import DataError
-from alexnet_pl.runtime.files import cache_dir, exclusive_lock, replacing
+from alexnet_pl.runtime.errors import DataError, UserError, one_line
+from alexnet_pl.runtime.files import cache_dir, exclusive_lock, make_cache_dir, replacing
+
+log = logging.getLogger(__name__)
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 IMAGE_SIZE = 32
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
 FULL_COUNTS = (50_000, 10_000)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
-WAYS_OUT = "Give another copy with data.root=FOLDER, or use data=digits, which needs no download."
+WAYS_OUT = "Use another copy with data.root=DIR, or data=digits, which needs no download."
 
 
 class CIFAR10DataModule(TensorDataModule):
-    """60,000 colour images of 32×32 pixels in ten classes (Krizhevsky 2009); 10,000 are the test set.
+    """60,000 color images of 32×32 pixels in ten classes (Krizhevsky 2009); 10,000 form the test set.
 
     Args:
-        root: folder that holds ``cifar-10-batches-py/`` (official, MD5-verified) or ``train/<class>/*.{png,jpg}``
-            and ``test/<class>/*``. Where neither is there the official archive is downloaded into it.
-        **settings: :class:`alexnet_pl.data.datamodule.ImageDataModule`'s.
+        root: directory that holds ``cifar-10-batches-py/`` (official, MD5-verified) or class folders
+            ``train/<class>/*`` and ``test/<class>/*``. Without either, the official archive is downloaded into it.
+        **settings: see :class:`alexnet_pl.data.datamodule.ImageDataModule`.
     """
 
     name = "cifar10"
     class_names = CLASS_NAMES
 
-    def __init__(self, root: str | Path, **settings):
+    def __init__(self, root: str | Path, **settings: Any):
         super().__init__(**settings)
         self.root = Path(root).expanduser()
 
     def prepare_data(self) -> None:
-        """Download the official archive where there is no data.
+        """Download the official archive if there is no data.
 
         Raises:
-            DataError: no network, or a damaged archive.
+            DataError: the data is one directory level away, there is no network, or the archive is corrupt.
         """
-        if not official_folder(self.root).is_dir() and not class_folders_present(self.root):
-            fetch_official(self.root)
+        if self.is_in(self.root):
+            return
+        if hint := nearby_root(self.root, _has_cifar10):
+            raise DataError(f"{self.root} does not hold CIFAR-10. {hint}")
+        fetch_official(self.root)
 
     @classmethod
     def is_in(cls, root: str | Path) -> bool:
         root = Path(root).expanduser()
-        return official_folder(root).is_dir() or class_folders_present(root)
+        return official_dir(root).is_dir() or (root / "train").is_dir() or (root / "test").is_dir()
 
     def load(self) -> ImageSource:
-        if official_folder(self.root).is_dir():
+        if official_dir(self.root).is_dir():
             return load_official(self.root)
         return load_class_folders(self.root)
 
 
-def official_folder(root: Path) -> Path:
+def official_dir(root: Path) -> Path:
+    """Return the directory of the unpacked official archive in ``root``."""
     return root / CIFAR10.base_folder
 
 
-def class_folders_present(root: Path) -> bool:
-    return (root / "train").is_dir() or (root / "test").is_dir()
+def _has_cifar10(root: Path) -> bool:
+    return official_dir(root).is_dir() or (root / "train" / CLASS_NAMES[0]).is_dir()
 
 
 # --- the official archive -------------------------------------------------------------------------------------------
 
 
 def load_official(root: Path) -> ImageSource:
-    """Read ``cifar-10-batches-py`` through torchvision, after checking every file's MD5.
+    """Read ``cifar-10-batches-py`` with torchvision, after verifying the MD5 of every file.
 
     Raises:
-        DataError: a file is missing or its MD5 is wrong.
+        DataError: a file is not found or its MD5 is wrong.
     """
-    folder = official_folder(root)
+    directory = official_dir(root)
     listed = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-    for name, md5 in listed:  # torchvision checks too, but does not say which file
-        if not (folder / name).is_file():
-            raise DataError(f"{folder / name} is missing. Delete {folder} to download it again. {WAYS_OUT}")
-        if not check_integrity(str(folder / name), md5):
-            raise DataError(f"{folder / name} is damaged (wrong MD5). Delete {folder} to download it again. {WAYS_OUT}")
+    for name, md5 in listed:  # torchvision checks too, but does not say which file is wrong
+        if not (directory / name).is_file():
+            raise DataError(f"{directory / name} not found. Delete {directory} to download it again. {WAYS_OUT}")
+        if not check_integrity(str(directory / name), md5):
+            raise DataError(
+                f"{directory / name} is corrupt (wrong MD5). Delete {directory} to download it again. {WAYS_OUT}"
+            )
     parts = [CIFAR10(str(root), train=train) for train in (True, False)]
     train, test = (LabeledImages(part.data, np.array(part.targets, dtype=np.int64)) for part in parts)
     return ImageSource(train, test, f"official cifar-10-batches-py in {root.resolve()}")
 
 
 def fetch_official(root: Path) -> None:
-    """Download the official archive through torchvision and unpack it into ``root``, whole or not at all.
+    """Download the official archive with torchvision and unpack it into ``root``, whole or not at all.
 
-    An archive that already lies in ``root`` is used instead. Of several processes at once one does it and the others
-    wait; the lock is the system's, so it ends with its owner, however that ends.
+    An archive that is already in ``root`` is used instead. Of several concurrent processes, one downloads and the
+    others wait.
 
     Raises:
-        DataError: no network, a truncated or damaged archive or one that would write elsewhere, a folder that cannot
-            be written.
+        DataError: there is no network, the archive is corrupt or would write elsewhere, or ``root`` is not writable.
     """
     existed = root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(root / ".cifar10.lock"):
-            if official_folder(root).is_dir():  # another process has done it while this one waited
+            if official_dir(root).is_dir():  # another process downloaded it in the meantime
                 return
-            for abandoned in root.glob(".cifar10-*/"):  # of a process that was killed: nobody else is at work
+            for abandoned in root.glob(".cifar10-*/"):  # left by a killed process: the lock says no other is active
                 shutil.rmtree(abandoned, ignore_errors=True)
-            # Beside the target, so that the last step is a rename: what bears the final name is complete.
+            # Next to the target, so that the last step is a rename and the final name implies completeness.
             with tempfile.TemporaryDirectory(dir=root, prefix=".cifar10-") as scratch:
                 archive = root / CIFAR10.filename
                 if archive.is_file():
                     if not check_integrity(str(archive), CIFAR10.tgz_md5):
-                        raise DataError(f"{archive} is truncated or damaged (wrong MD5). Delete it. {WAYS_OUT}")
+                        raise DataError(f"{archive} is truncated or corrupt (wrong MD5). Delete it. {WAYS_OUT}")
                 else:
                     print(f"downloading CIFAR-10 (170 MB) to {root.resolve()}")
                     download_url(CIFAR10.url, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
                     archive = Path(scratch) / CIFAR10.filename
                 extract(archive, Path(scratch))
-                (Path(scratch) / CIFAR10.base_folder).rename(official_folder(root))
+                (Path(scratch) / CIFAR10.base_folder).rename(official_dir(root))
     except (OSError, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
         if not existed and root.is_dir() and not any(root.iterdir()):
             root.rmdir()
         if isinstance(error, DataError):
             raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"No CIFAR-10 in {root}, and the download failed: {reason}\n{WAYS_OUT}") from error
+        raise DataError(f"CIFAR-10 not found in {root}, and the download failed: {one_line(error)}\n{WAYS_OUT}") from error
 
 
-def extract(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive of plain files and folders, all of which stay inside ``folder``.
+def extract(archive: Path, directory: Path) -> None:
+    """Unpack a tar archive of regular files and directories, all inside ``directory``.
 
-    Everything is looked at before anything is written. Links and devices are refused as well, wherever they lead:
-    CIFAR-10 has none. The ``data`` filter, which Python has from 3.11.4 on, would let some links pass.
+    All members are checked before any is written. Links and devices are refused wherever they lead, because CIFAR-10
+    has none. The ``data`` filter, available from Python 3.11.4, would allow some links.
 
     Raises:
-        DataError: names the member that is refused.
-        tarfile.TarError, EOFError, zlib.error: a damaged archive.
+        DataError: names the refused member.
+        tarfile.TarError, EOFError, zlib.error: the archive is corrupt.
     """
     with tarfile.open(archive) as tar:
         members = tar.getmembers()
         for member in members:
-            inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+            inside = (directory / member.name).resolve().is_relative_to(directory.resolve())
             if not inside or not (member.isfile() or member.isdir()):
                 raise DataError(
-                    f"{archive} is refused, nothing was unpacked: {member.name!r} is no file inside it. {WAYS_OUT}"
+                    f"{archive} is refused and nothing was unpacked: {member.name!r} is not a file inside it. {WAYS_OUT}"
                 )
         if hasattr(tarfile, "data_filter"):
-            tar.extractall(folder, members, filter="data")
+            tar.extractall(directory, members, filter="data")
         else:
-            tar.extractall(folder, members)
+            tar.extractall(directory, members)
 
 
 # --- class folders --------------------------------------------------------------------------------------------------
@@ -166,108 +173,99 @@ def extract(archive: Path, folder: Path) -> None:
 def load_class_folders(root: Path) -> ImageSource:
     """Read ``train/<class>/*`` and ``test/<class>/*``, decoding once: later calls read a cache of the pixels.
 
-    The cache lies under ``$XDG_CACHE_HOME/alexnet_pl`` (``~/.cache/alexnet_pl``), and is rebuilt when a file was
-    added, removed or changed. Of several processes at once one decodes and the others wait for its cache.
+    The cache is in :func:`alexnet_pl.runtime.files.cache_dir` and is rebuilt after a file was added, removed or
+    changed. Of several concurrent processes, one decodes and the others wait for the cache. Without a writable cache
+    directory, every run decodes, and a warning says so.
 
     Raises:
-        DataError: a missing or unknown class folder, an image that cannot be read or is not 32×32.
+        DataError: class folders are missing or unexpected, or an image is corrupt or not 32×32.
     """
-    files = {split: _list_images(root, split) for split in ("train", "test")}
+    files = {split: _list_split(root / split) for split in ("train", "test")}
+    name = f"cifar10-{hashlib.sha256(str(root.resolve()).encode(errors='surrogateescape')).hexdigest()[:16]}.npz"
     fingerprint = _fingerprint(root, files)
-    cache = cache_dir() / f"cifar10-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
-    arrays = _read_cache(cache, fingerprint)
+    arrays = _read_cache(name, fingerprint)
     if arrays is None:
-        with _cache_lock(cache):
-            arrays = _read_cache(cache, fingerprint)  # another process may have made it while this one waited
+        with _writable_cache(name) as cache:
+            arrays = cache and _read_cache(name, fingerprint)  # another process may have written it in the meantime
             if arrays is None:
-                print(f"decoding {sum(map(len, files.values())):,} images once, to {cache}")
-                arrays = {split: np.stack([_decode(path) for path, _ in files[split]]) for split in files}
-                _write_cache(cache, fingerprint, arrays)
-    sets = (
-        LabeledImages(arrays[split], np.array([label for _, label in files[split]], dtype=np.int64)) for split in files
+                print(f"decoding {sum(map(len, files.values())):,} images once{f', to {cache}' if cache else ''}")
+                arrays = {
+                    split: np.stack([_decode(root / split / path) for path, _ in listed])
+                    for split, listed in files.items()
+                }
+                if cache:
+                    _write_cache(cache, fingerprint, arrays)
+    train, test = (
+        LabeledImages(arrays[split], np.array([label for _, label in listed], dtype=np.int64))
+        for split, listed in files.items()
     )
-    counts = tuple(len(files[split]) for split in files)
+    counts = tuple(len(listed) for listed in files.values())
     partial = "" if counts == FULL_COUNTS else f", {counts[0]:,} + {counts[1]:,} images, not the full 50,000 + 10,000"
-    suffixes = "/".join(sorted({path.suffix.lower().lstrip(".") for path, _ in files["train"]}))
-    return ImageSource(*sets, f"class folders ({suffixes}) in {root.resolve()}{partial}")
+    suffixes = "/".join(sorted({Path(path).suffix.lower().lstrip(".") for path, _ in files["train"]}))
+    return ImageSource(train, test, f"class folders ({suffixes}) in {root.resolve()}{partial}")
 
 
-def _list_images(root: Path, split: str) -> list[tuple[Path, int]]:
-    """Image files of one split with their labels, taken from the classes in turn.
-
-    Any first part of the list is then balanced, as it nearly is in the official files: ``trainer.limit_val_batches``
-    does not leave one class alone.
-    """
-    folder = root / split
-    present = {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
-    if missing := [name for name in CLASS_NAMES if name not in present]:
-        raise DataError(f"{folder} lacks the class folder(s) {', '.join(missing)}. {WAYS_OUT}")
-    if unknown := sorted(name for name in present.difference(CLASS_NAMES) if not name.startswith(".")):
-        raise DataError(f"{folder} has folder(s) that are no CIFAR-10 class: {', '.join(unknown)}. {WAYS_OUT}")
-    files = []
-    for label, name in enumerate(CLASS_NAMES):
-        images = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        images = [path for path in images if not path.name.startswith(".")]
-        if not images:
-            raise DataError(f"{folder / name} holds no png or jpg image. {WAYS_OUT}")
-        files += [(rank, label, path) for rank, path in enumerate(images)]
-    return [(path, label) for _, label, path in sorted(files)]
+def _list_split(directory: Path) -> list[tuple[str, int]]:
+    try:
+        if not directory.is_dir():
+            raise DataError(f"{directory} not found.")
+        check_classes(directory, CLASS_NAMES, "CIFAR-10")
+        return interleave(list_images(directory, CLASS_NAMES)[0])
+    except DataError as error:
+        raise DataError(f"{error} {WAYS_OUT}") from error
 
 
-def _fingerprint(root: Path, files: dict[str, list[tuple[Path, int]]]) -> str:
-    """Changes with any file's name, size or time of change, and with the format of the cache."""
+def _fingerprint(root: Path, files: dict[str, list[tuple[str, int]]]) -> str:
+    """Return a digest that changes with any file's name, size or modification time, and with the cache's format."""
     digest = hashlib.sha256(f"version {CACHE_VERSION}".encode())
-    for listed in files.values():
+    for split, listed in files.items():
         for path, label in listed:
-            stat = path.stat()
-            digest.update(f"{path.relative_to(root)}|{label}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+            stat = (root / split / path).stat()
+            line = f"{split}/{path}|{label}|{stat.st_size}|{stat.st_mtime_ns}\n"
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def _decode(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}). Replace it. {WAYS_OUT}") from error
-    if pixels.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        height, width = pixels.shape[:2]
-        raise DataError(f"{path} is {width}×{height} pixels; CIFAR-10 images are 32×32. {WAYS_OUT}")
-    return pixels
+        with open_image(path) as image:
+            if image.size != (IMAGE_SIZE, IMAGE_SIZE):  # before decoding, which bounds the memory
+                raise DataError(f"{path} is {image.width}×{image.height} pixels; CIFAR-10 images are 32×32.")
+            return np.asarray(to_rgb(image))
+    except DataError as error:
+        raise DataError(f"{error} {WAYS_OUT}") from error
 
 
-def _read_cache(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
-    """The decoded images, or None where the cache is absent, of another tree or version, or damaged."""
+def _read_cache(name: str, fingerprint: str) -> dict[str, np.ndarray] | None:
+    """Return the decoded images, or None if the cache is absent, outdated or corrupt."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(cache_dir() / name, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != fingerprint:
                 return None
             return {split: stored[split] for split in ("train", "test")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (UserError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 @contextmanager
-def _cache_lock(cache: Path) -> Iterator[None]:
-    """Let one process at a time make ``cache``; all at once where the folder cannot be written, and nothing is kept."""
-    lock = cache.with_suffix(".lock")
+def _writable_cache(name: str) -> Iterator[Path | None]:
+    """Yield the cache's path while no other process writes it, or None, after a warning, if it cannot be written."""
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    except OSError:
-        yield
+        cache = make_cache_dir() / name
+    except UserError as error:
+        log.warning(f"warning: decoded images are not cached, and every run decodes them: {error}")
+        yield None
         return
-    with exclusive_lock(lock):
-        for abandoned in cache.parent.glob(f".{cache.stem}-*/"):  # of a process that was killed while it wrote
+    with exclusive_lock(cache.with_suffix(".lock")):
+        for abandoned in cache.parent.glob(f".{cache.stem}-*/"):  # left by a process that was killed while writing
             shutil.rmtree(abandoned, ignore_errors=True)
-        yield
+        yield cache
 
 
 def _write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
-    """Whole or not at all; a cache that cannot be written only costs the next run some seconds."""
+    """Write the cache atomically. After an error the run continues, because a missing cache costs only seconds."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
             np.savez(scratch, fingerprint=np.array(fingerprint), **arrays)
     except OSError as error:
-        print(f"warning: decoded images were not cached: {error}")
+        log.warning(f"warning: decoded images were not cached: {one_line(error)}")

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alexnet_pl.data.class_folders import LAYOUT, find_classes, list_tree
+from alexnet_pl.data.class_folders import LAYOUT, find_classes, list_splits
 from alexnet_pl.data.shards.datamodule import ShardedDataModule
 from alexnet_pl.data.shards.writer import make_shards
 from alexnet_pl.runtime.errors import ConfigError
@@ -78,7 +78,7 @@ class ImageFolderDataModule(ShardedDataModule):
         """
         if self._prepared:
             return
-        listing = list_tree(self._given())
+        listing = list_splits(self._given())
         if listing.ignored:
             log.info(f"        {listing.ignored:,} files are left out: no pictures by their names")
         make_shards(

@@ -1,7 +1,10 @@
-"""From a picture file of any kind to the pixels that a network was trained on."""
+"""Image files: decoding any supported format in bounded memory, conversion to RGB, the network's preprocessing."""
 
+import math
+import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,24 +16,34 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from alexnet_pl.data.transforms import center_crop, normalize
-from alexnet_pl.runtime.errors import DataError
+from alexnet_pl.runtime.errors import DataError, one_line
 
-# Of Pillow's readers those for pictures. Others, such as EPS, start programs of their own.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow's readers of raster images. Others start external programs (EPS) or hide an image's true size (ICO)."""
 
-MAX_PIXELS = 178_956_970
-"""Largest picture read, in pixels: Pillow's own limit against decompression bombs, about 13,400×13,400."""
+MAX_PIXELS = 120_000_000
+"""Largest image that is decoded, in pixels (about 10,950×10,950): 480 MB in Pillow's memory layout."""
+
+_DECODER_COST = {"AVIF": 3, "JPEG2000": 4, "WEBP": 3}
+"""Decoders that hold a multiple of Pillow's 4 bytes per pixel. The pixel limit is divided by it."""
+
+REDUCE_ABOVE = 16_000_000
+"""Images of more pixels are reduced by an integer factor while they are decoded, before any other conversion."""
+
+_STRIP = 64  # rows of the reduced image that are converted at a time
+
+_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The data module's own steps for single pictures: resize, cut the centre, ``(x / 255 - mean) / std``.
+    """The data module's steps for single images: resize, center crop, ``(x / 255 - mean) / std``.
 
     Args:
-        image_size: side in pixels of what the network takes.
-        mean, std: one number a channel on the [0, 1] pixel scale.
-        resize_size: side in pixels that pictures are resized to before the centre is cut; None: ``image_size``.
-        keep_ratio: whether that is the shorter side, and the central square of it is cut; else both sides.
+        image_size: side of the network's input in pixels.
+        mean, std: one number per channel on the [0, 1] pixel scale.
+        resize_size: side in pixels that images are resized to before the center crop; None: ``image_size``.
+        keep_ratio: scale the shorter side to ``resize_size`` and crop the central square, instead of stretching.
     """
 
     image_size: int
@@ -39,104 +52,183 @@ class Preprocess:
     resize_size: int | None = None
     keep_ratio: bool = False
 
-    def pixels(self, picture: Image.Image) -> Tensor:
-        """``(3, image_size, image_size)`` uint8: bilinear with antialiasing.
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Return ``(3, image_size, image_size)`` uint8, resized bilinearly with antialiasing.
 
         Raises:
-            DataError: pixel values whose scale is unknown (see :func:`to_rgb`).
+            DataError: the scale of the pixel values is unknown (see :func:`to_rgb`).
         """
         side = self.resize_size or self.image_size
         if self.keep_ratio:
-            square = central_square(to_rgb(picture), side)
+            square = central_square(to_rgb(image), side)
             return center_crop(torch.from_numpy(np.array(square)).permute(2, 0, 1), self.image_size)
-        # A view with PIL's memory order, as the data module has it: torchvision's kernels round by memory order.
-        image = torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
-        return center_crop(resize(image[None], [side, side], antialias=True)[0], self.image_size)
+        # A view in PIL's memory format, as in the data module, because torchvision's kernels round by memory format.
+        pixels = torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+        return center_crop(resize(pixels[None], [side, side], antialias=True)[0], self.image_size)
 
-    def __call__(self, pictures: Image.Image | Sequence[Image.Image]) -> Tensor:
-        """Normalised float32 ``(N, 3, image_size, image_size)`` of N pictures; one picture is a batch of one."""
-        if isinstance(pictures, Image.Image):
-            pictures = [pictures]
-        return normalize(torch.stack([self.pixels(picture) for picture in pictures]), self.mean, self.std)
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+        """Return N images as normalized float32 ``(N, 3, image_size, image_size)``; a single image is a batch of 1."""
+        if isinstance(images, Image.Image):
+            images = [images]
+        return normalize(torch.stack([self.pixels(image) for image in images]), self.mean, self.std)
 
 
-def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture file as RGB, upright; of an animation its first frame.
+# --- decoding -------------------------------------------------------------------------------------------------------
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image file as upright RGB; of an animation, read the first frame.
+
+    Memory is bounded: the file's stated size is checked before decoding, and images above ``REDUCE_ABOVE`` pixels are
+    reduced by an integer factor (JPEG by its DCT scaling, others strip by strip after decoding).
 
     Raises:
-        DataError: no such file, no picture, damaged, or more than ``max_pixels`` pixels. One line.
+        DataError: the file is not found, is not an image, is corrupt, or has more than ``max_pixels`` pixels.
+    """
+    with open_image(path, max_pixels) as image:
+        return _reduced_rgb(image)
+
+
+@contextmanager
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image file without decoding it, and raise errors of the block's decoding as :class:`DataError`.
+
+    Raises:
+        DataError: as for :func:`read_image`, on one line.
     """
     try:
+        if not Path(path).is_file() and Path(path).exists():  # opening a FIFO or a device would block
+            raise DataError(f"{path} is not a regular file.")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and odd metadata
-            with Image.open(path, formats=_formats()) as picture:
-                size = f"{picture.width}×{picture.height} pixels"
-                if picture.width * picture.height <= max_pixels:
-                    return to_rgb(picture)
-    except Image.DecompressionBombError:
-        size = "a size"
+            warnings.simplefilter("ignore")  # about large images and odd metadata
+            with Image.open(path, formats=_formats()) as image:
+                limit = max_pixels // _DECODER_COST.get(image.format or "", 1)
+                if image.width * image.height > limit:
+                    raise _too_large(path, f"{image.width}×{image.height}", limit)
+                yield image
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d+", str(error))
+        raise _too_large(path, f"{int(count[0]):,}" if count else "too many", max_pixels) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is no picture, or of a kind that is not read here.") from error
+        raise DataError(f"{path} is not an image or has an unsupported format.") from error
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
-    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} cannot be read as a picture: {reason}") from error
-    raise DataError(f"{path} has {size}, above the {max_pixels:,} pixels that are read. Scale it down first.")
+        raise DataError(f"{path} not found.") from error
+    except Exception as error:  # Pillow's readers raise almost any exception on a corrupt file
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{path} is corrupt: {one_line(error)}") from error
+
+
+def _too_large(path: str | Path, size: str, limit: int) -> DataError:
+    return DataError(f"{path} has {size} pixels, above the limit of {limit:,}. Downscale it first.")
 
 
 @lru_cache
 def _formats() -> list[str]:
-    """Those of FORMATS that the installed Pillow has."""
+    """Return those of FORMATS that the installed Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def has_picture_suffix(path: Path) -> bool:
-    """Whether a file is named like a picture of a kind that is read, and not hidden."""
+def has_image_suffix(path: str | Path) -> bool:
+    """Return True if a file's name has the suffix of a supported format and is not hidden."""
     Image.init()
+    path = Path(path)
     return Image.EXTENSION.get(path.suffix.lower()) in FORMATS and not path.name.startswith(".")
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB, turned as EXIF says; transparency over white, 16-bit grey by its high byte, CMYK converted.
+def _reduced_rgb(image: Image.Image) -> Image.Image:
+    """Decode and convert as :func:`to_rgb` does, reduced by an integer factor if larger than ``REDUCE_ABOVE``."""
+    if (factor := _reduction(image)) > 1:
+        scale = 1 << (factor - 1).bit_length()
+        image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))  # has an effect on JPEG alone
+    deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    image.load()
+    if deep and image.mode in ("RGB", "RGBA", "LA"):
+        _check_depth(image)
+    if (factor := _reduction(image)) == 1:
+        return to_rgb(image)
+    orientation, divisor = image.getexif().get(_ORIENTATION, 1), _gray_divisor(image)
+    reduced = Image.new("RGB", (math.ceil(image.width / factor), math.ceil(image.height / factor)))
+    for top in range(0, reduced.height, _STRIP):
+        bottom = min((top + _STRIP) * factor, image.height)
+        strip = _rgb(image.crop((0, top * factor, image.width, bottom)), divisor)
+        reduced.paste(strip.reduce(factor), (0, top))
+    reduced.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(reduced)
+
+
+def _reduction(image: Image.Image) -> int:
+    return math.ceil(math.sqrt(image.width * image.height / REDUCE_ABOVE))
+
+
+# --- conversion -----------------------------------------------------------------------------------------------------
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB, rotated by EXIF orientation, with transparency over white and CMYK converted.
+
+    Gray levels of more than 8 bits are scaled by their range: values up to 4095 count as 12 bits (sensors and scanners
+    store them in 16-bit files), values up to 255 as 8 bits, others as 16 bits.
 
     Raises:
-        DataError: 32-bit or floating-point pixels outside of the 16-bit or the [0, 1] scale.
+        DataError: integer pixels outside of 16 bits, or floating-point pixels outside of [0, 1].
     """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(picture), picture.mode)).convert("RGB")
-    if "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    return _rgb(image, _gray_divisor(image))
 
 
-def central_square(picture: Image.Image, side: int) -> Image.Image:
-    """The central square of a picture whose shorter side is scaled to ``side`` pixels (paper, section 2), bilinear."""
-    shorter = min(picture.size)
-    left, top = ((length - shorter) / 2 for length in picture.size)
+def _rgb(image: Image.Image, divisor: int) -> Image.Image:
+    if _is_deep_gray(image):
+        values = np.asarray(image)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DataError("pixels are not finite.")
+        levels = np.rint(values * 255) if image.mode == "F" else values // divisor
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _is_deep_gray(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _gray_divisor(image: Image.Image) -> int:
+    """Return what gray levels are divided by to fit 8 bits; 1 for other modes and for floats on the [0, 1] scale."""
+    if not _is_deep_gray(image):
+        return 1
+    low, high = (image if image.mode in ("I", "I;16", "F") else image.convert("I")).getextrema()
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return 1
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        return 1 if high <= 255 else 16 if high <= 4095 else 256
+    raise DataError(f"pixels from {low:g} to {high:g}, an unknown scale. Save it with 8 or 16 bits.")
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Refuse 16-bit color of at most 12 significant bits: Pillow keeps the high byte alone, which would be black."""
+    bands = image.getextrema()[: -1 if image.mode.endswith("A") else None]
+    if max(high for _, high in bands) <= 15:
+        raise DataError("16-bit color with at most 12 bits used would turn black. Save it with 8 bits per channel.")
+
+
+def central_square(image: Image.Image, side: int) -> Image.Image:
+    """Scale the shorter side to ``side`` pixels and crop the central square (paper, section 2), bilinearly."""
+    shorter = min(image.size)
+    left, top = ((length - shorter) / 2 for length in image.size)
     box = (left, top, left + shorter, top + shorter)
-    return picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
 
 
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey levels as uint8. Pillow would clip what is above 255 instead of scaling it."""
-    low, high = float(values.min()), float(values.max())
-    if mode == "F" and low >= 0 and high <= 1:
-        return np.rint(values * 255).astype(np.uint8)
-    if mode != "F" and low >= 0 and high <= 65535:
-        return (values.astype(np.int64) >> 8).astype(np.uint8)
-    raise DataError(f"pixels from {low:g} to {high:g}, a scale that is not known. Save it with 8 or 16 bits.")
-
-
-def picture_files(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and for a folder every file in it and below it by name, hidden ones left out.
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files named, and for a directory every regular file below it, sorted, without hidden ones.
 
     Raises:
-        DataError: a folder without files.
+        DataError: a directory holds no files.
     """
     files: list[Path] = []
     for path in paths:
@@ -146,6 +238,6 @@ def picture_files(paths: Iterable[Path]) -> list[Path]:
         inside = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
         found = sorted(path / file for file in inside if not any(part.startswith(".") for part in file.parts))
         if not found:
-            raise DataError(f"{path} is a folder without files.")
+            raise DataError(f"{path} holds no files.")
         files += found
     return files

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from alexnet_pl.data.class_folders import SPLITS, Listing
-from alexnet_pl.data.image_io import central_square, read_picture
+from alexnet_pl.data.image_io import central_square, read_image
 from alexnet_pl.data.shards.reader import ARRAYS, COLUMNS, FORMAT, INDEX, UNFINISHED, file_state, has_size, load_arrays
 from alexnet_pl.runtime.errors import DataError
 from alexnet_pl.runtime.files import sha256_of
@@ -404,7 +404,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def encode(path: str, side: int, quality: int) -> bytes | str:
     """A picture file as a JPEG file of ``side``×``side``; or why it cannot be read, one line with its name."""
     try:
-        picture = read_picture(path)
+        picture = read_image(path)
         if picture.size == (side, side) and (content := _ready_jpeg(path)):
             return content
     except DataError as error:
