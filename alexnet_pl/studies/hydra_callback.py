@@ -1,52 +1,42 @@
-"""studies.hydra_callback."""
+"""Hydra callback of studies: registers the trials before the first one runs and writes the report after the last."""
 
-import os
-import shlex
-import socket
 import sys
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors
+from alexnet_pl.runtime.commands import train_command
+from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors, printable
 from alexnet_pl.runtime.run_folder import read_trial
-from alexnet_pl.runtime.signals import GracefulShutdown
-from alexnet_pl.studies.session import (
-    OWNER,
-    WAITS,
-    _Command,
-    current_command,
-    print_line,
-    say_how_to_go_on,
-    set_command,
-    stop_workers,
-)
-from alexnet_pl.studies.store import LOCKS, Study, config_hash, progress
-
-# --- all points -----------------------------------------------------------------------------------------------------
+from alexnet_pl.studies.disk import disk_estimate
+from alexnet_pl.studies.internals import expand_sweep
+from alexnet_pl.studies.session import RESUME_HINT, Session, current_session, print_line, print_resume_hint
+from alexnet_pl.studies.store import Study, config_hash, trial_entry
 
 
 class StudyCallback(Callback):
-    """Hydra's door to the study: notes its points before the first one runs, and sums up after the last one."""
+    """Hook of Hydra's sweeps into :func:`register_trials` and :func:`summarize`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _exit_on_error(register_trials, config)
+
+    # Hydra keeps what every job returns until the sweep ends, with all of its config: 1,300 objects per trial.
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         _exit_on_error(summarize)
 
 
-def _exit_on_error(function: Callable[..., None], *arguments: Any) -> None:
-    """Hydra turns an exception in a callback into a warning, and goes on."""
+def _exit_on_error(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function and exit with its error: Hydra would turn an exception in a callback into a warning."""
     try:
         with one_line_errors():
             function(*arguments)
@@ -56,95 +46,96 @@ def _exit_on_error(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def register_trials(config: DictConfig) -> None:
-    """Compose every point of the sweep and note it in ``study.json``.
+    """Compose every trial of the sweep, record it in ``study.json``, and open the session.
 
     Raises:
-        ConfigError: two points that are the same, or a setting that no sweep can have.
-        UserError: a damaged ``study.json``.
+        ConfigError: two trials compute the same numbers, or an override makes no sense in a sweep.
+        UserError: ``study.json`` is corrupt.
     """
     if config.get("resume") is not None:
-        raise ConfigError("resume is for a single run. A study goes on when its command is given again.")
+        raise ConfigError("resume is for a single run. Re-run a study's command to resume it.")
     if "ten_crop_of" in config:
-        raise ConfigError("experiment=ten_crop evaluates the runs of one study, and is no sweep: leave -m out.")
-    sweeper = config.hydra.sweeper
-    root = Path(config.hydra.sweep.dir)
-    study = Study(root)
-    loader = GlobalHydra.instance().config_loader()
-    wanted: Sequence[Sequence[str]] = ()
-    if sweeper._target_.endswith(".BasicSweeper"):  # others choose their points as they go
-        given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
-        wanted = BasicSweeper.split_arguments(parsed, None)[0]
-    points: dict[str, dict[str, Any]] = {}
-    before = HydraConfig.instance().cfg
-    for overrides in wanted:
-        cfg = loader.load_sweep_config(config, list(overrides))
-        HydraConfig.instance().set_config(cfg)
-        name = config_hash(cfg)
-        if name in points:
-            same = " ".join(f"{key}={value}" for key, value in points[name]["overrides"].items())
-            raise ConfigError(f"{same}\nand {' '.join(overrides)}\nare the same point: they compute the same numbers.")
-        points[name] = described(overrides, cfg.hydra.runtime.choices)
-    HydraConfig.instance().cfg = before
-    columns = [point["overrides"] for point in points.values()]
+        raise ConfigError("experiment=ten_crop evaluates the runs of one study and is not a sweep. Leave -m out.")
+    study = Study(Path(config.hydra.sweep.dir))
+    configs = compose_trials(config)
+    trials = {
+        digits: trial_entry(cfg.hydra.overrides.task, cfg.hydra.runtime.choices) for digits, cfg in configs.items()
+    }
+    columns = [trial["overrides"] for trial in trials.values()]
     axes = [key for key in (columns[0] if columns else ()) if len({column.get(key) for column in columns}) > 1]
     launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))
     try:
-        study.add(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), launcher, axes, points)
+        study.add(train_command(*sys.argv[1:]), launcher, axes, trials)
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or root} cannot be written ({error.strerror}). Choose another hydra.sweep.dir."
+            f"{error.filename or study.root} cannot be written ({error.strerror}). Choose another hydra.sweep.dir."
         ) from error
-    named = config.get("study") is not None or "hydra.sweep.dir" in str(config.hydra.overrides.hydra)
-    again = f"The same command goes on with it{'' if named else f', with hydra.sweep.dir={root}'}."
-    command = _Command(study, [*points], again)
-    set_command(command)
-    os.environ[OWNER] = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    if launcher in WAITS:
-        command.stop = GracefulShutdown(then=stop_workers)
-        command.stop.wait = True
-        command.stop.install()
-    print_line(progress(study, command.points))
+    hint = RESUME_HINT
+    if config.get("study") is None and "hydra.sweep.dir" not in str(config.hydra.overrides.hydra):
+        # A sweep without a name gets a directory with the time in its name.
+        hint += f"\nTo resume: {train_command(*sys.argv[1:], **{'hydra.sweep.dir': study.root})}"
+    session = Session(study, [*trials], launcher, hint)
+    session.print_progress()
+    left = {digits: cfg for digits, cfg in configs.items() if study.state(digits) != "finished"}
+    if left:
+        line, warning = disk_estimate(study.root, left, parallel=int(config.hydra.launcher.get("n_jobs", 1)))
+        print_line(line) if line else None
+        print(warning, file=sys.stderr) if warning else None
 
 
-def described(overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``study.json`` says of a point: its overrides by key, and the option of every group."""
-    pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    options = {group: choice for group, choice in choices.items() if "hydra" not in group}
-    return {"overrides": {key: value for key, _, value in pairs}, "choices": options}
+def compose_trials(config: DictConfig) -> dict[str, DictConfig]:
+    """Return the config of every trial of the sweep by its hash.
+
+    Raises:
+        ConfigError: two trials have the same hash.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    configs: dict[str, DictConfig] = {}
+    before = HydraConfig.instance().cfg
+    try:
+        for overrides in expand_sweep(config):
+            cfg = loader.load_sweep_config(config, list(overrides))
+            HydraConfig.instance().set_config(cfg)  # ${hydra:…} in the config refers to the trial
+            digits = config_hash(cfg)
+            if digits in configs:
+                same = " ".join(configs[digits].hydra.overrides.task)
+                raise ConfigError(
+                    f"{same}\nand {' '.join(overrides)}\nare the same trial: they compute the same numbers."
+                )
+            configs[digits] = cfg
+    finally:
+        HydraConfig.instance().cfg = before
+    return configs
 
 
 def summarize() -> None:
-    """Say how the study stands; the process then ends with 1 if a point of this command has failed."""
-    command = current_command()
-    if command is None:
+    """Print how the study stands, write its report, and exit with 1 if a trial of this command has not finished."""
+    session = current_session()
+    if session is None:
         return
-    study, names, stop = command.study, command.points, command.stop
-    if stop is not None:
-        stop.restore()
-        for leftover in (study.root / LOCKS).glob(f"{os.environ[OWNER]}.stop"):
-            leftover.unlink(missing_ok=True)
-        if stop.received is not None:
-            say_how_to_go_on()
-            sys.exit(128 + stop.received)
-    states = {name: study.state(name) for name in names}
+    session.close()
+    if session.received is not None:
+        print_resume_hint()
+        sys.exit(128 + session.received)
+    study, states = session.study, {digits: session.study.state(digits) for digits in session.trials}
     print_line("")
-    for name, state in states.items():
+    for digits, state in states.items():
+        run_dir = study.run_dir(digits)
         if state == "failed":
-            print(f"error: {study.folder(name)}: {read_trial(study.folder(name))['error']}", file=sys.stderr)
+            reason = str(read_trial(run_dir)["error"])
+            print(f"error: {run_dir}: " + "\n".join(map(printable, reason.split("\n"))), file=sys.stderr)
         if state == "running":
-            print_line(f"{study.folder(name).name} is still being run by another process")
+            print_line(f"{run_dir.name} is still running in another process")
         if state in ("stopped", "missing"):
-            print(f"error: {study.folder(name)} has not ended. {command.again}", file=sys.stderr)
+            print(f"error: {run_dir} has not finished. {session.resume_hint}", file=sys.stderr)
     try:
-        from alexnet_pl.studies.report import (
-            write_report,  # after all points, for pandas and matplotlib take their time
-        )
+        # Here for start-up time: pandas, scipy and matplotlib are needed only after all trials.
+        from alexnet_pl.studies.report import write_report
 
         write_report([study.root], study.root)
         print_line(f"report {study.root / 'report.md'}")
     except UserError as error:  # nothing has finished, or the disk is full
-        print_line(f"there is no report: {error}")
-    print_line(f"study folder {study.root}")
+        print_line(f"no report: {error}")
+    print_line(f"study directory {study.root}")
     if any(state in ("failed", "stopped", "missing") for state in states.values()):
         sys.exit(1)

@@ -1,23 +1,38 @@
-"""studies.report."""
+"""Study report: Markdown with intervals and paired effects beside published results, a CSV file, and plots."""
 
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
-from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.errors import UserError, csv_safe
+from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.studies.markdown import render
+from alexnet_pl.studies.plots import curves_figure, results_figure
 from alexnet_pl.studies.statistics import Effect, Estimate, estimate, interaction, main_effect
-from alexnet_pl.studies.table import FIGURES, Factor, Table, measured, reached, tabulate, target_of, versions
+from alexnet_pl.studies.table import (
+    METRIC_KEYS,
+    Factor,
+    Reached,
+    Table,
+    Trial,
+    epochs_to_target,
+    measured,
+    tabulate,
+    target_of,
+    versions,
+)
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper reports of ``level`` instead of ``base``: points of top-1 / top-5 error, or a ratio of epochs."""
+    """A published effect of ``level`` instead of ``base``: points of top-1 / top-5 error, or a ratio of epochs."""
 
     factor: str
     base: str
@@ -33,298 +48,315 @@ PUBLISHED = (
     Published("model/norm", "none", "lrn", "−1.4 / −1.2", f"ImageNet, {PAPER}, section 3.3; on CIFAR-10 13% → 11%"),
     Published("model/pool", "non_overlapping", "overlapping", "−0.4 / −0.3", f"ImageNet, {PAPER}, section 3.4"),
     Published("augment", "crop_flip", "crop_flip_color", "more than −1 / –", f"ImageNet, {PAPER}, section 4.1"),
-    Published("views", "1", "10", "−1.5 / −1.3", f"ILSVRC-2010, {PAPER}, section 6: 39.0 / 18.3 → 37.5 / 17.0"),
+    Published("data.test_crops", "1", "10", "−1.5 / −1.3", f"ILSVRC-2010, {PAPER}, section 6: 39.0/18.3 → 37.5/17.0"),
     Published("model/activation", "relu", "tanh", "about 6", f"CIFAR-10, {PAPER}, figure 1", is_ratio=True),
 )  # fmt: skip
+
+
+# --- numbers as text ------------------------------------------------------------------------------------------------
+
+
+def percent(value: Estimate | None, signed: bool = False) -> Markup:
+    """Return ``71.20 ± 0.31 [70.43, 71.97]``, in percent or points; without deviation and interval for n = 1."""
+    if value is None:
+        return Markup("–")
+    return _with_interval(value, scale=100, sign="+" if signed else "")
+
+
+def _with_interval(value: Estimate, scale: float = 1, sign: str = "") -> Markup:
+    text = f"{scale * value.mean:{sign}.2f}"
+    if value.std is not None and not sign:
+        text += f" ± {scale * value.std:.2f}"
+    if value.low is not None and value.high is not None:
+        text += f" [{scale * value.low:{sign}.2f}, {scale * value.high:{sign}.2f}]"
+    return Markup(text.replace("-", "−"))
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def percent(value: Estimate | None, signed: bool = False) -> str:
-    """``71.20 ± 0.31 [70.43, 71.97]``, in percent or points; without an interval for n = 1."""
-    if value is None:
-        return "–"
-    sign = "+" if signed else ""
-    text = f"{100 * value.mean:{sign}.2f}"
-    if value.std is not None and not signed:
-        text += f" ± {100 * value.std:.2f}"
-    if value.low is not None and value.high is not None:
-        text += f" [{100 * value.low:{sign}.2f}, {100 * value.high:{sign}.2f}]"
-    return text.replace("-", "−")
+def accuracies(table: Table) -> pd.DataFrame:
+    """Return accuracy and error over seeds, one row per configuration."""
+    measures = {
+        "validation accuracy": "val/acc",
+        "validation error": "val/error",
+        "test accuracy": "test/acc",
+        "test error": "test/error",
+    }
+    rows = []
+    for cell, trials in table.cells().items():
+        means = [percent(_estimate(trials, measure)) for measure in measures.values()]
+        rows.append([*cell, len(trials), *means])
+    return pd.DataFrame(rows, columns=[*_heads(table), "n", *measures])
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; what a cell holds cannot break it."""
-    lines = [head, ["---"] * len(head), *rows]
-    escaped = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+def costs(table: Table) -> pd.DataFrame:
+    """Return top-5 error, size, length and time, one row per configuration."""
+    rows = []
+    for cell, trials in table.cells().items():
+        seconds = statistics.mean(trial.result["seconds"] for trial in trials)
+        parameters = " or ".join(dict.fromkeys(f"{trial.result['parameters']:,}" for trial in trials))
+        epochs = " or ".join(map(str, sorted({trial.result["epochs"] for trial in trials})))
+        best = ", ".join(str(trial.result.get("best_epoch", "?")) for trial in trials)
+        top5 = percent(_estimate(trials, "test/error_top5"))
+        rows.append([*cell, top5, parameters, epochs, best, f"{seconds:,.0f} s"])
+    heads = ["test top-5 error", "parameters", "epochs", "best epoch", "time per run"]
+    return pd.DataFrame(rows, columns=[*_heads(table), *heads])
+
+
+def _estimate(trials: Sequence[Trial], measure: str) -> Estimate:
+    return estimate(value for trial in trials if (value := measured(trial, measure)) is not None)
+
+
+def _heads(table: Table) -> list[str]:
+    return [factor.name for factor in table.factors]
 
 
 def configurations(table: Table) -> str:
-    """Means over seeds, a row a configuration."""
-    rows, cost = [], []
-    for cell, points in table.cells().items():
-        means = [
-            percent(estimate([measured(point, name) for point in points]))
-            for name in ("val/acc", "val/error", "test/acc", "test/error")
-        ]
-        rows.append([*cell, len(points), *means])
-        top5 = percent(estimate([measured(point, "test/error_top5") for point in points]))
-        seconds = statistics.mean(point.result["seconds"] for point in points)
-        parameters = " or ".join(dict.fromkeys(f"{point.result['parameters']:,}" for point in points))
-        epochs = " or ".join(map(str, sorted({point.result["epochs"] for point in points})))
-        best = ", ".join(str(point.result.get("best_epoch", "?")) for point in points)
-        cost.append([*cell, top5, parameters, epochs, best, f"{seconds:,.0f} s"])
-    heads = [factor.name for factor in table.factors]
-    first = markdown([*heads, "n", "validation accuracy", "validation error", "test accuracy", "test error"], rows)
-    second = markdown([*heads, "test top-5 error", "parameters", "epochs", "best epoch", "time a run"], cost)
-    return f"{first}\n\n{second}"
+    """Return accuracies and costs as aligned text for a terminal."""
+    return "\n\n".join(frame.to_string(index=False) for frame in (accuracies(table), costs(table)))
 
 
 def pairs(factor: Factor) -> list[tuple[str, str]]:
-    """``(base, level)`` for every two levels of a factor, the way round that a paper reports where one does."""
+    """Return ``(base, level)`` for every two levels of a factor, in the direction that a paper reports if one does."""
     plain = ("none", "False", "0", "0.0", "null", "None")
     found = []
     for base, level in itertools.combinations(factor.levels, 2):
         known = [(entry.base, entry.level) for entry in PUBLISHED if entry.factor == factor.key]
-        turned = (level, base) in known or (level in plain and base not in plain)
-        found.append((level, base) if turned else (base, level))
+        is_turned = (level, base) in known or (level in plain and base not in plain)
+        found.append((level, base) if is_turned else (base, level))
     return found
 
 
 def published(factor: Factor, base: str, level: str, is_ratio: bool = False) -> str:
-    """What a paper reports for an effect; – where there is nothing."""
+    """Return the published value of an effect and its source, or –."""
+    keys, levels, bases = factor.key.split(" + "), level.split(", "), base.split(", ")
     for entry in PUBLISHED:
-        if entry.is_ratio != is_ratio:
-            continue
-        keys, levels, bases = factor.key.split(" + "), level.split(", "), base.split(", ")
-        if entry.factor in keys:
+        if entry.is_ratio == is_ratio and entry.factor in keys and len(levels) == len(bases) == len(keys):
             place = keys.index(entry.factor)
-            if len(levels) == len(bases) == len(keys) and (levels[place], bases[place]) == (entry.level, entry.base):
+            if (levels[place], bases[place]) == (entry.level, entry.base):
                 return f"{entry.effect} ({entry.source})"
     return "–"
 
 
-EFFECT_MEASURES = ("val/error", "test/error", "test/error_top5")
+EFFECT_MEASURES = {
+    "validation error": "val/error",
+    "test error": "test/error",
+    "test top-5 error": "test/error_top5",
+}
 
-EFFECT_HEADS = ("validation error", "test error", "test top-5 error")
 
-
-def effects(table: Table) -> tuple[str, list[str]]:
-    """Main effects as differences between runs of equal seeds, and what is left out of them."""
-    by_measure = {measure: table.values(measure) for measure in EFFECT_MEASURES}
+def effects(table: Table) -> tuple[pd.DataFrame | None, list[str]]:
+    """Return main effects as paired differences (None if there are none), and the seeds left out of them."""
+    values = [table.values(measure) for measure in EFFECT_MEASURES.values()]
     rows, left_out = [], []
-    for place, factor in enumerate(table.factors):
+    for factor in table.factors:
         for base, level in pairs(factor):
-            found = [main_effect(values, place, base, level) for values in by_measure.values()]
+            found = [main_effect(series, factor.key, base, level) for series in values]
             name = f"{level} instead of {base}" + (f" ({factor.name})" if factor.name not in (level, base) else "")
-            rows.append([name, *_shown(found), published(factor, base, level)])
+            rows.append([name, *_effect_cells(found), published(factor, base, level)])
             left_out += _left_out(name, found[0])
-    head = ["effect", "n", *EFFECT_HEADS, "published (top-1 / top-5 error)"]
-    return markdown(head, rows) if rows else "", left_out
+    return _frame(rows, ["effect", "n", *EFFECT_MEASURES, "published (top-1 / top-5 error)"]), left_out
 
 
-def interactions(table: Table) -> tuple[str, list[str]]:
-    """Two-way interactions, paired likewise."""
-    by_measure = {measure: table.values(measure) for measure in EFFECT_MEASURES}
+def interactions(table: Table) -> tuple[pd.DataFrame | None, list[str]]:
+    """Return two-way interactions, paired likewise (None if no two factors cross), and the seeds left out of them."""
+    values = [table.values(measure) for measure in EFFECT_MEASURES.values()]
     rows, left_out = [], []
-    for (i, one), (j, other) in itertools.combinations(enumerate(table.factors), 2):
+    for one, other in itertools.combinations(table.factors, 2):
         for (base, level), (other_base, other_level) in itertools.product(pairs(one), pairs(other)):
-            found = [
-                interaction(values, (i, j), (base, other_base), (level, other_level)) for values in by_measure.values()
-            ]
+            keys, bases, levels = (one.key, other.key), (base, other_base), (level, other_level)
+            found = [interaction(series, keys, bases, levels) for series in values]
             if found[0].estimate is None and not found[0].cells:
-                continue  # the two do not cross
+                continue  # the two factors do not cross
             name = f"({level} instead of {base}), with {other_level} instead of {other_base}"
-            rows.append([name, *_shown(found)])
+            rows.append([name, *_effect_cells(found)])
             left_out += _left_out(name, found[0])
-    return markdown(["interaction", "n", *EFFECT_HEADS], rows) if rows else "", left_out
+    return _frame(rows, ["interaction", "n", *EFFECT_MEASURES]), left_out
 
 
-def _shown(found: Sequence[Effect]) -> list[str]:
+def _frame(rows: list[list[Any]], heads: list[str]) -> pd.DataFrame | None:
+    return pd.DataFrame(rows, columns=heads) if rows else None
+
+
+def _effect_cells(found: Sequence[Effect]) -> list[Any]:
     n = found[0].estimate.n if found[0].estimate else 0
-    return [str(n), *(percent(effect.estimate, signed=True) for effect in found)]
+    return [n, *(percent(effect.estimate, signed=True) for effect in found)]
 
 
 def _left_out(name: str, effect: Effect) -> list[str]:
     if not effect.left_out:
         return []
     seeds = ", ".join(map(str, effect.left_out))
-    many = len(effect.left_out) > 1
-    return [f"{name}: left out seed{'s' * many} {seeds}, of which a run is missing"]
+    return [f"{name}: left out seed{'s' * (len(effect.left_out) > 1)} {seeds}, of which a run is missing"]
 
 
-def times(table: Table, target: float) -> str:
-    """Epochs to the training error that the points stop at, and their ratios, paired by seed."""
-    found = {(table.cell(point), point.seed): reached(point, target) for point in table.counted}
-    known = {key: value for key, value in found.items() if value is not None}
+@dataclass(frozen=True)
+class Speed:
+    """Tables of the epochs to the training error ``target`` (as text) at which the trials stop, and of their ratios."""
+
+    target: str
+    epochs: pd.DataFrame
+    ratios: pd.DataFrame | None
+
+
+def speed(table: Table) -> Speed | None:
+    """Return epochs to the training error at which the trials stop, or None if they do not stop at one.
+
+    Ratios are geometric means of ratios between runs of equal seeds. If a configuration did not always reach the
+    target, the last epoch is a lower bound, and so is the mean.
+    """
+    target = target_of(table)
+    if target is None:
+        return None
+    found = {id(trial): epochs_to_target(trial, target) for trial in table.counted}
     rows = []
-    for cell in table.cells():
-        values = [value for (other, _), value in known.items() if other == cell]
-        if not values:
-            continue
-        mean, hits = estimate([value.epochs for value in values]), sum(value.reached for value in values)
-        if hits == len(values):
-            text = f"{mean.mean:.2f}" + (
-                f" ± {mean.std:.2f} [{mean.low:.2f}, {mean.high:.2f}]" if mean.std is not None else ""
-            )
-        else:
-            short = [value.epochs for value in values if not value.reached]
-            text = f"more than {mean.mean:.2f}: {len(short)} of {len(values)} not within {max(short):.0f} epochs"
-        rows.append([*cell, len(values), f"{hits} of {len(values)}", text])
-    lines = [
-        markdown(
-            [*(factor.name for factor in table.factors), "n", "reached", f"epochs to {target:.0%} training error"], rows
-        )
-    ]
-    ratios = []
-    logs = {key: math.log(value.epochs) for key, value in known.items() if value.epochs > 0}
+    for cell, trials in table.cells().items():
+        if known := [value for trial in trials if (value := found[id(trial)]) is not None]:
+            hits = sum(value.reached for value in known)
+            rows.append([*cell, len(known), f"{hits} of {len(known)}", _epochs_text(known)])
+    epochs = pd.DataFrame(rows, columns=[*_heads(table), "n", "reached", f"epochs to {target:.0%} training error"])
+
+    def log_epochs(trial: Trial) -> float | None:
+        value = found[id(trial)]
+        return math.log(value.epochs) if value is not None and value.epochs > 0 else None
+
+    logs, ratios = table.values(log_epochs), []
     for place, factor in enumerate(table.factors):
+        short = {
+            table.cell(trial)[place]
+            for trial in table.counted
+            if (value := found[id(trial)]) is not None and not value.reached
+        }
         for base, level in pairs(factor):
-            effect = main_effect(logs, place, base, level)
-            if effect.estimate is None:
-                continue
-            ratio = effect.estimate.transformed(math.exp)
-            short = {key[0][place] for key, value in known.items() if not value.reached} & {base, level}
-            if not short:
-                text = f"{ratio.mean:.2f}" + (f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.low is not None else "")
-            elif short == {level}:
-                text = f"more than {ratio.mean:.2f}: {level} did not always get there"
-            elif short == {base}:
-                text = f"less than {ratio.mean:.2f}: {base} did not always get there"
-            else:
-                text = "unknown: neither always got there"
-            ratios.append([f"{level} to {base}", ratio.n, text, published(factor, base, level, is_ratio=True)])
-    if ratios:
-        lines.append(markdown(["ratio of epochs", "n", "geometric mean over seeds", "published"], ratios))
-    lines.append(
-        "Training error is the mean over an epoch's batches while the network learns; between two epochs it is taken "
-        "to be linear. A ratio's interval is that of the logarithms' differences between runs of equal seeds."
-    )
-    return "\n\n".join(lines)
+            effect = main_effect(logs, factor.key, base, level)
+            if effect.estimate is not None:
+                ratio = effect.estimate.transformed(math.exp)
+                text = _ratio_text(ratio, base, level, short)
+                ratios.append([f"{level} to {base}", ratio.n, text, published(factor, base, level, is_ratio=True)])
+    heads = ["ratio of epochs", "n", "geometric mean over seeds", "published"]
+    return Speed(f"{target:.0%}", epochs, _frame(ratios, heads))
+
+
+def _epochs_text(known: Sequence[Reached]) -> str:
+    mean, short = estimate(value.epochs for value in known), [value.epochs for value in known if not value.reached]
+    if not short:
+        return _with_interval(mean)
+    return f"more than {mean.mean:.2f}: {len(short)} of {len(known)} not within {max(short):.0f} epochs"
+
+
+def _ratio_text(ratio: Estimate, base: str, level: str, short: set[str]) -> str:
+    """Return a ratio, or a bound if the levels ``short`` did not always reach the target."""
+    if base in short and level in short:
+        return "unknown: neither always reached it"
+    if level in short:
+        return f"more than {ratio.mean:.2f}: {level} did not always reach it"
+    if base in short:
+        return f"less than {ratio.mean:.2f}: {base} did not always reach it"
+    return _with_interval(ratio)
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
 def report(table: Table) -> str:
-    """The whole report as Markdown. It shows ``results.png`` and ``curves.png`` beside it."""
-    target = target_of(table)
-    counted, excluded = table.counted, [point for point in table.points if point.excluded]
-    parts = [f"# Study {table.name}"]
-    seeds = sorted({str(point.seed) for point in counted})
-    parts.append(
-        f"{len(counted)} of {len(table.points)} points, seeds {', '.join(seeds)}. Accuracies and errors are in "
-        "percent: mean over seeds ± sample standard deviation [95% t-interval of the mean]; one seed has neither. "
-        "Validation figures are those of the best epoch, which they chose; test figures were read once, there."
+    """Return the report as Markdown. It shows ``results.png`` and ``curves.png`` from its own directory."""
+    main, main_left_out = effects(table)
+    crossed, crossed_left_out = interactions(table)
+    rows = [[trial.run_dir.name, *table.cell(trial), trial.seed, trial.excluded] for trial in table.trials]
+    return render(
+        "report.md.j2",
+        name=table.name,
+        counted=len(table.counted),
+        total=len(table.trials),
+        seeds=", ".join(sorted({str(trial.seed) for trial in table.counted})),
+        notes=table.notes,
+        accuracies=accuracies(table),
+        costs=costs(table),
+        speed=speed(table),
+        effects=main,
+        interactions=crossed,
+        left_out=[*main_left_out, *crossed_left_out],
+        excluded=_frame([row for row in rows if row[-1]], ["run directory", *_heads(table), "seed", "reason"]),
+        commands=table.commands,
+        provenance=provenance(table),
     )
-    if table.notes:
-        parts.append("\n".join(f"- **Note:** {note}." for note in table.notes))
-    parts += ["## Configurations", configurations(table), "![Test error by configuration](results.png)"]
-    if target is not None:
-        parts += [f"## Epochs to {target:.0%} training error", times(table, target)]
-    text, left_out = effects(table)
-    if text:
-        parts += [
-            "## Effects",
-            "Points of error, as differences between runs of equal seeds: for each seed the mean over the other "
-            "factors, then mean and 95% t-interval over seeds. Below zero is better. The intervals are not adjusted "
-            "for their number."
-            + (" These runs stopped at a training error, at different epochs." if target is not None else ""),
-            text,
-        ]
-    more, more_left_out = interactions(table)
-    if more:
-        parts += [
-            "## Interactions",
-            "By how much the first effect is larger in the second case, in points of error.",
-            more,
-        ]
-    if left_out or more_left_out:
-        parts.append("\n".join(f"- {line}" for line in [*left_out, *more_left_out]))
-    parts += ["## Learning curves", "Mean over seeds, in a band of one sample standard deviation."]
-    parts += ["![Learning curves](curves.png)", "## Points that do not count"]
-    rows = [[point.folder.name, *table.cell(point), point.seed, point.excluded] for point in excluded]
-    heads = ["folder", *(factor.name for factor in table.factors), "seed", "why"]
-    parts.append(markdown(heads, rows) if rows else "None: every point has finished.")
-    parts += ["## How it was made", provenance(table)]
-    return "\n\n".join(parts) + "\n"
 
 
-def provenance(table: Table) -> str:
-    """Commands, settings, data, hardware and versions."""
-    results = [point.result for point in table.counted]
+def provenance(table: Table) -> dict[str, str]:
+    """Return settings, data, hardware and versions of the trials that count."""
 
-    def distinct(values: Sequence[Any]) -> str:
-        return "; ".join(dict.fromkeys(str(value) for value in values))
+    def distinct(take: Callable[[Trial], Any]) -> str:
+        return "; ".join(dict.fromkeys(str(take(trial)) for trial in table.counted))
 
-    data = distinct([
-        f"{result.get('data', {}).get('source')} ({result.get('data', {}).get('train', 0):,} train, "
-        f"{result.get('data', {}).get('val', 0):,} validation, {result.get('data', {}).get('test', 0):,} test images)"
-        for result in results
-    ])  # fmt: skip
-    lines = [
-        *(f"- command: `{command}`" for command in table.commands),
-        f"- in common: {', '.join(f'{key}={value}' for key, value in table.common.items() if value) or 'the defaults'}",
-        f"- data: {data}",
-        f"- split seed: {distinct([result.get('split_seed') for result in results])}",
-        f"- hardware: {distinct([result.get('device') for result in results])}",
-        f"- precision: {distinct([result.get('precision') for result in results])}",
-        f"- versions: {distinct([versions(result) for result in results])}",
-        f"- commit: {distinct([result.get('git_commit') for result in results])}",
-        f"- time: {sum(result['seconds'] for result in results) / 3600:.2f} hours of training and validation in all",
-    ]
-    return "\n".join(lines)
+    def data(trial: Trial) -> str:
+        train, val, test = (trial.data(split, 0) for split in ("train", "val", "test"))
+        return f"{trial.data('source')} ({train:,} train, {val:,} validation, {test:,} test images)"
+
+    common = ", ".join(f"{key}={value}" for key, value in table.common.items() if value)
+    hours = sum(trial.result["seconds"] for trial in table.counted) / 3600
+    return {
+        "in common": common or "the defaults",
+        "data": distinct(data),
+        "split seed": distinct(lambda trial: trial.result.get("split_seed")),
+        "hardware": distinct(lambda trial: trial.result.get("device")),
+        "precision": distinct(lambda trial: trial.result.get("precision")),
+        "versions": distinct(versions),
+        "commit": distinct(lambda trial: trial.result.get("git_commit")),
+        "time": f"{hours:.2f} hours of training and validation in all",
+    }
 
 
-def frame(table: Table) -> pd.DataFrame:
-    """A row a point, those that do not count included."""
+RESULT_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_second", "parameters", "device", "precision",
+                  "git_commit")  # fmt: skip
+
+
+def results_frame(table: Table) -> pd.DataFrame:
+    """Return one row per trial, excluded ones included. Text is safe to open in a spreadsheet."""
     target, rows = target_of(table), []
-    for point in table.points:
-        counts = not point.excluded
-        row: dict[str, Any] = {"folder": str(point.folder), "identity": point.identity, "counts": counts}
-        row |= {factor.key: point.settings[factor.key] for factor in table.factors} | {"seed": point.seed}
-        row |= {"why_not": point.excluded}
-        if counts:
-            row |= {name: point.result[name] for name in FIGURES}
-            row |= {f"{split}/error": measured(point, f"{split}/error") for split in ("val", "test")}
-            names = (
-                "best_epoch",
-                "epochs",
-                "seconds",
-                "images_per_second",
-                "parameters",
-                "device",
-                "precision",
-                "git_commit",
-            )
-            row |= {name: point.result.get(name) for name in names}
-            row |= {"data": point.result.get("data", {}).get("source")}
-            if target is not None and (when := reached(point, target)) is not None:
+    for trial in table.trials:
+        is_counted = not trial.excluded
+        row: dict[str, Any] = {"run_dir": str(trial.run_dir), "config_hash": trial.config_hash, "counts": is_counted}
+        row |= {factor.key: trial.settings[factor.key] for factor in table.factors} | {"seed": trial.seed}
+        row |= {"why_not": trial.excluded}
+        if is_counted:
+            row |= {name: trial.result[name] for name in METRIC_KEYS}
+            row |= {f"{split}/error": measured(trial, f"{split}/error") for split in ("val", "test")}
+            row |= {name: trial.result.get(name) for name in RESULT_COLUMNS}
+            row |= {"data_source": trial.data("source")}
+            if target is not None and (when := epochs_to_target(trial, target)) is not None:
                 row |= {"epochs_to_target": when.epochs, "reached_target": when.reached}
-        rows.append(row)
+        rows.append(_csv_safe(row))
     return pd.DataFrame(rows)
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Table:
+def _csv_safe(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {csv_safe(key): value if _is_number(value) else csv_safe(str(value)) for key, value in row.items()}
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return value is None or math.isfinite(float(value))  # "-1" too, which no spreadsheet runs
+    except (TypeError, ValueError):
+        return False
+
+
+def write_report(roots: Sequence[Path], out: Path) -> Table:
     """Write report.md, results.csv, results.{png,svg} and curves.{png,svg} into ``out``.
 
     Raises:
         UserError: nothing to report, or ``out`` cannot be written.
     """
-    from alexnet_pl.studies.plots import curves_figure, results_figure
-
-    table = tabulate(folders)
+    table = tabulate(roots)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        frame(table).to_csv(out / "results.csv", index=False)
+        write_atomic(out / "results.csv", results_frame(table).to_csv(index=False))
         for name, figure in (("results", results_figure(table)), ("curves", curves_figure(table))):
             for kind in ("png", "svg"):
                 figure.savefig(out / f"{name}.{kind}", dpi=130)
-        (out / "report.md").write_text(report(table))
+        write_atomic(out / "report.md", report(table))
     except OSError as error:
         raise UserError(
-            f"{error.filename or out} cannot be written ({error.strerror}). Give another folder: --out"
+            f"{error.filename or out} cannot be written ({error.strerror}). Give another directory: --out DIR"
         ) from error
     return table

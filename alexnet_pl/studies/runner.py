@@ -1,4 +1,4 @@
-"""Running a study: Hydra makes the points and hands each to :func:`run_point`, which runs it once, whatever happens."""
+"""Study runner: Hydra hands every trial of a sweep to :func:`run_trial`, which runs, resumes, skips or retries it."""
 
 import gc
 import logging
@@ -13,176 +13,184 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl.runtime.errors import ConfigError, user_message
+from alexnet_pl.runtime.errors import ConfigError, one_line, user_message
 from alexnet_pl.runtime.logging import StdoutHandler
-from alexnet_pl.runtime.run_folder import read_trial
+from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, read_trial, write_result
 from alexnet_pl.runtime.signals import raise_if_interrupted
-from alexnet_pl.studies.hydra_callback import described
-from alexnet_pl.studies.session import as_worker, current_command, print_line, say_how_to_go_on
-from alexnet_pl.studies.store import LOCKS, Study, config_hash, progress
+from alexnet_pl.runtime.system import git_commit, package_versions
+from alexnet_pl.studies.internals import clear_traced_modules
+from alexnet_pl.studies.session import as_worker, current_session, print_line, print_resume_hint
+from alexnet_pl.studies.store import LOCKS, Study, config_hash, progress, trial_entry
 
 log = logging.getLogger(__name__)
 
-
-AFRESH = ("checkpoints", "metrics.csv", "tensorboard", "config.yaml", "result.json")
-"""What is removed before a failed point is run anew; result.json, which says that it failed, goes last."""
-
-
-# --- names, for Hydra ------------------------------------------------------------------------------------------------
+REMOVED_BEFORE_RETRY = ("checkpoints", METRICS, "tensorboard", CONFIG, RESULT)
+"""Files of a failed attempt; result.json, which records the failure, is removed last."""
 
 
-def study_folder(study: Any, otherwise: str) -> str:
-    """``multirun/<study>``, or the folder for a sweep without a name. A resolver, for ``hydra.sweep.dir``.
+# --- resolvers for Hydra --------------------------------------------------------------------------------------------
+
+
+def study_dir(study: Any, otherwise: str) -> str:
+    """Return ``multirun/<study>``, or ``otherwise`` for a sweep without a name. Resolver of ``hydra.sweep.dir``.
+
+    Args:
+        study: the config's value, which a user may have set to anything.
 
     Raises:
-        ConfigError: the name could not be a folder's.
+        ConfigError: the name is not a valid directory name.
     """
     if study is None:
         return otherwise
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", str(study)):
-        raise ConfigError(f"study={study} is not possible: a name has letters, digits, and _ . - inside.")
+        raise ConfigError(f"study={study} is invalid: expected letters, digits and _ . - (not first), at most 100.")
     return f"multirun/{study}"
 
 
-def point_folder(*, _root_: DictConfig) -> str:
-    """The name of a point's folder. A resolver, for ``hydra.sweep.subdir``."""
-    return Study(Path(_root_.hydra.sweep.dir)).folder(config_hash(_root_)).name
+def trial_dir(*, _root_: DictConfig) -> str:
+    """Return the name of a trial's run directory. Resolver of ``hydra.sweep.subdir``."""
+    return Study(Path(_root_.hydra.sweep.dir)).run_dir(config_hash(_root_)).name
 
 
-def in_sweep() -> bool:
-    """Whether Hydra runs a point of a sweep, not a single run."""
+def is_sweep_trial() -> bool:
+    """Return True if Hydra is running a trial of a sweep, and False for a single run."""
     return not OmegaConf.is_missing(HydraConfig.get().job, "num")
 
 
-def run_trial(cfg: DictConfig) -> float:
-    """Run a point of a study to its end, go on with it, or leave it alone.
+# --- one trial ------------------------------------------------------------------------------------------------------
 
-    A finished one is skipped. A stopped one goes on from its latest checkpoint, as if it had never stopped. One that
-    failed is run afresh, unless what failed was the disk or the memory: then it goes on too. One that another process
-    is running is left to it. An error is noted in the point's result.json and goes no further, so that the other
-    points run.
+
+def run_trial(cfg: DictConfig) -> float:
+    """Run a trial of a study, resume it, or skip it.
+
+    A finished trial is skipped. An interrupted one resumes from its latest checkpoint and computes what it would have
+    computed without the interruption. A failed one is retried from scratch, unless the disk or the memory was at fault:
+    then it resumes. One that another process is running is left to that process. An error is recorded in the trial's
+    result.json and not raised, so that the other trials run.
 
     Returns:
-        The best validation accuracy, in [0, 1]; NaN where there is none.
+        The best validation accuracy, in [0, 1]; NaN if there is none.
+
+    Raises:
+        SystemExit: a signal arrived; the status is 128 + its number.
+        RunInterrupted: a signal arrived between two trials.
     """
-    study, folder = Study(Path(HydraConfig.get().sweep.dir)), Path(cfg.run_dir)
+    study, run_dir = Study(Path(HydraConfig.get().sweep.dir)), Path(cfg.run_dir)
     (study.root / LOCKS).mkdir(parents=True, exist_ok=True)
-    name = folder.name.rpartition("-")[2]
-    if name not in study.points:  # of a sweeper whose points are not known in advance
-        study.include(name, described(HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices))
-    if (command := current_command()) is not None:
+    digits = run_dir.name.rpartition("-")[2]
+    if digits not in study.trials:  # of a sweeper that chooses its trials as it goes
+        study.include(digits, trial_entry(HydraConfig.get().overrides.task, HydraConfig.get().runtime.choices))
+    if (session := current_session()) is not None:
         raise_if_interrupted()
-        command.points += [name] if name not in command.points else []
-        return _run_point(cfg, study, folder, command.points)
+        session.trials += [digits] if digits not in session.trials else []
+        return _run_locked(cfg, study, run_dir, session.trials)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, StdoutHandler):
-            handler.setLevel(logging.WARNING)  # the lines of several points at once are of no use to anybody
-    with as_worker(study) as stopped:
-        return float("nan") if stopped else _run_point(cfg, study, folder, [*study.points])
+            handler.setLevel(logging.WARNING)  # lines of several trials at once would interleave on the terminal
+    with as_worker(study) as is_stopped:
+        return float("nan") if is_stopped else _run_locked(cfg, study, run_dir, [*study.trials])
     return float("nan")
 
 
-def _run_point(cfg: DictConfig, study: Study, folder: Path, names: list[str]) -> float:
-    lock = study.lock(folder.name.rpartition("-")[2])
+def _run_locked(cfg: DictConfig, study: Study, run_dir: Path, trials: list[str]) -> float:
+    """Run a trial unless it has finished, under its lock, and print the study's progress."""
+    lock = study.lock(run_dir.name.rpartition("-")[2])
     try:
-        if (score := finished_score(folder)) is None:
+        if (score := finished_score(run_dir)) is None:
             lock.acquire(timeout=2, poll_interval=0.02)  # Study.is_running of another process holds it for a moment
-            score = finished_score(folder)  # by another process, just now
+            score = finished_score(run_dir)  # another process may have finished it just now
         if score is not None:
-            print_line(f"{folder.name} has finished before: val acc {score:.4f}")
+            print_line(f"{run_dir.name} has already finished: val acc {score:.4f}")
             return score
-        print_line(f"\npoint   {folder.name}")
-        score = _run_or_note(cfg, folder)
+        print_line(f"\ntrial   {run_dir.name}")
+        score = _run_or_record(cfg, run_dir)
     except Timeout:
-        print_line(f"{folder.name} is left to another process, which is running it")
+        print_line(f"{run_dir.name} is in use: another process is running it")
         return float("nan")
     except SystemExit:  # a signal
         lock.release()
-        say_how_to_go_on()
+        print_resume_hint()
         raise
     finally:
         lock.release()
     collect_garbage()
-    print_line(f"\n{progress(study, names)}")
+    print_line(f"\n{progress(study, trials)}")
     return score
 
 
-# --- results --------------------------------------------------------------------------------------------------------
-
-
-def finished_score(folder: Path) -> float | None:
-    """The validation accuracy of a finished run, NaN where its result.json lacks it; None of any other."""
-    result = read_trial(folder)
+def finished_score(run_dir: Path) -> float | None:
+    """Return a finished run's validation accuracy (NaN if its result.json lacks it), or None for any other run."""
+    result = read_trial(run_dir)
     if result.get("status") != "finished":
         return None
     score = result.get("val/acc")
     return float(score) if isinstance(score, int | float) else float("nan")
 
 
-def _run_or_note(cfg: DictConfig, folder: Path) -> float:
+def _run_or_record(cfg: DictConfig, run_dir: Path) -> float:
     try:
+        # Here for start-up time: both load torch, and a study whose trials have all finished needs neither.
         from alexnet_pl.training.resume import PLACES
         from alexnet_pl.training.run import run
 
-        prepare(cfg, folder)
+        prepare(cfg, run_dir)
         return run(cfg, named=PLACES)
     except Exception as error:
-        record_failure(cfg, folder, error)
+        record_failure(cfg, run_dir, error)
         return float("nan")
 
 
-def prepare(cfg: DictConfig, folder: Path) -> None:
-    """Clear away a failed attempt that is of no use, and let ``cfg.resume`` name a run that is there to go on with."""
-    from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid
+def prepare(cfg: DictConfig, run_dir: Path) -> None:
+    """Remove a failed attempt that cannot be resumed, and point ``cfg.resume`` at a run that can."""
+    from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid  # here for start-up time: loads torch
 
-    failure = read_trial(folder)
+    failure = read_trial(run_dir)
     if failure.get("status") == "failed":
         try:
-            of_use = bool(failure.get("resumable")) and latest_valid(folder / "checkpoints") is not None
+            is_resumable = bool(failure.get("resumable")) and latest_valid(run_dir / "checkpoints") is not None
         except CheckpointError:
-            of_use = False
-        for entry in AFRESH[-1:] if of_use else AFRESH:
-            path = folder / entry
+            is_resumable = False
+        for entry in (RESULT,) if is_resumable else REMOVED_BEFORE_RETRY:
+            path = run_dir / entry
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if (folder / "config.yaml").is_file():
-        cfg.resume = str(folder)
+    if (run_dir / CONFIG).is_file():
+        cfg.resume = str(run_dir)
 
 
-def record_failure(cfg: DictConfig, folder: Path, error: Exception) -> None:
-    """Write a result.json that says why the point failed, and say so."""
-    from alexnet_pl.runtime.run_folder import write_result
-    from alexnet_pl.runtime.system import git_commit, package_versions
-
+def record_failure(cfg: DictConfig, run_dir: Path, error: Exception) -> None:
+    """Write and log why the trial failed; a result.json that cannot be written is reported, not raised."""
     known = user_message(error)
-    message = known[0] if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    message = known[0] if known else f"{type(error).__name__}: {one_line(error)}"
     if known is None:
         log.error("".join(traceback.format_exception(error)))
     log.info(f"failed  {message}")
-    if current_command() is None:
-        print_line(f"{folder.name} has failed: {message}")
+    if current_session() is None:
+        print_line(f"{run_dir.name} has failed: {message}")
     result = {
         "status": "failed",
         "error": message,
-        # The disk or the memory: what was learned before is as good as ever. Else it may be what went wrong.
+        # After a full disk or out of memory, the weights are sound. After other errors they may be the cause.
         "resumable": isinstance(error, OSError) or type(error).__name__ in ("CheckpointError", "OutOfMemoryError"),
         "seed": cfg.get("seed"),
         "versions": package_versions(),
         "git_commit": git_commit(),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_result(folder / "result.json", result)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_result(run_dir / RESULT, result)
     except OSError as reason:
-        print_line(f"{folder / 'result.json'} could not be written ({reason.strerror}).")
+        print_line(f"{run_dir / RESULT} cannot be written: {reason.strerror}")
 
 
 def collect_garbage() -> None:
-    """Give the point's memory back, also a GPU's, and what torch.compile has made for its network."""
+    """Free a trial's memory, on a GPU too, with its traced and compiled networks, so that studies do not grow."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is None:
         return
+    clear_traced_modules()
+    gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()  # else the tenth network or so is no longer compiled
+        torch.compiler.reset()  # otherwise torch stops compiling after about ten networks

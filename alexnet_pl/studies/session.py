@@ -1,89 +1,113 @@
-"""studies.session."""
+"""Session of a study: the trials that this command carries out, its resume hint, and workers of a parallel launcher."""
 
 import os
 import signal
 import socket
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from typing import ClassVar, Optional
 
+from alexnet_pl.runtime.errors import printable
 from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted
 from alexnet_pl.studies.store import LOCKS, Study, progress
 
-# --- one point ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Command:
-    """The command that this process carries out."""
-
-    study: Study
-    points: list[str]
-    again: str  # how to go on with it
-    stop: GracefulShutdown | None = None  # while workers run the points, who are to save before it ends
-
-
-_command: _Command | None = None  # a worker of a parallel launcher does not know it
-
-
-def current_command() -> _Command | None:
-    return _command
-
-
-def set_command(command: _Command) -> None:
-    global _command
-    _command = command
-
-
-def say_how_to_go_on() -> None:
-    """The last words of a command that carries out a study; nothing of any other."""
-    if _command is not None:
-        print_line(f"\n{progress(_command.study, _command.points)}\n{_command.again}")
-
-
-# --- workers of a parallel launcher -----------------------------------------------------------------------------------
-
 OWNER = "ALEXNET_PL_STUDY"
-"""Environment variable that names the process whose workers run the points."""
+"""Environment variable that identifies the command whose workers run the trials."""
 
 WAITS = ("joblib", "submitit_local")
-"""Launchers whose workers end with the command, and are given the time to save."""
+"""Launchers whose workers end with the command and are given time to save."""
+
+RESUME_HINT = "Re-running the command skips finished runs, resumes interrupted ones and retries failures."
+
+
+class Session:
+    """A study as one command carries it out. Created once per command; workers of a parallel launcher have none.
+
+    Args:
+        study: the study.
+        trials: config hashes of the command's trials.
+        launcher: Hydra's launcher, such as ``basic`` or ``joblib``.
+        resume_hint: how to continue after a stop.
+
+    Attributes:
+        received: number of the signal that stopped the workers, or None.
+    """
+
+    _current: ClassVar[Optional["Session"]] = None
+
+    def __init__(
+        self, study: Study, trials: Sequence[str], launcher: str = "basic", resume_hint: str = RESUME_HINT
+    ) -> None:
+        self.study, self.trials, self.resume_hint = study, [*trials], resume_hint
+        self._owner = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        self._shutdown: GracefulShutdown | None = None
+        os.environ[OWNER] = self._owner
+        if launcher in WAITS:
+            self._shutdown = GracefulShutdown(then=self._stop_workers)
+            self._shutdown.wait = True
+            self._shutdown.install()
+        Session._current = self
+
+    @property
+    def received(self) -> int | None:
+        return self._shutdown.received if self._shutdown else None
+
+    def print_progress(self) -> None:
+        """Print how many trials are done, running, failed and left."""
+        print_line(progress(self.study, self.trials))
+
+    def close(self) -> None:
+        """Restore the signal handlers and withdraw the request to stop."""
+        if self._shutdown is not None:
+            self._shutdown.restore()
+        (self.study.root / LOCKS / f"{self._owner}.stop").unlink(missing_ok=True)
+
+    def _stop_workers(self) -> None:
+        """Ask the command's workers to save and stop, and to begin no further trial."""
+        locks = self.study.root / LOCKS
+        (locks / f"{self._owner}.stop").touch()
+        for record in locks.glob(f"{socket.gethostname()}-*.worker"):
+            with suppress(OSError):  # that worker has just ended
+                if record.read_text(encoding="utf-8") == self._owner:
+                    os.kill(int(record.stem.rpartition("-")[2]), signal.SIGTERM)
+
+
+def current_session() -> Session | None:
+    """Return the session of this process, or None in a worker and in commands that carry out no study."""
+    return Session._current
+
+
+def print_resume_hint() -> None:
+    """Print the progress and how to continue, as a study's last words after a stop; print nothing without a study."""
+    if (session := current_session()) is not None:
+        print_line(f"\n{progress(session.study, session.trials)}\n{session.resume_hint}")
 
 
 @contextmanager
 def as_worker(study: Study) -> Iterator[bool]:
-    """Stop when :func:`stop_workers` asks for it, and end with what was asked for, not with an error.
+    """Stop on request of the command that started this worker, and return normally then, not with an error.
+
+    The worker registers first and reads the request second, so a request that it does not see finds it registered.
+    All of :data:`alexnet_pl.runtime.signals.SIGNALS` stop it, as they stop a run of its own.
 
     Yields:
-        Whether it has asked already. This worker is noted first: either it is found, or it finds the request.
+        True if the command has already asked its workers to stop.
     """
     owner = os.environ.get(OWNER, "")
     record = study.root / LOCKS / f"{socket.gethostname()}-{os.getpid()}.worker"
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all processes; the owner passes it on
-    stop = GracefulShutdown()
-    stop.install()
+    shutdown = GracefulShutdown()
+    shutdown.install()
     try:
-        record.write_text(owner)
+        record.write_text(owner, encoding="utf-8")
         yield (study.root / LOCKS / f"{owner}.stop").exists()
     except (RunInterrupted, SystemExit):
         print_line(f"{study.root.name}: a worker has stopped")
     finally:
-        stop.restore()
+        shutdown.restore()
         record.unlink(missing_ok=True)
 
 
-def stop_workers() -> None:
-    """Ask the workers of this command to save and stop, and to begin no other point."""
-    locks, owner, here = _command.study.root / LOCKS, os.environ[OWNER], socket.gethostname()
-    (locks / f"{owner}.stop").touch()
-    for record in locks.glob(f"{here}-*.worker"):
-        with suppress(OSError):  # it has just ended
-            if record.read_text() == owner:
-                os.kill(int(record.stem.rpartition("-")[2]), signal.SIGTERM)
-
-
 def print_line(text: str) -> None:
-    """To the terminal alone: it is about the study, not for the log of a point."""
-    print(text, flush=True)
+    """Print to the terminal only: lines about the study do not belong in a trial's log."""
+    print("\n".join(printable(line) for line in text.split("\n")), flush=True)

@@ -1,24 +1,34 @@
-"""The statistics of a study: means with intervals, and effects as differences between runs of equal seeds.
+"""Statistics of a study: means with confidence intervals, and effects as paired differences between equal seeds.
 
-Every interval is Student's, at 95 %, over seeds: what another seed would give, not another data set. None is adjusted
-for how many of them a report shows. Values come as ``{(cell, seed): value}``, a cell being a tuple of levels, one a
-factor.
+Every interval is a 95% Student t-interval over seeds: it covers what another seed would give, not another dataset. No
+interval is adjusted for the number of intervals in a report.
+
+Values come as a pandas Series, indexed by the levels of each factor and by ``seed``.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
+import pandas as pd
 from scipy import stats
 
 Cell = tuple[str, ...]
+"""A configuration: one level per factor."""
 
-Values = Mapping[tuple[Cell, Hashable], float]
+SEED = "seed"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` seeds. ``std`` (sample standard deviation), ``low`` and ``high`` (95 %) are None for n = 1."""
+    """A mean over ``n`` seeds.
+
+    Attributes:
+        std: sample standard deviation; None for n = 1.
+        low, high: the ends of the 95% interval of the mean; None for n = 1.
+    """
 
     n: int
     mean: float
@@ -27,13 +37,13 @@ class Estimate:
     high: float | None = None
 
     def transformed(self, function: Callable[[float], float]) -> "Estimate":
-        """Mean and interval through a function that never decreases; the deviation has no meaning then."""
-        ends = (None if value is None else function(value) for value in (self.low, self.high))
-        return Estimate(self.n, function(self.mean), None, *ends)
+        """Map mean and interval through an increasing function; the standard deviation is dropped."""
+        low, high = (None if value is None else function(value) for value in (self.low, self.high))
+        return Estimate(self.n, function(self.mean), None, low, high)
 
 
 def estimate(values: Iterable[float]) -> Estimate:
-    """Mean, sample standard deviation and 95 % t-interval.
+    """Return the mean, the sample standard deviation and the 95% t-interval of the mean.
 
     Raises:
         ValueError: no values.
@@ -41,13 +51,14 @@ def estimate(values: Iterable[float]) -> Estimate:
     values = [float(value) for value in values]
     n = len(values)
     if n == 0:
-        raise ValueError("a mean of nothing")
+        raise ValueError("the mean of no values is undefined")
     mean = math.fsum(values) / n
     if n == 1:
         return Estimate(1, mean)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
-    return Estimate(n, mean, std, mean - half, mean + half)
+    if min(values) == max(values):  # scipy divides by the standard error
+        return Estimate(n, mean, 0.0, mean, mean)
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    return Estimate(n, mean, float(stats.tstd(values)), float(interval.low), float(interval.high))
 
 
 @dataclass(frozen=True)
@@ -55,9 +66,9 @@ class Effect:
     """An effect over seeds.
 
     Attributes:
-        estimate: of the differences, one a seed; None where no seed has all that is needed.
-        cells: the levels of the other factors that each seed's difference is a mean over.
-        left_out: seeds that some of it lacks for.
+        estimate: of the differences, one per seed; None if no seed has every run.
+        cells: levels of the other factors over which each seed's difference is averaged.
+        left_out: seeds that lack a run.
     """
 
     estimate: Estimate | None
@@ -65,58 +76,55 @@ class Effect:
     left_out: Sequence[Hashable]
 
 
-def contrast(values: Values, signs: Mapping[Cell, int], places: Sequence[int]) -> Effect:
-    """A signed sum of cells that differ in the factors ``places`` alone, for each seed its mean over the other factors.
+def contrast(values: pd.Series, factors: Sequence[str], signs: Mapping[Cell, int]) -> Effect:
+    """Return a signed sum of configurations that differ in ``factors`` alone, averaged per seed over the other factors.
 
-    ``contrast(values, {("batch",): 1, ("none",): -1}, [0])`` is the main effect of the first factor's level ``batch``
-    instead of ``none``; four levels with signs ``+ − − +`` over two factors are their interaction.
+    ``contrast(values, ["norm"], {("batch",): 1, ("none",): -1})`` is the main effect of BatchNorm instead of no
+    normalization. Four levels with the signs ``+ − − +`` over two factors are their interaction.
 
-    A seed counts only with every combination of the other factors' levels for which any seed has the whole sum: else
-    its mean would be over other runs than the next seed's.
+    A seed counts only if it has the whole sum for every combination of the other factors' levels for which any seed has
+    it. Otherwise its mean would be over other runs than the next seed's.
 
     Args:
-        signs: levels of the factors ``places`` → +1 or −1.
-        places: indices into a cell.
+        values: indexed by every factor and ``seed``.
+        signs: levels of ``factors`` → +1 or −1.
     """
-    sums: dict[Cell, dict[Hashable, float]] = {}
-    for others, seed in {(_without(cell, places), seed) for cell, seed in values}:
-        terms = [(_with(others, places, levels), sign) for levels, sign in signs.items()]
-        if all((cell, seed) in values for cell, _ in terms):
-            sums.setdefault(others, {})[seed] = math.fsum(sign * values[cell, seed] for cell, sign in terms)
-    cells, seeds = sorted(sums), {seed for by_seed in sums.values() for seed in by_seed}
-    whole = sorted((seed for seed in seeds if all(seed in by_seed for by_seed in sums.values())), key=str)
-    means = [math.fsum(sums[cell][seed] for cell in cells) / len(cells) for seed in whole]
-    involved = {seed for cell, seed in values if tuple(cell[place] for place in places) in signs}
-    return Effect(estimate(means) if means else None, cells, sorted(involved - set(whole), key=str))
+    others = [name for name in values.index.names if name not in (*factors, SEED)]
+    # One column per combination of levels of `factors`, one row per seed and combination of the others.
+    table = values.unstack(list(factors))
+    columns = [levels[0] if len(factors) == 1 else levels for levels in signs]
+    table = table.reindex(columns=columns)
+    sums = reduce(add, (sign * table[column] for column, sign in zip(columns, signs.values(), strict=True))).dropna()
+    involved = set(table.dropna(how="all").index.get_level_values(SEED))
+    # One row per seed, one column per combination of the other factors.
+    by_seed = sums.unstack(others) if others else sums.to_frame()
+    whole = by_seed.dropna().mean(axis=1)
+    cells = [column if isinstance(column, tuple) else (column,) for column in by_seed.columns] if others else [()]
+    return Effect(
+        estimate(whole) if len(whole) else None,
+        cells if len(sums) else [],
+        sorted(involved - set(whole.index), key=str),
+    )
 
 
-def _without(cell: Cell, places: Sequence[int]) -> Cell:
-    return tuple(level for place, level in enumerate(cell) if place not in places)
+def main_effect(values: pd.Series, factor: str, base: str, level: str) -> Effect:
+    """Return the effect of ``level`` instead of ``base`` of a factor."""
+    return contrast(values, [factor], {(level,): 1, (base,): -1})
 
 
-def _with(others: Cell, places: Sequence[int], levels: Cell) -> Cell:
-    given, rest = dict(zip(places, levels, strict=True)), iter(others)
-    return tuple(given[place] if place in given else next(rest) for place in range(len(others) + len(places)))
-
-
-def main_effect(values: Values, place: int, base: str, level: str) -> Effect:
-    """Of ``level`` instead of ``base`` of the factor at ``place``."""
-    return contrast(values, {(level,): 1, (base,): -1}, [place])
-
-
-def interaction(values: Values, places: tuple[int, int], bases: tuple[str, str], levels: tuple[str, str]) -> Effect:
-    """How much larger the effect of the first factor's level is at the second one's level than at its base."""
+def interaction(values: pd.Series, factors: tuple[str, str], bases: tuple[str, str], levels: tuple[str, str]) -> Effect:
+    """Return how much larger the effect of the first factor's level is at the second's level than at its base."""
     (one, other), (base, other_base) = levels, bases
-    signs = {(one, other): 1, (base, other): -1, (one, other_base): -1, (base, other_base): 1}
-    return contrast(values, signs, places)
+    signs: dict[Cell, int] = {(one, other): 1, (base, other): -1, (one, other_base): -1, (base, other_base): 1}
+    return contrast(values, factors, signs)
 
 
 def epochs_to(errors: Sequence[float], target: float, start: float) -> float | None:
-    """Epochs until the training error falls to ``target``, linear between two epochs; None where it never does.
+    """Return the epochs until the training error falls to ``target``, interpolated linearly, or None if it never does.
 
     Args:
-        errors: one an epoch.
-        start: before the first epoch; that of guessing.
+        errors: one per epoch, in [0, 1].
+        start: the error before the first epoch, which is that of guessing.
     """
     before = start
     for epoch, error in enumerate(errors, start=1):

@@ -1,15 +1,14 @@
-"""The points of a study: what tells them apart, where they lie and how they stand.
+"""Store of a study: the hash that identifies a trial, ``study.json``, run directories, locks and progress.
 
-A study's folder holds a run folder for each point and ``study.json``, which says what points there are to be.
+A study's directory holds one run directory per trial, and ``study.json``, which lists the trials.
 """
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,187 +17,203 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl.runtime.errors import UserError
-from alexnet_pl.runtime.run_folder import read_trial
+from alexnet_pl.runtime.errors import UserError, one_line
+from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.run_folder import CONFIG, RESULT, read_trial
 
 STUDY = "study.json"
 
 LOCKS = ".locks"
 
-ELSEWHERE = ("run_dir", "study", "resume", "allow_changes", "logger")
-"""Top-level keys without a say in a run's numbers: where it lies, what it belongs to, how it is called and recorded."""
+UNHASHED = ("run_dir", "study", "resume", "allow_changes", "logger")
+"""Top-level keys that cannot affect a run's numbers: its directory, its study, its name and its logs."""
 
-WATCHING = (
+PASSIVE_CALLBACKS = (
     "alexnet_pl.training.Dashboard",
     "alexnet_pl.training.ResumeCheckpoint",
     "alexnet_pl.training.NaNMonitor",
 )
-"""Callbacks that draw, save, or end a run in an error: whatever their settings, a run that finishes is the same."""
+"""Callbacks that draw, save or abort: their options do not change the numbers of a run that finishes."""
 
 
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Ten hexadecimal digits that stand for the numbers a run with this configuration computes.
+    """Return ten hexadecimal digits that identify a trial by what its config computes.
 
-    They are the SHA-256 of the resolved configuration without ``ELSEWHERE``, ``data.root`` (another path may hold the
-    same data; the report says which copies there were) and callbacks that only watch. What is left to the
-    machine counts as written: with ``trainer.precision=auto`` a study may go on elsewhere, and the report says so.
-    Neither the commit nor the version counts; a new key in ``conf/`` does, whatever its value.
+    They are the start of the SHA-256 of the resolved config without ``UNHASHED``, ``data.root`` (another directory may
+    hold the same data; the report lists the copies used) and passive callbacks. Values that are left to the machine are
+    hashed as written, so a study with ``trainer.precision=auto`` may continue on another machine, which the report
+    notes. Commit and version are not hashed. A new key in ``conf/`` changes the hash, whatever its value.
     """
-    left = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    left = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     OmegaConf.set_struct(left, False)
-    for key in ELSEWHERE:
-        left[key] = None  # others refer to them: ${run_dir}/checkpoints
-    settings: dict[str, Any] = OmegaConf.to_container(left, resolve=True)
+    for key in UNHASHED:
+        left[key] = None  # not deleted, because other keys interpolate them: ${run_dir}/checkpoints
+    settings: dict[str, Any] = OmegaConf.to_container(left, resolve=True)  # type: ignore[assignment]  # of a DictConfig
     (settings.get("data") or {}).pop("root", None)
     callbacks = settings.get("callbacks") or {}
     settings["callbacks"] = {
         name: callback
         for name, callback in callbacks.items()
-        if callback and not str(callback.get("_target_")).startswith(WATCHING)
+        if callback and not str(callback.get("_target_")).startswith(PASSIVE_CALLBACKS)
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def trial_name(overrides: dict[str, str], axes: Sequence[str]) -> str:
-    """A name for people, fit for a folder and for the command line: ``norm_lrn-pool_overlapping-seed_1``."""
-    axes = sorted(axes, key=lambda key: key == "seed")  # last
+def trial_name(overrides: Mapping[str, str], axes: Sequence[str]) -> str:
+    """Return a readable name that is safe as a directory and on a command line: ``norm_lrn-pool_overlapping-seed_1``.
+
+    It lists the axes' values, the seed last, in at most 100 characters.
+    """
+    axes = sorted(axes, key=lambda key: key == "seed")
     parts = (f"{re.split(r'[./]', key)[-1]}_{overrides[key]}" for key in axes if key in overrides)
     return "-".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part) for part in parts)[:100].strip("-._")
 
 
-# --- the study's folder ---------------------------------------------------------------------------------------------
+def trial_entry(overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trial's entry for ``study.json``: its overrides by key, and the option chosen in each config group."""
+    pairs = (override.lstrip("+~").partition("=") for override in overrides)
+    options = {group: choice for group, choice in choices.items() if "hydra" not in group}
+    return {"overrides": {key: value for key, _, value in pairs}, "choices": options}
+
+
+# --- the study's directory ------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Study:
-    """A study's folder and what ``study.json`` in it says.
+    """A study's directory and the contents of its ``study.json``.
 
     Attributes:
-        root: the sweep's folder.
-        axes: keys and groups that were swept so far, in the order of the first command.
-        points: identity → ``{"folder": name, "overrides": {key: value}, "choices": {group: option}}``.
-        commands: ``{"command", "launcher", "started" (seconds since 1970), "points": [identity, …]}``, the latest last.
+        root: the sweep's directory.
+        axes: keys and groups swept so far, in the order of the first command.
+        trials: config hash → ``{"run_dir": name, "overrides": {key: value}, "choices": {group: option}}``.
+        commands: ``{"command", "launcher", "started" (seconds since 1970), "trials": [config hash, …]}``, the latest
+            last.
     """
 
     root: Path
     axes: list[str] = field(default_factory=list)
-    points: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     commands: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.read()
 
     def read(self) -> None:
-        """Take over what ``study.json`` says; without the file, nothing.
+        """Read ``study.json``; change nothing if the file does not exist.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is corrupt.
         """
         path = self.root / STUDY
         if not path.is_file():
             return
         try:
-            found = json.loads(path.read_text())
-            self.axes, self.points, self.commands = found["axes"], found["points"], found["commands"]
-            complete = all({"folder", "overrides", "choices"} <= point.keys() for point in self.points.values())
-            if not (complete and isinstance(self.axes, list) and isinstance(self.commands, list)):
-                raise ValueError("keys are missing")
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self.axes, self.trials, self.commands = found["axes"], found["trials"], found["commands"]
+            for trial in self.trials.values():
+                if not {"run_dir", "overrides", "choices"} <= trial.keys():
+                    raise ValueError("a trial lacks keys")
+                if Path(trial["run_dir"]).name != trial["run_dir"] or trial["run_dir"] == "..":
+                    raise ValueError(f"run_dir {trial['run_dir']!r} lies outside the study")
+            if not (isinstance(self.axes, list) and isinstance(self.commands, list)):
+                raise ValueError("axes and commands must be lists")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is damaged ({' '.join(str(error).split())}).\n"
-                "Delete it and give the study's command again: it is written anew, and finished points are kept."
+                f"{path} is corrupt ({one_line(error)}).\n"
+                "Delete it and re-run the study's command: it is rewritten, and finished trials are kept."
             ) from error
 
     def write(self) -> None:
-        """Write ``study.json`` whole or not at all."""
-        content = {"study": self.root.name, "axes": self.axes, "points": self.points, "commands": self.commands}
-        scratch = self.root / f".{STUDY}"
-        scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        os.replace(scratch, self.root / STUDY)
+        """Write ``study.json`` atomically."""
+        content = {"study": self.root.name, "axes": self.axes, "trials": self.trials, "commands": self.commands}
+        write_atomic(self.root / STUDY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    def add(self, command: str, launcher: str, axes: Sequence[str], points: dict[str, dict[str, Any]]) -> None:
-        """Note a command and its points (identity → overrides and choices), and give new points their folders."""
+    def add(self, command: str, launcher: str, axes: Sequence[str], trials: Mapping[str, dict[str, Any]]) -> None:
+        """Record a command and its trials (config hash → entry), and name the run directories of new ones."""
         (self.root / LOCKS).mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / LOCKS / "study.lock"):
             self.read()
             self.axes += [key for key in axes if key not in self.axes]
-            for name, point in points.items():
-                if name not in self.points:
-                    folder = self._existing(name) or "-".join(
-                        filter(None, (trial_name(point["overrides"], self.axes), name))
-                    )
-                    self.points[name] = {"folder": folder, **point}
+            for digits, trial in trials.items():
+                if digits not in self.trials:
+                    name = "-".join(filter(None, (trial_name(trial["overrides"], self.axes), digits)))
+                    self.trials[digits] = {"run_dir": self._find(digits) or name, **trial}
             self.commands = [known for known in self.commands if known["command"] != command]
-            started = {"command": command, "launcher": launcher, "started": time.time(), "points": [*points]}
+            started = {"command": command, "launcher": launcher, "started": time.time(), "trials": [*trials]}
             self.commands.append(started)
             self.write()
 
-    def include(self, name: str, point: dict[str, Any]) -> None:
-        """Note a point that the latest command did not know in advance."""
+    def include(self, digits: str, trial: dict[str, Any]) -> None:
+        """Record a trial that the latest command did not know in advance."""
         with FileLock(self.root / LOCKS / "study.lock"):
             self.read()
-            self.points[name] = {"folder": self._existing(name) or name, **point}
+            self.trials[digits] = {"run_dir": self._find(digits) or digits, **trial}
             if self.commands:
-                self.commands[-1]["points"].append(name)
+                self.commands[-1]["trials"].append(digits)
             self.write()
 
-    def _existing(self, name: str) -> str | None:
-        """The folder of a point that a lost ``study.json`` knew."""
-        return next((path.name for path in sorted(self.root.glob(f"*{name}")) if path.is_dir()), None)
+    def _find(self, digits: str) -> str | None:
+        """Return the name of an existing run directory, which a lost ``study.json`` listed."""
+        return next((path.name for path in sorted(self.root.glob(f"*{digits}")) if path.is_dir()), None)
 
-    def folder(self, name: str) -> Path:
-        """The run folder of the point with this identity."""
-        return self.root / (self.points[name]["folder"] if name in self.points else self._existing(name) or name)
+    def run_dir(self, digits: str) -> Path:
+        """Return the run directory of the trial with this config hash."""
+        known = self.trials.get(digits)
+        return self.root / (known["run_dir"] if known else self._find(digits) or digits)
 
-    def lock(self, name: str) -> FileLock:
-        """The lock that whoever runs the point holds: the system's, so it ends with its owner, however that ends."""
-        return FileLock(self.root / LOCKS / f"{name}.lock")
+    def lock(self, digits: str) -> FileLock:
+        """Return the lock held while a trial runs. The operating system releases it when its owner ends in any way."""
+        return FileLock(self.root / LOCKS / f"{digits}.lock")
 
-    def is_running(self, name: str) -> bool:
-        """Whether a process is running the point. It is taken for a moment: see :func:`run_point`."""
-        if not (self.root / LOCKS / f"{name}.lock").exists():
+    def is_running(self, digits: str) -> bool:
+        """Return True if a process is running the trial.
+
+        The lock is acquired for a moment to find out, and :func:`alexnet_pl.studies.runner.run_trial` waits for that.
+        """
+        if not (self.root / LOCKS / f"{digits}.lock").exists():
             return False
-        lock = self.lock(name)
+        lock = self.lock(digits)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        except OSError:  # somebody else's study, which can only be read
+        except OSError:  # another user's study, which is read-only
             return False
         lock.release()
         return False
 
-    def state(self, name: str, since: float = 0.0) -> str:
-        """Of a point: ``finished``, ``failed``, ``running``, ``stopped`` (can go on) or ``missing`` (not begun).
+    def state(self, digits: str, since: float = 0.0) -> str:
+        """Return a trial's state: ``finished``, ``failed``, ``running``, ``stopped`` (can be resumed) or ``missing``.
 
-        What failed before the time ``since`` is to be tried again: it counts as missing.
+        A failure from before the time ``since`` (seconds since 1970) is due for a retry and counts as missing.
         """
-        folder = self.folder(name)
-        status = read_trial(folder).get("status")
+        run_dir = self.run_dir(digits)
+        status = read_trial(run_dir).get("status")
         if status == "finished":
-            return status
-        if self.is_running(name):
+            return "finished"
+        if self.is_running(digits):
             return "running"
-        if status == "failed" and (folder / "result.json").stat().st_mtime >= since:
-            return status
-        return "stopped" if status is None and (folder / "config.yaml").is_file() else "missing"
+        if status == "failed" and (run_dir / RESULT).stat().st_mtime >= since:
+            return "failed"
+        return "stopped" if status is None and (run_dir / CONFIG).is_file() else "missing"
 
 
-def progress(study: Study, names: Sequence[str]) -> str:
-    """One line: how many points are done, running, failed and left, for how long, and for about how long still."""
+def progress(study: Study, trials: Sequence[str]) -> str:
+    """Return a line with the numbers of trials done, running, failed and left, the elapsed time and the time to go."""
     started = study.commands[-1]["started"] if study.commands else 0.0
-    states = Counter(study.state(name, since=started) for name in names)
+    states = Counter(study.state(digits, since=started) for digits in trials)
     left = states["missing"] + states["stopped"]
     line = f"study {study.root.name}: {states['finished']} done, {states['running']} running, "
     line += f"{states['failed']} failed, {left} left"
     elapsed = max(time.time() - started, 0)
     line += f"; {timedelta(seconds=round(elapsed))} elapsed"
-    results = [study.folder(name) / "result.json" for name in names]
+    results = [study.run_dir(digits) / RESULT for digits in trials]
     ended = sum(path.is_file() and path.stat().st_mtime >= started for path in results)
     if ended and (left or states["running"]):
-        # The one that runs counts as a whole one: rather too long than too short.
+        # A running trial counts as one that has not begun, so the estimate errs on the long side.
         line += f", about {timedelta(seconds=round(elapsed / ended * (left + states['running'])))} to go"
     return line

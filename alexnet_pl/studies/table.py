@@ -1,29 +1,30 @@
-"""What a study has found: tables with intervals, paired effects, plots, and what is missing.
+"""Table of a study: reads ``study.json`` and run directories, finds the factors, and notes what a reader must know.
 
-``python -m alexnet_pl study FOLDER [FOLDER]`` reads the folders that ``train.py -m study=NAME`` made; a study that ends
-does it by itself. Nothing here trains or waits for torch.
+``alexnet study DIR [DIR]`` reads what ``train.py -m study=NAME`` wrote; a study that ends does so by itself. Nothing
+here trains or loads torch.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import OmegaConf
 
-from alexnet_pl.figures.charts import read_curves
-from alexnet_pl.runtime.errors import UserError
-from alexnet_pl.runtime.run_folder import read_trial
-from alexnet_pl.studies.statistics import Cell, Values, epochs_to
+from alexnet_pl.figures.charts import Curves, read_curves
+from alexnet_pl.runtime.errors import UserError, printable
+from alexnet_pl.runtime.run_folder import CONFIG, RESULT, read_trial
+from alexnet_pl.studies.statistics import SEED, Cell, epochs_to
 from alexnet_pl.studies.store import STUDY, Study
 
 NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "hydra", "logger", "callbacks.dashboard",
                "callbacks.resume", "callbacks.nan_monitor")  # fmt: skip
-"""Keys, and all below them, that may differ between points without being what the study is about."""
+"""Keys, and all below them, that may differ between trials without being what the study is about."""
 
-FIGURES = ("val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss")
+METRIC_KEYS = ("val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss")
 
 STOP = "alexnet_pl.training.StopAtTrainingError"
 
@@ -35,34 +36,34 @@ STUDY_FACTOR = "study"
 
 @dataclass
 class Factor:
-    """What a study varies: a key or group (or several that go together), and its levels in the order of the points."""
+    """A key or config group that a study varies (or several that vary together), with its levels in trial order."""
 
     key: str
     levels: list[str]
 
     @property
     def name(self) -> str:
-        """Without the sections in front: ``norm`` for ``model/norm``."""
+        """The key without its sections: ``norm`` for ``model/norm``."""
         return " + ".join(part.replace("/", ".").rpartition(".")[2] for part in self.key.split(" + "))
 
 
 @dataclass
-class Point:
-    """One point of a study.
+class Trial:
+    """One trial of a study.
 
     Attributes:
-        identity: see :func:`alexnet_pl.studies.store.identity`.
-        folder: its run folder.
-        settings: overrides that it was made by, and then what :func:`factors_of` looked up.
-        choices: the option of every group.
-        excluded: why it is in no table; empty for one that is.
+        config_hash: see :func:`alexnet_pl.studies.store.config_hash`.
+        run_dir: its run directory.
+        settings: its overrides, completed by :func:`factors_of`.
+        choices: the option chosen in each config group.
+        excluded: why the trial is in no table, or "".
         result: its result.json.
         config: its config.yaml.
     """
 
     study: str
-    identity: str
-    folder: Path
+    config_hash: str
+    run_dir: Path
     settings: dict[str, str]
     choices: dict[str, Any]
     excluded: str = ""
@@ -72,51 +73,54 @@ class Point:
     @property
     def seed(self) -> int | str:
         seed = self.result.get("seed", self.settings.get("seed", "?"))
-        return int(seed) if str(seed).isdigit() else str(seed)
+        return int(seed) if str(seed).isdecimal() else str(seed)
+
+    def data(self, key: str, default: Any = None) -> Any:
+        """Return an entry of the result's ``data`` section, which describes the dataset."""
+        return (self.result.get("data") or {}).get(key, default)
 
 
-def read_study(folder: Path) -> tuple[Study, list[Point]]:
-    """A study's points, finished or not.
+def read_study(root: Path) -> tuple[Study, list[Trial]]:
+    """Read a study and its trials, finished or not.
 
     Raises:
-        UserError: no study, an empty one, or a damaged study.json.
+        UserError: not a study, a study without trials, or a corrupt study.json.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist. Give the folder of a study, such as multirun/my_study.")
-    if not (folder / STUDY).is_file():
-        inside = sorted(path.parent.name for path in folder.glob(f"*/{STUDY}"))
-        hint = f"Studies in it: {', '.join(inside)}." if inside else "A study is made by train.py -m study=NAME …"
-        raise UserError(f"{folder} is no study: it has no {STUDY}. {hint}")
-    study = Study(folder)
-    if not study.points:
-        raise UserError(f"{folder} is a study without points.")
-    return study, [_read(study, name) for name in study.points]
+    if not root.is_dir():
+        raise UserError(f"{root} not found. Give the directory of a study, such as multirun/my_study.")
+    if not (root / STUDY).is_file():
+        inside = sorted(path.parent.name for path in root.glob(f"*/{STUDY}"))
+        hint = f"Studies in it: {', '.join(inside)}." if inside else "train.py -m study=NAME … creates a study."
+        raise UserError(f"{root} is not a study: {STUDY} not found. {hint}")
+    study = Study(root)
+    if not study.trials:
+        raise UserError(f"{root} is a study without trials.")
+    return study, [_read(study, digits) for digits in study.trials]
 
 
-def _read(study: Study, name: str) -> Point:
-    known, folder = study.points[name], study.folder(name)
-    point = Point(study.root.name, name, folder, dict(known["overrides"]), known["choices"])
-    state, point.result = study.state(name), read_trial(folder)
+def _read(study: Study, digits: str) -> Trial:
+    known, run_dir = study.trials[digits], study.run_dir(digits)
+    trial = Trial(study.root.name, digits, run_dir, dict(known["overrides"]), known["choices"])
+    state, trial.result = study.state(digits), read_trial(run_dir)
     try:
-        point.config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-    except Exception:  # yaml's and OmegaConf's own; what is missing is looked up elsewhere or not at all
-        point.config = {}
-    if not isinstance(point.config, dict):
-        point.config = {}
+        config = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG), resolve=True)
+    except Exception:  # of yaml or OmegaConf; settings that are missing here are looked up elsewhere
+        config = {}
+    trial.config = {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
     if state == "finished":
-        point.excluded = _unusable(point.result)
+        trial.excluded = _exclusion_reason(trial.result)
     elif state == "failed":
-        point.excluded = "failed: " + str(point.result.get("error", "")).partition("\n")[0]
-    elif (folder / "result.json").exists():
-        point.excluded = "result.json is damaged" + (", running again" if state == "running" else "")
+        trial.excluded = "failed: " + str(trial.result.get("error", "")).partition("\n")[0]
+    elif (run_dir / RESULT).exists():
+        trial.excluded = "result.json is corrupt" + (", running again" if state == "running" else "")
     else:
-        point.excluded = {"running": "running", "stopped": "stopped, can go on"}.get(state, "not begun")
-    return point
+        trial.excluded = {"running": "running", "stopped": "stopped, can be resumed"}.get(state, "not started")
+    return trial
 
 
-def _unusable(result: dict[str, Any]) -> str:
-    """What keeps a finished result out of the tables; empty where nothing does."""
-    for key in (*FIGURES, "epochs", "seconds", "parameters"):
+def _exclusion_reason(result: dict[str, Any]) -> str:
+    """Return why a finished run is excluded from the tables, or ""."""
+    for key in (*METRIC_KEYS, "epochs", "seconds", "parameters"):
         value = result.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"result.json lacks {key}"
@@ -125,244 +129,267 @@ def _unusable(result: dict[str, Any]) -> str:
     return ""
 
 
-def factors_of(points: Sequence[Point], axes: Sequence[str]) -> tuple[list[Factor], dict[str, str]]:
-    """What varies over the points, and what they have in common; ``settings`` of the points are completed.
+def factors_of(trials: Sequence[Trial], axes: Sequence[str]) -> tuple[list[Factor], dict[str, str]]:
+    """Return the factors that vary over the trials, and the settings they have in common.
 
-    A setting that one command gave and another left at its default is looked up. Settings that determine each other,
-    such as an activation and the learning rate that goes with it, are one factor.
+    The trials' ``settings`` are completed: a setting that one command gave and another left at its default is looked
+    up. Settings that determine each other, such as an activation and its learning rate, are one factor.
 
     Args:
         axes: keys in the order to show them in; others follow.
     """
-    given = dict.fromkeys([*axes, *(key for point in points for key in point.settings)])
+    given = dict.fromkeys([*axes, *(key for trial in trials for key in trial.settings)])
     keys = [key for key in given if not any(key == no or key.startswith(f"{no}.") for no in NOT_FACTORS)]
-    for point in points:
-        point.settings |= {key: _setting(point, key) for key in keys}
+    for trial in trials:
+        trial.settings |= {key: _setting(trial, key) for key in keys}
     varied: list[Factor] = []
     common: dict[str, str] = {}
     for key in keys:
-        levels = list(dict.fromkeys(point.settings[key] for point in points))
+        levels = list(dict.fromkeys(trial.settings[key] for trial in trials))
         if len(levels) == 1:
             common[key] = levels[0]
-            continue
-        for factor in varied:
-            if factor.key == STUDY_FACTOR:
-                continue
-            pairs = {(point.settings[factor.key], point.settings[key]) for point in points}
-            if len(pairs) == len(levels) == len(factor.levels):
-                joined = f"{factor.key} + {key}"
-                for point in points:
-                    point.settings[joined] = f"{point.settings[factor.key]}, {point.settings[key]}"
-                factor.key = joined
-                factor.levels = list(dict.fromkeys(point.settings[joined] for point in points))
-                break
+        elif (factor := _determined_by(trials, key, levels, varied)) is not None:
+            joined = f"{factor.key} + {key}"
+            for trial in trials:
+                trial.settings[joined] = f"{trial.settings[factor.key]}, {trial.settings[key]}"
+            factor.key, factor.levels = joined, list(dict.fromkeys(trial.settings[joined] for trial in trials))
         else:
             varied.append(Factor(key, levels))
     return varied, common
 
 
-def _setting(point: Point, key: str) -> str:
-    """The value of a key or group in a point: 1e-3 and 0.001 are the same."""
-    if key in point.choices:
-        return str(point.choices[key])
-    value: Any = point.config
+def _determined_by(trials: Sequence[Trial], key: str, levels: list[str], factors: Sequence[Factor]) -> Factor | None:
+    """Return the factor whose levels correspond one to one to those of ``key``, or None."""
+    for factor in factors:
+        pairs = {(trial.settings[factor.key], trial.settings[key]) for trial in trials}
+        if len(pairs) == len(levels) == len(factor.levels):
+            return factor
+    return None
+
+
+def _setting(trial: Trial, key: str) -> str:
+    """Return a trial's value of a key or group, normalized: 1e-3 and 0.001 are equal."""
+    if key in trial.choices:
+        return str(trial.choices[key])
+    value: Any = trial.config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if value is None:
-        given = point.settings.get(key)
+        given = trial.settings.get(key)
         if given is None:
             return "default"
         try:
             value = OmegaConf.from_dotlist([f"x={given}"]).x
-        except Exception:  # not every override is YAML
+        except Exception:  # of yaml or OmegaConf: not every override is YAML
             value = given
     return str(value)
 
 
 @dataclass
 class Table:
-    """Everything a report is made from.
+    """Everything that a report is made from.
 
     Attributes:
         name: of the study or studies.
         factors: what varies.
-        points: all, those that count first.
-        common: settings that all points have in common.
-        commands: that made them.
+        trials: all, those that count first.
+        common: settings that all trials have in common.
+        commands: that ran them.
         notes: what a reader must know before trusting the numbers.
     """
 
     name: str
     factors: list[Factor]
-    points: list[Point]
+    trials: list[Trial]
     common: dict[str, str]
     commands: list[str]
     notes: list[str]
 
     @property
-    def counted(self) -> list[Point]:
-        return [point for point in self.points if not point.excluded]
+    def counted(self) -> list[Trial]:
+        """Trials that are in the tables."""
+        return [trial for trial in self.trials if not trial.excluded]
 
-    def cell(self, point: Point) -> Cell:
-        """A point's levels, one a factor."""
-        return tuple(point.settings[factor.key] for factor in self.factors)
+    def cell(self, trial: Trial) -> Cell:
+        """Return a trial's levels, one per factor."""
+        return tuple(trial.settings[factor.key] for factor in self.factors)
 
-    def cells(self) -> dict[Cell, list[Point]]:
-        """The points that count, by configuration, in the order of the factors' levels."""
+    def cells(self) -> dict[Cell, list[Trial]]:
+        """Return the trials that count by configuration, in the order of the factors' levels."""
         order = [{level: rank for rank, level in enumerate(factor.levels)} for factor in self.factors]
-        found: dict[Cell, list[Point]] = {}
-        for point in sorted(
-            self.counted, key=lambda point: [o[v] for o, v in zip(order, self.cell(point), strict=True)]
+        found: dict[Cell, list[Trial]] = {}
+        for trial in sorted(
+            self.counted, key=lambda trial: [o[v] for o, v in zip(order, self.cell(trial), strict=True)]
         ):
-            found.setdefault(self.cell(point), []).append(point)
+            found.setdefault(self.cell(trial), []).append(trial)
         return found
 
-    def values(self, measure: str) -> Values:
-        """``{(cell, seed): value}``; see :func:`measured`."""
-        found = {(self.cell(point), point.seed): measured(point, measure) for point in self.counted}
-        return {key: value for key, value in found.items() if value is not None}
+    def values(self, measure: str | Callable[[Trial], float | None]) -> pd.Series:
+        """Return a measure of every trial that has it, indexed by the factors' keys and ``seed``.
+
+        Args:
+            measure: a name for :func:`measured`, or a function of a trial.
+        """
+        take = measure if callable(measure) else lambda trial: measured(trial, measure)
+        rows = [(*self.cell(trial), trial.seed, take(trial)) for trial in self.counted]
+        names = [*(factor.key for factor in self.factors), SEED]
+        return pd.DataFrame(rows, columns=[*names, "value"]).set_index(names)["value"].dropna().astype(float)
 
     def title(self, cell: Cell) -> str:
-        """A configuration's name in plots."""
-        return ", ".join(cell) or self.name
+        """Return a configuration's name for plots and notes."""
+        return printable(", ".join(cell) or self.name)
 
 
-def measured(point: Point, measure: str) -> float | None:
-    """A figure of a finished point; an error is 1 − the accuracy. None where it has none."""
+def measured(trial: Trial, measure: str) -> float | None:
+    """Return a metric of a finished trial, or None if it has none. An error is 1 − the accuracy."""
     if "/error" in measure:
-        return 1 - point.result[measure.replace("error", "acc")]
-    value = point.result.get(measure)
-    return value if isinstance(value, int | float) else None
+        return 1 - float(trial.result[measure.replace("error", "acc")])
+    value = trial.result.get(measure)
+    return float(value) if isinstance(value, int | float) else None
 
 
-def tabulate(folders: Sequence[Path]) -> Table:
+def tabulate(roots: Sequence[Path]) -> Table:
     """Read one study, or two to compare.
 
     Raises:
-        UserError: no study, nothing finished, or two studies without a configuration in common.
+        UserError: not a study, nothing finished, or two studies without a configuration in common.
     """
-    read = [read_study(folder) for folder in folders]
+    read = [read_study(root) for root in roots]
     names = [study.root.resolve().name for study, _ in read]
     if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
-    points = [point for _, found in read for point in found]
+        names = [str(root) for root in roots]
+    trials = [trial for _, found in read for trial in found]
     axes = list(dict.fromkeys(key for study, _ in read for key in study.axes))
-    factors, common = factors_of(points, axes)
+    factors, common = factors_of(trials, axes)
     differences: list[str] = []
     if len(read) > 1:
-        for name, (_, found) in zip(names, read, strict=True):
-            for point in found:
-                point.settings[STUDY_FACTOR] = name
-        varied, factors = factors, [Factor(STUDY_FACTOR, names)]
-        for factor in varied:
-            sides = [list(dict.fromkeys(point.settings[factor.key] for point in found)) for _, found in read]
-            if all(len(levels) == 1 for levels in sides):  # what makes the one study differ from the other
-                differences.append(f"{factor.key} ({' against '.join(side[0] for side in sides)})")
-            else:
-                factors.append(factor)
+        factors, differences = _between_studies(factors, names, [found for _, found in read])
     commands = [command["command"] for study, _ in read for command in study.commands]
-    table = Table(" and ".join(names), factors, points, common, commands, [])
-    leave_out_doubles(table)
-    table.points.sort(key=lambda point: bool(point.excluded))
+    table = Table(" and ".join(names), factors, trials, common, commands, [])
+    exclude_duplicates(table)
+    table.trials.sort(key=lambda trial: bool(trial.excluded))
     table.notes = notes(table)
     if differences:
         table.notes.insert(0, f"the studies differ in {', '.join(differences)}")
     if not table.counted:
-        reasons = "; ".join(dict.fromkeys(point.excluded for point in table.points))
-        raise UserError(f"{table.name} has no finished point yet ({reasons}).")
+        reasons = "; ".join(dict.fromkeys(trial.excluded for trial in table.trials))
+        raise UserError(f"{table.name} has no finished trial yet ({reasons}).")
     if len(read) > 1:
         sides = [{cell[1:] for cell in table.cells() if cell[0] == name} for name in names]
         if not sides[0] & sides[1]:
             raise UserError(
-                f"{names[0]} and {names[1]} have no finished configuration in common; nothing can be compared."
+                f"{names[0]} and {names[1]} have no finished configuration in common, so they cannot be compared."
             )
     return table
 
 
-def leave_out_doubles(table: Table) -> None:
-    """Of finished points with the same levels and seed, only the latest counts.
+def _between_studies(
+    varied: Sequence[Factor], names: list[str], studies: Sequence[Sequence[Trial]]
+) -> tuple[list[Factor], list[str]]:
+    """Return the factors of two studies, the study first, and the settings that make one differ from the other."""
+    factors, differences = [Factor(STUDY_FACTOR, names)], []
+    for name, trials in zip(names, studies, strict=True):
+        for trial in trials:
+            trial.settings[STUDY_FACTOR] = name
+    for factor in varied:
+        sides = [list(dict.fromkeys(trial.settings[factor.key] for trial in trials)) for trials in studies]
+        if all(len(levels) == 1 for levels in sides):
+            differences.append(f"{factor.key} ({' against '.join(side[0] for side in sides)})")
+        else:
+            factors.append(factor)
+    return factors, differences
 
-    They are there when a configuration got a new key since: other identities, the same settings.
+
+def exclude_duplicates(table: Table) -> None:
+    """Exclude all but the latest of finished trials with the same levels and seed.
+
+    Duplicates exist if the config has gained a key since: their hashes differ, their settings do not.
     """
-    latest: dict[tuple[Cell, int | str], Point] = {}
-    for point in table.counted:
-        key = (table.cell(point), point.seed)
+    latest: dict[tuple[Cell, int | str], Trial] = {}
+    for trial in table.counted:
+        key = (table.cell(trial), trial.seed)
         older = latest.get(key)
-        if older is not None and _time(older) > _time(point):
-            older, point = point, older
+        if older is not None and _finish_time(older) > _finish_time(trial):
+            older, trial = trial, older
         if older is not None:
-            older.excluded = f"made anew since, with other settings: {point.folder.name}"
-        latest[key] = point
+            older.excluded = f"rerun since, with another config: {trial.run_dir.name}"
+        latest[key] = trial
 
 
-def _time(point: Point) -> float:
-    return (point.folder / "result.json").stat().st_mtime
+def _finish_time(trial: Trial) -> float:
+    return (trial.run_dir / RESULT).stat().st_mtime
 
 
 def notes(table: Table) -> list[str]:
-    """What mixes in the points that count, and which combinations of levels no point has."""
+    """Return what is mixed among the trials that count, and which combinations of levels have no trial."""
     found = []
-    sources = {
-        "copies of the data": lambda result: result.get("data", {}).get("source"),
-        "commits of the code": lambda result: result.get("git_commit"),
-        "versions": lambda result: versions(result),
-        "devices": lambda result: result.get("device"),
-        "precisions": lambda result: result.get("precision"),
+    sources: dict[str, Callable[[Trial], Any]] = {
+        "copies of the data": lambda trial: trial.data("source"),
+        "commits": lambda trial: trial.result.get("git_commit"),
+        "versions": versions,
+        "devices": lambda trial: trial.result.get("device"),
+        "precisions": lambda trial: trial.result.get("precision"),
     }
     for what, get in sources.items():
-        values = list(dict.fromkeys(str(get(point.result)) for point in table.counted))
+        values = list(dict.fromkeys(str(get(trial)) for trial in table.counted))
         if len(values) > 1:
             found.append(f"mixed {what}: {'; '.join(values)}")
-    dirty = [point for point in table.counted if str(point.result.get("git_commit")).endswith("-dirty")]
+    dirty = [trial for trial in table.counted if str(trial.result.get("git_commit")).endswith("-dirty")]
     if dirty:
-        found.append(f"{len(dirty)} points ran from a checkout with changes that no commit has")
-    present = {table.cell(point) for point in table.points}
+        found.append(f"{len(dirty)} trials ran from a checkout with uncommitted changes")
+    present = {table.cell(trial) for trial in table.trials}
     absent = [cell for cell in itertools.product(*(factor.levels for factor in table.factors)) if cell not in present]
     if absent:
         listed = "; ".join(table.title(cell) for cell in absent[:6]) + ("; …" if len(absent) > 6 else "")
-        found.append(f"the axes do not cross: {len(absent)} combinations have no point ({listed})")
-    lengths = {point.result["epochs"] for point in table.counted}
+        found.append(f"the axes are not fully crossed: {len(absent)} combinations have no trial ({listed})")
+    lengths = {trial.result["epochs"] for trial in table.counted}
     if len(lengths) > 1 and target_of(table) is None and "trainer.max_epochs" not in {f.key for f in table.factors}:
         found.append(f"runs of different lengths: {', '.join(map(str, sorted(lengths)))} epochs")
     return found
 
 
-def versions(result: dict[str, Any]) -> str:
-    """Versions of Python and the packages of a run, as one line."""
-    return ", ".join(f"{name} {version}" for name, version in (result.get("versions") or {}).items())
+def versions(trial: Trial) -> str:
+    """Return the versions of Python and the packages of a run on one line."""
+    return ", ".join(f"{name} {version}" for name, version in (trial.result.get("versions") or {}).items())
 
 
 # --- epochs to a training error -------------------------------------------------------------------------------------
 
 
 def target_of(table: Table) -> float | None:
-    """The training error that the study's points stop at; None where they do not."""
-    found = {_target(point) for point in table.counted}
+    """Return the training error at which the study's trials stop, or None if they do not."""
+    found = {_target(trial) for trial in table.counted}
     return found.pop() if len(found) == 1 else None
 
 
-def _target(point: Point) -> float | None:
-    callbacks = point.config.get("callbacks") or {}
-    for callback in callbacks.values():
+def _target(trial: Trial) -> float | None:
+    for callback in (trial.config.get("callbacks") or {}).values():
         if isinstance(callback, dict) and callback.get("_target_") == STOP:
-            return callback.get("error", 0.25)
+            return float(callback.get("error", 0.25))
     return None
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Epochs to the target; where it was not reached, the epochs that were not enough."""
+    """Epochs to the target error, or the epochs that did not suffice."""
 
     epochs: float
     reached: bool
 
 
-def reached(point: Point, target: float) -> Reached | None:
-    """When a point's training error fell to ``target``; None without metrics.csv."""
+def curves_of(trial: Trial) -> Curves:
+    """Return a trial's learning curves, {} if its metrics.csv is missing or corrupt: only some tables need them."""
     try:
-        errors = read_curves(point.folder)["train/error"]
+        return read_curves(trial.run_dir)
     except (UserError, KeyError, ValueError, IndexError):
+        return {}
+
+
+def epochs_to_target(trial: Trial, target: float) -> Reached | None:
+    """Return when a trial's training error fell to ``target``, or None without learning curves."""
+    errors = curves_of(trial).get("train/error")
+    if errors is None:
         return None
-    guessing = 1 - 1 / int(point.config["model"]["num_classes"])
+    guessing = 1 - 1 / int(trial.config["model"]["num_classes"])
     epochs = epochs_to(errors, target, start=guessing)
     return Reached(len(errors), False) if epochs is None else Reached(epochs, True)
