@@ -1,4 +1,4 @@
-"""Shared by the tests: composing configurations, running train.py, small CIFAR-10 trees."""
+"""Shared fixtures: small CIFAR-10 datasets, a download server, a private cache directory."""
 
 import http.server
 import importlib.util
@@ -15,25 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import BROWSERS, OfficialArchive, TreeMaker
+from helpers import BROWSERS, SHORT_RUN, ClassFolderMaker, OfficialArchive, config
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.data.cifar10 import CLASS_NAMES
+from alexnet_pl.training.run import run
 
 register_resolvers()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the cache of decoded images out of the home folder, and the user's CIFAR-10 out of the tests."""
+    """Keep the image cache out of the home directory, and the user's copy of CIFAR-10 out of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("CIFAR10_ROOT", None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a browser, with what is missing for it, unless it was asked for: ``-m browser``."""
+    """Skip browser tests, naming what they lack, unless they are selected by ``-m browser``."""
     if "browser" in config.option.markexpr:
         return
     missing = [] if any(map(shutil.which, BROWSERS)) else ["Chromium"]
@@ -45,19 +46,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def class_folders(tmp_path: Path) -> TreeMaker:
-    """Make a CIFAR-10 tree of class folders with images of noise around a level that tells the class."""
+def class_folders(tmp_path: Path) -> ClassFolderMaker:
+    """Return a function that creates CIFAR-10 as class folders: noise around a brightness that identifies the class."""
 
     def make(train_per_class: int = 10, test_per_class: int = 2, suffix: str = "png") -> Path:
         root = tmp_path / "cifar10"
         random = np.random.default_rng(0)
         for split, count in (("train", train_per_class), ("test", test_per_class)):
             for label, name in enumerate(CLASS_NAMES):
-                folder = root / split / name
-                folder.mkdir(parents=True)
+                directory = root / split / name
+                directory.mkdir(parents=True)
                 for index in range(count):
                     pixels = random.integers(label * 20, label * 20 + 40, (32, 32, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(folder / f"{index:04}.{suffix}")
+                    Image.fromarray(pixels).save(directory / f"{index:04}.{suffix}")
         return root
 
     return make
@@ -65,7 +66,7 @@ def class_folders(tmp_path: Path) -> TreeMaker:
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OfficialArchive]:
-    """A server with a CIFAR-10 archive of 100 + 20 images; torchvision is told its address and MD5 sums."""
+    """Serve a CIFAR-10 archive of 100 + 20 images, with torchvision's URL and MD5 sums patched to it."""
     source = tmp_path / "source" / CIFAR10.base_folder
     source.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -90,8 +91,8 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offici
 
         def do_GET(self) -> None:
             requests.append(self.path)
-            time.sleep(0.5)  # long enough for a second process to come along
-            with suppress(ConnectionError):  # who asks hangs up early: torchvision looks for a redirection first
+            time.sleep(0.5)  # long enough for a second process to ask as well
+            with suppress(ConnectionError):  # torchvision looks for a redirect first and hangs up
                 super().do_GET()
 
         def log_message(self, *arguments) -> None:
@@ -107,3 +108,12 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offici
     yield OfficialArchive(archive, requests)
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of LeNet-5 on digits after two short epochs, with all figures and histograms. Do not change it."""
+    run_dir = tmp_path_factory.mktemp("drawn") / "run"
+    overrides = ("callbacks.dashboard.histogram_every_n_epochs=1", "callbacks.dashboard.num_neighbor_images=100")
+    run(config(*SHORT_RUN, *overrides, run_dir=run_dir, figures=True))
+    return run_dir

@@ -1,6 +1,8 @@
-"""Helpers of the tests: composing configs, running train.py, comparing runs, making image directories."""
+"""Test helpers: compose configs, run train.py, compare runs, create image datasets."""
 
 import csv
+import html.parser
+import io
 import json
 import os
 import signal
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from alexnet_pl.figures.image_grids import png
 from alexnet_pl.runtime.run_folder import finished_result
 from alexnet_pl.training.checkpoint_io import read_checkpoint
 from alexnet_pl.training.classifier import ImageClassifier
@@ -25,37 +29,41 @@ from alexnet_pl.training.run import run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+PATIENCE = 1800
+"""Seconds after which a test gives up waiting. Tests wait for conditions; a busy machine may be very slow."""
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+NO_FIGURES = "callbacks.dashboard.figures=false"
+"""Only the tests of figures draw them: they take two seconds per run."""
 
-UNDRAWN = "callbacks.dashboard.figures=false"
-"""Figures take two seconds a run: only the tests of figures draw them."""
+
+# --- running --------------------------------------------------------------------------------------------------------
 
 
 def config(*overrides: str, run_dir: Path = Path("unused"), figures: bool = False) -> DictConfig:
-    """What ``train.py`` with these overrides hands to ``alexnet_pl.training.run.run``, figures apart."""
+    """Return the config that ``train.py`` composes from these overrides, without figures unless asked for."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        lean = [] if figures else [UNDRAWN]
+        lean = [] if figures else [NO_FIGURES]
         return compose("train", overrides=[*overrides, *lean, f"run_dir={run_dir}"])
 
 
 def train(*overrides: str, cwd: Path, figures: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``train.py`` as a user does, from another folder; figures apart, which take two seconds."""
-    lean = [] if figures or any("callbacks.dashboard" in override for override in overrides) else [UNDRAWN]
+    """Run ``train.py`` as a user does, from the directory ``cwd``, without figures unless asked for."""
+    lean = [] if figures or any("callbacks.dashboard" in override for override in overrides) else [NO_FIGURES]
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "train.py"), *overrides, *lean],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
 START_MANY = f"""
 import json, os, runpy, sys
-import alexnet_pl.training.run  # loaded once for all: that is most of a short run's time
+import alexnet_pl.training.run  # imported once for all runs: most of a short run's time
 
 at_once, *commands = json.loads(sys.argv[1])
 started = []
@@ -75,10 +83,10 @@ print(json.dumps([os.waitstatus_to_exitcode(status) for status in statuses]))
 def train_many(
     commands: Sequence[Sequence[str]], cwd: Path, at_once: bool = False
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Run ``train.py`` once for each list of overrides, in a process each, one after the other or all at once.
+    """Run ``train.py`` once per list of overrides, each in its own process, sequentially or all at once.
 
-    The processes are forked from one that has loaded torch: in seconds instead of half a minute, and at once means
-    within milliseconds. What they print is left in ``cwd`` as ``0.out``, ``0.err``, ``1.out``, …
+    The processes are forked from one that has imported torch, so they start within milliseconds of each other. Their
+    output stays in ``cwd`` as ``0.out``, ``0.err``, ``1.out``, …
     """
     done = subprocess.run(
         [sys.executable, "-c", START_MANY, json.dumps([at_once, *commands])],
@@ -86,53 +94,49 @@ def train_many(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return [
-        subprocess.CompletedProcess(command, code, (cwd / f"{i}.out").read_text(), (cwd / f"{i}.err").read_text())
+        subprocess.CompletedProcess(
+            command, code, *((cwd / f"{i}.{name}").read_text(encoding="utf-8") for name in ("out", "err"))
+        )
         for i, (command, code) in enumerate(zip(commands, json.loads(done.stdout), strict=True))
     ]
 
 
-TreeMaker = Callable[..., Path]
-
-
-@dataclass
-class OfficialArchive:
-    """The archive that is served, and the paths that were asked for so far."""
-
-    path: Path
-    requests: list[str]
-
+# --- comparing runs -------------------------------------------------------------------------------------------------
 
 TIMING = {"epoch_seconds", "images_per_second"}
 
 
-def figures(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
+def metric_rows(run_dir: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv as text, without the columns that differ between identical runs."""
+    with (run_dir / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return [{name: value for name, value in row.items() if name not in TIMING} for row in csv.DictReader(file)]
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Return the state dict of a run's latest checkpoint."""
     return read_checkpoint(run_dir / "checkpoints" / "latest.ckpt")["state_dict"]
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM, phase: str = "training") -> None:
-    """Send this process a real signal in the middle of a step, counted from 1 over all that follow."""
-    method, taken = f"{phase}_step", []
-    real = getattr(ImageClassifier, method)
+    """Send this process a real signal inside the given step, counted from 1 across epochs."""
+    method, steps = f"{phase}_step", []
+    original = getattr(ImageClassifier, method)
 
     def stopping(self, batch, batch_idx):
-        taken.append(batch_idx)
-        if len(taken) == step:
+        steps.append(batch_idx)
+        if len(steps) == step:
             os.kill(os.getpid(), number)
-        return real(self, batch, batch_idx)
+        return original(self, batch, batch_idx)
 
     monkeypatch.setattr(ImageClassifier, method, stopping)
 
 
 def run_until_stopped(cfg, monkeypatch, step: int, exit_code: int = 143, **how) -> None:
+    """Train until a signal stops the run in the given step; ``how`` goes to :func:`stop_at`."""
     with monkeypatch.context() as patch:
         stop_at(step, patch, **how)
         with pytest.raises(SystemExit) as exit:
@@ -141,7 +145,8 @@ def run_until_stopped(cfg, monkeypatch, step: int, exit_code: int = 143, **how) 
 
 
 def assert_same_run(resumed: Path, whole: Path) -> None:
-    assert figures(resumed) == figures(whole)
+    """Assert that two runs have the same metrics, weights, results and TensorBoard scalars, bit for bit."""
+    assert metric_rows(resumed) == metric_rows(whole)
     expected = weights(whole)
     for name, value in weights(resumed).items():
         assert torch.equal(value, expected[name]), name
@@ -154,25 +159,83 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
         assert steps[0] == steps[1], name
 
 
+# --- datasets -------------------------------------------------------------------------------------------------------
+
+ClassFolderMaker = Callable[..., Path]
+
+
+@dataclass
+class OfficialArchive:
+    """The CIFAR-10 archive on a local server, and the paths requested so far."""
+
+    path: Path
+    requests: list[str]
+
+
 CLASSES = ("ant", "bee", "cat")
 
 
-def picture(label: int, index: int, width: int = 40, height: int = 30) -> Image.Image:
-    """Smooth, so that JPEG keeps it, with a level that tells the class."""
+def make_image(label: int, index: int, width: int = 40, height: int = 30) -> Image.Image:
+    """Return a smooth image, which JPEG preserves, with a brightness that identifies the class."""
     y, x = np.mgrid[:height, :width]
-    grey = 60 * label + 40 + 20 * np.sin(x / 9 + index) + 15 * np.cos(y / 7)
-    return Image.fromarray(np.stack([grey, grey[:, ::-1], 255 - grey], 2).clip(0, 255).astype(np.uint8))
+    gray = 60 * label + 40 + 20 * np.sin(x / 9 + index) + 15 * np.cos(y / 7)
+    return Image.fromarray(np.stack([gray, gray[:, ::-1], 255 - gray], 2).clip(0, 255).astype(np.uint8))
 
 
-def make_tree(root: Path, train: int = 12, val: int = 4, test: int = 0) -> Path:
+def make_image_folder(root: Path, train: int = 12, val: int = 4, test: int = 0) -> Path:
+    """Create an ImageFolder layout with the given numbers of PNG images per class and return ``root``."""
     for split, count in (("train", train), ("val", val), ("test", test)):
         for label, name in enumerate(CLASSES if count else ()):
-            folder = root / split / name
-            folder.mkdir(parents=True)
+            directory = root / split / name
+            directory.mkdir(parents=True)
             for index in range(count):
-                picture(label, index).save(folder / f"{index:03}.png")
+                make_image(label, index).save(directory / f"{index:03}.png")
     return root
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".npz", ".json")}
+def shard_contents(directory: Path) -> dict[str, bytes]:
+    """Return the bytes of all shards and their index, by file name."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix in (".tar", ".npz", ".json")}
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """Return a figure as an ``(H, W, 3)`` array of its PNG file."""
+    return np.asarray(Image.open(io.BytesIO(png(figure))))
+
+
+class ReportPage(html.parser.HTMLParser):
+    """Parser of report.html that checks that tags close in order, and collects text, images and fetched addresses."""
+
+    VOID = ("meta", "img", "link", "br", "hr", "input")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open_tags: list[str] = []
+        self.images: list[str] = []
+        self.fetched: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open_tags == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        if tag not in self.VOID:
+            self.open_tags.append(tag)
+        values = dict(attributes)
+        if tag == "img":
+            assert values["alt"]
+            self.images.append(values["src"] or "")
+        addresses = [value or "" for name, value in attributes if name in ("src", "href")]
+        self.fetched += [address for address in addresses if not address.startswith("data:")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open_tags.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read_report(run_dir: Path) -> ReportPage:
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    return ReportPage(text)

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, assert_same_run, config, contents, make_tree, picture, run_until_stopped
+from helpers import CLASSES, assert_same_run, config, make_image, make_image_folder, run_until_stopped, shard_contents
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from PIL import Image
 
 from alexnet_pl import load_run
 from alexnet_pl.cli.shards import main, verify
-from alexnet_pl.data.class_folders import list_tree
-from alexnet_pl.data.image_io import central_square, read_picture
+from alexnet_pl.data.class_folders import list_splits
+from alexnet_pl.data.image_io import central_square, read_image
 from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.data.shards import datamodule as streaming
 from alexnet_pl.data.shards.datamodule import ShardShuffle, StreamLoader, choose_splits
@@ -42,13 +42,13 @@ RUN = ("model=lenet5", "data.image_size=16", "trainer.accelerator=cpu", "trainer
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    return make_tree(tmp_path / "tree")
+    return make_image_folder(tmp_path / "tree")
 
 
 @pytest.fixture
 def out(tree: Path, tmp_path: Path) -> Path:
     """Five shards of the tree: four of training images, one of validation images."""
-    make_shards(list_tree(tree), tmp_path / "out", 16, per_shard=9)
+    make_shards(list_splits(tree), tmp_path / "out", 16, per_shard=9)
     return tmp_path / "out"
 
 
@@ -58,16 +58,16 @@ def out(tree: Path, tmp_path: Path) -> Path:
 def test_a_tree_is_listed_as_people_have_them(tree, tmp_path):
     """Suffixes in upper case, folders in class folders, links, hidden and other files, a link that leads back up."""
     cat = tree / "train" / "cat"
-    picture(2, 0).save(cat / "UPPER.JPEG")
+    make_image(2, 0).save(cat / "UPPER.JPEG")
     (cat / "deep" / "deeper").mkdir(parents=True)
-    picture(2, 1).save(cat / "deep" / "deeper" / "a.b.Jpg")
+    make_image(2, 1).save(cat / "deep" / "deeper" / "a.b.Jpg")
     (cat / "deep" / "again").symlink_to(cat)
-    picture(2, 2).save(tmp_path / "elsewhere.png")
+    make_image(2, 2).save(tmp_path / "elsewhere.png")
     (cat / "linked.png").symlink_to(tmp_path / "elsewhere.png")
     (cat / "Thumbs.db").write_bytes(b"x")
     (cat / ".hidden.png").write_bytes(b"x")
     (tree / "train" / ".cache").mkdir()
-    listing = list_tree(tree)
+    listing = list_splits(tree)
     assert listing.class_names == CLASSES
     names = {os.path.relpath(path, "train/cat") for path, label in listing.files["train"] if label == 2}
     assert names == {*(f"{i:03}.png" for i in range(12)), "UPPER.JPEG", "deep/deeper/a.b.Jpg", "linked.png"}
@@ -77,7 +77,7 @@ def test_a_tree_is_listed_as_people_have_them(tree, tmp_path):
 def flat_validation(root: Path) -> None:
     shutil.rmtree(root / "val")
     (root / "val").mkdir()
-    picture(0, 0).save(root / "val" / "ILSVRC2012_val_00000001.JPEG")
+    make_image(0, 0).save(root / "val" / "ILSVRC2012_val_00000001.JPEG")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def flat_validation(root: Path) -> None:
 def test_trees_that_cannot_work_are_refused(tree, damage, message):
     damage(tree)
     with pytest.raises(DataError, match=message):
-        list_tree(tree)
+        list_splits(tree)
 
 
 def test_the_last_labelled_folder_is_the_test_set():
@@ -124,8 +124,8 @@ def test_every_picture_is_there_once_with_its_label(tree, out):
     assert [len(split.names) for split in shards.splits.values()] == [4, 2]
     for split in ("train", "val"):
         expected = {
-            (path, label): np.asarray(central_square(read_picture(tree / path), 16))
-            for path, label in list_tree(tree).files[split]
+            (path, label): np.asarray(central_square(read_image(tree / path), 16))
+            for path, label in list_splits(tree).files[split]
         }
         for pixels, label in stored(shards, split):
             distance = {key: np.abs(pixels.astype(int) - other).mean() for key, other in expected.items()}
@@ -152,8 +152,8 @@ def test_the_tar_files_are_webdatasets(out):
 
 def test_pictures_of_every_kind_become_rgb(tmp_path):
     """Grey, palette, transparent, CMYK, 16-bit grey, turned by EXIF; and a name that does not tell the kind."""
-    root = make_tree(tmp_path / "tree", train=2, val=2)
-    base, folder = picture(0, 0, 48, 64), root / "train" / "ant"
+    root = make_image_folder(tmp_path / "tree", train=2, val=2)
+    base, folder = make_image(0, 0, 48, 64), root / "train" / "ant"
     for path in folder.iterdir():
         path.unlink()
     base.convert("L").save(folder / "grey.jpg")
@@ -168,9 +168,9 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
     exif[0x0112] = 6
     base.save(folder / "turned.jpg", exif=exif)
     base.save(folder / "a_png_by_content.jpg", "PNG")
-    listing = list_tree(root)
+    listing = list_splits(root)
     make_shards(listing, tmp_path / "out", 48)
-    expected = sorted((np.asarray(central_square(read_picture(path), 48)) for path in folder.iterdir()), key=np.sum)
+    expected = sorted((np.asarray(central_square(read_image(path), 48)) for path in folder.iterdir()), key=np.sum)
     found = sorted((pixels for pixels, label in stored(Shards(tmp_path / "out")) if label == 0), key=np.sum)
     assert len(found) == 8
     for ours, reference in zip(found, expected, strict=True):
@@ -179,13 +179,13 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
 
 
 def test_a_jpeg_of_the_right_size_loses_nothing(tmp_path):
-    root = make_tree(tmp_path / "tree", train=2, val=2)
+    root = make_image_folder(tmp_path / "tree", train=2, val=2)
     ready, turned = root / "train" / "ant" / "ready.jpg", root / "train" / "ant" / "turned.jpg"
-    picture(0, 1, 32, 32).save(ready, quality=40)
+    make_image(0, 1, 32, 32).save(ready, quality=40)
     exif = Image.Exif()
     exif[0x0112] = 3
-    picture(0, 1, 32, 32).save(turned, exif=exif)
-    make_shards(list_tree(root), tmp_path / "out", 32)
+    make_image(0, 1, 32, 32).save(turned, exif=exif)
+    make_shards(list_splits(root), tmp_path / "out", 32)
     shards = Shards(tmp_path / "out")
     kept = [bytes(content) for content in shards.read("train", range(len(shards.splits["train"].label)))]
     assert ready.read_bytes() in kept
@@ -193,20 +193,20 @@ def test_a_jpeg_of_the_right_size_loses_nothing(tmp_path):
 
 
 def test_any_number_of_workers_makes_the_same_files(tree, out, tmp_path):
-    make_shards(list_tree(tree), tmp_path / "parallel", 16, per_shard=9, workers=2)
-    assert contents(tmp_path / "parallel") == contents(out)
+    make_shards(list_splits(tree), tmp_path / "parallel", 16, per_shard=9, workers=2)
+    assert shard_contents(tmp_path / "parallel") == shard_contents(out)
 
 
 def test_unreadable_pictures_are_counted_and_named_and_left_out_when_allowed(tree, tmp_path, caplog):
     folder = tree / "train" / "bee"
     whole = io.BytesIO()
-    picture(1, 0).save(whole, "JPEG")
+    make_image(1, 0).save(whole, "JPEG")
     (folder / "cut.jpg").write_bytes(whole.getvalue()[:-200])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.JPG").write_text("this is no picture")
     (folder / "nowhere.png").symlink_to(tmp_path / "nowhere")
     (tree / "val" / "bee" / "empty.png").write_bytes(b"")
-    listing, out = list_tree(tree), tmp_path / "out"
+    listing, out = list_splits(tree), tmp_path / "out"
     with pytest.raises(DataError, match="5 of 53 pictures cannot be read") as refused:
         make_shards(listing, out, 16, per_shard=9)
     for name in ("cut.jpg", "empty.png", "text.JPG", "nowhere.png", "--skip-unreadable leaves them out"):
@@ -224,8 +224,8 @@ def test_unreadable_pictures_are_counted_and_named_and_left_out_when_allowed(tre
     assert len(Shards(out).splits["train"].label) == 36
 
     for path in (*folder.glob("[cetn]*"), tree / "val" / "bee" / "empty.png"):
-        picture(1, 5).save(path.unlink() or path)
-    assert make_shards(list_tree(tree), out, 16, per_shard=9)["skipped"] == []
+        make_image(1, 5).save(path.unlink() or path)
+    assert make_shards(list_splits(tree), out, 16, per_shard=9)["skipped"] == []
     assert len(Shards(out).splits["train"].label) == 40
 
 
@@ -233,25 +233,25 @@ def test_a_class_without_a_readable_picture_is_an_error(tree, tmp_path):
     for path in (tree / "val" / "cat").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="val/cat has no picture that can be read"):
-        make_shards(list_tree(tree), tmp_path / "out", 16, skip_unreadable=True)
+        make_shards(list_splits(tree), tmp_path / "out", 16, skip_unreadable=True)
 
 
 def test_only_what_has_changed_is_made_again(tree, out):
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    whole = contents(out)
-    assert make_shards(list_tree(tree), out, 16, per_shard=9) == json.loads(whole[INDEX])
-    picture(1, 7).save(tree / "train" / "bee" / "003.png")
-    make_shards(list_tree(tree), out, 16, per_shard=9)
+    whole = shard_contents(out)
+    assert make_shards(list_splits(tree), out, 16, per_shard=9) == json.loads(whole[INDEX])
+    make_image(1, 7).save(tree / "train" / "bee" / "003.png")
+    make_shards(list_splits(tree), out, 16, per_shard=9)
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert sum(before[name] != after[name] for name in before) == 1
     verify(str(out))
-    make_shards(list_tree(tree), out, 16, per_shard=30)  # fewer, larger ones: the others are gone
+    make_shards(list_splits(tree), out, 16, per_shard=30)  # fewer, larger ones: the others are gone
     assert sorted(path.name for path in out.glob("*.tar")) == ["train-00000.tar", "train-00001.tar", "val-00000.tar"]
     assert not (out / UNFINISHED).exists()
 
 
 def test_folders_that_hold_something_else_are_left_alone(tree, tmp_path):
-    listing = list_tree(tree)
+    listing = list_splits(tree)
     other = tmp_path / "other"
     other.mkdir()
     (other / INDEX).write_text('{"name": "of another program"}')
@@ -287,7 +287,7 @@ def flip(path: Path) -> None:
     ],
 )
 def test_a_damaged_shard_is_named_and_made_again(tree, out, damage, said):
-    whole = contents(out)
+    whole = shard_contents(out)
     damage(out / "train-00002.tar")
     shards = Shards(out)
     with pytest.raises(DataError, match=r"train-00002.tar (is|has).*\n?") as refused:
@@ -296,18 +296,18 @@ def test_a_damaged_shard_is_named_and_made_again(tree, out, damage, said):
     with pytest.raises(DataError, match=f"1 shards of .*\n.*train-00002.tar {said}"):
         verify(str(out))
     main([str(tree), str(out), "--size", "16", "--per-shard", "9", "--workers", "1"])
-    assert contents(out) == whole
+    assert shard_contents(out) == whole
 
 
 @pytest.mark.parametrize("name", ["shards.json", "shards.npz"])
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"{]"), flip])
 def test_a_damaged_index_is_named_and_made_again(tree, out, name, damage):
-    whole = contents(out)
+    whole = shard_contents(out)
     damage(out / name)
     with pytest.raises(DataError, match=str(out)):
         Shards(out).read("train", range(36))
     main([str(tree), str(out), "--size", "16", "--per-shard", "9", "--workers", "1"])
-    assert contents(out) == whole
+    assert shard_contents(out) == whole
 
 
 def test_without_simplejpeg_the_pixels_are_the_same(out, monkeypatch):
@@ -453,7 +453,7 @@ def test_a_store_that_is_not_there(tmp_path):
 
 
 def test_a_run_on_a_tree_keeps_its_class_names_and_can_be_used(tmp_path, caplog):
-    tree = make_tree(tmp_path / "tree", train=20, val=8)
+    tree = make_image_folder(tmp_path / "tree", train=20, val=8)
     settings = ("data=image_folder", f"data.root={tree}", *RUN, "optimizer.lr=0.01", "trainer.max_epochs=20",
                 "callbacks.best.monitor=val/loss", "callbacks.best.mode=min")  # fmt: skip
     run(config(*settings, run_dir=tmp_path / "run"))

@@ -1,13 +1,13 @@
-"""The table at the end of ``make test-faults``: each fault, what it leads to, and whether that held.
+"""The table at the end of ``make test-faults``: faults, their promised outcomes, and whether the promise held.
 
-A test of a fault is marked ``@pytest.mark.fault("name of the fault", "promised outcome")``. Tests that bear the same
-name (the cases of a parametrised test) share a row.
+Tests of a fault are marked ``@pytest.mark.fault("name of the fault", "promised outcome")``. Tests with the same name,
+such as the cases of a parametrized test, share a row.
 """
 
 import pytest
 
-RANK = ("passed", "skipped", "failed", "error")
-"""What pytest says of a test, the worse the later. A row shows the worst of its tests."""
+VERDICTS = ("passed", "skipped", "failed", "error")
+"""Outcomes of a test, worst last. A row shows the worst of its tests."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,16 +19,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows: dict[tuple[str, str], list[tuple[str, float]]] = {}
-    for verdict in RANK:
+    for verdict in VERDICTS:
         for report in terminalreporter.stats.get(verdict, []):
-            if fault := dict(getattr(report, "user_properties", ())).get("fault"):
+            if not isinstance(report, pytest.TestReport):  # a module that cannot be collected
+                continue
+            if fault := dict(report.user_properties).get("fault"):
                 rows.setdefault(fault, []).append((verdict, report.duration))
     if not rows:
         return
     terminalreporter.section("faults")
     lines = [("fault", "outcome", "held", "")]
     for (name, outcome), tests in sorted(rows.items()):
-        worst = max((verdict for verdict, _ in tests), key=RANK.index)
+        worst = max((verdict for verdict, _ in tests), key=VERDICTS.index)
         seconds = sum(duration for _, duration in tests)
         held = {"passed": "yes", "skipped": "not tried"}.get(worst, "NO")
         lines.append((name, outcome, held, f"{len(tests)} test{'s' * (len(tests) > 1)}, {seconds:.0f} s"))

@@ -1,13 +1,12 @@
-"""Runs in processes of their own that start in a moment, and networks that break down when they are told to.
+"""Runs as real processes that start quickly, and a network that fails on demand.
 
-A fork server imports torch and Lightning once; every run is then a real process with real signals, without the ten
+A fork server imports torch and Lightning once. Every run is then a process of its own, with real signals, without ten
 seconds of imports.
 """
 
 import logging
 import multiprocessing
 import os
-import resource
 import runpy
 import sys
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from helpers import REPOSITORY, config
+from helpers import PATIENCE, REPOSITORY, config
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -27,11 +26,11 @@ DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.pre
 
 
 class Started:
-    """A process that imports nothing any more; what it prints goes to a file.
+    """A process forked from the fork server, with its output in a file.
 
     Args:
         target: called with ``arguments`` in the process.
-        output: the file.
+        output: file for stdout and stderr.
     """
 
     def __init__(self, target: Callable[..., None], *arguments: object, output: Path):
@@ -40,10 +39,12 @@ class Started:
         self.process = CONTEXT.Process(target=_redirected, args=(target, arguments, output))
         self.process.start()
 
-    def wait(self, seconds: float = 300) -> int:
-        """Exit status, negative after a signal that nobody handled."""
-        self.process.join(seconds)
-        assert not self.process.is_alive(), "the run hangs"
+    def wait(self) -> int:
+        """Wait for the end and return the exit status, negative after a signal without a handler."""
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            raise AssertionError(f"the run hangs:\n{self.text}")
         return self.process.exitcode
 
     def send(self, number: int) -> None:
@@ -51,7 +52,7 @@ class Started:
 
     @property
     def text(self) -> str:
-        return self.output.read_text()
+        return self.output.read_text(encoding="utf-8")
 
     @property
     def errors(self) -> list[str]:
@@ -59,7 +60,11 @@ class Started:
 
 
 class Run(Started):
-    """One run as a process; what it prints goes to a file beside its folder."""
+    """A run as a process, with its output in a file beside the run directory.
+
+    Args:
+        memory: limit of the address space, in bytes beyond what the fork server has.
+    """
 
     def __init__(
         self, *overrides: str, run_dir: Path, memory: int | None = None, environment: dict[str, str] | None = None
@@ -69,11 +74,11 @@ class Run(Started):
 
 
 class Command(Started):
-    """``python train.py`` with these overrides, called from the folder ``cwd``.
+    """``python train.py`` with these overrides, called from the directory ``cwd``.
 
     Args:
-        fresh: in an interpreter that has imported nothing. What starts processes of its own has to be: joblib's workers
-            end when the interpreter does, and a forked one waits for them instead.
+        fresh: start a new interpreter. Commands that start processes need it: joblib's workers end with the
+            interpreter, while a forked one waits for them.
     """
 
     def __init__(self, *overrides: str, cwd: Path, fresh: bool = False):
@@ -97,7 +102,7 @@ def _command(overrides: tuple[str, ...], cwd: Path) -> None:
 
 def _fresh_command(overrides: tuple[str, ...], cwd: Path) -> None:
     os.chdir(cwd)
-    os.environ["OMP_NUM_THREADS"] = "1"  # as in the others, for the same last digits
+    os.environ["OMP_NUM_THREADS"] = "1"  # as in forked ones, for the same last digits
     os.execv(sys.executable, [sys.executable, str(REPOSITORY / "train.py"), *overrides])
 
 
@@ -109,39 +114,42 @@ def _run(cfg: DictConfig, memory: int | None, environment: dict[str, str]) -> No
     from alexnet_pl.training.run import run
 
     if memory is not None:
+        import resource  # does not exist on Windows
+
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     with one_line_errors():
         run(cfg)
 
 
-def wait_for(condition: Callable[[], object], run: Run | None = None, seconds: float = 120) -> None:
-    """Until ``condition`` holds; fails when the run ends first."""
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], run: Started | None = None) -> None:
+    """Wait until ``condition`` holds; fail if the run ends first."""
+    deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "timed out"
+        assert time.monotonic() < deadline, f"timed out after {PATIENCE} s"
         assert run is None or run.process.is_alive(), run.text
         time.sleep(0.001)
 
 
 class BreakingNet(nn.Module):
-    """A linear classifier whose fifth training step goes wrong.
+    """A linear classifier whose fifth training step fails.
 
     Args:
-        how: ``nan loss``, ``inf loss``, ``nan gradient``, ``inf gradient``, or ``slow``: every step takes two seconds.
+        how: ``nan loss``, ``inf loss``, ``nan gradient``, ``inf gradient``, or ``stuck``: the step never ends.
     """
 
-    def __init__(self, how: str, num_classes: int, image_size: int):
+    def __init__(self, how: str, num_classes: int, image_size: int) -> None:
         super().__init__()
         self.linear, self.how, self.steps = nn.Linear(3 * image_size**2, num_classes), how, 0
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.linear(images.flatten(1))
         self.steps += self.training
-        if self.training and self.how == "slow":
-            time.sleep(2)
-        if not self.training or self.steps != 5 or self.how == "slow":
+        if not self.training or self.steps != 5:
             return logits
+        if self.how == "stuck":
+            print("stuck", flush=True)
+            time.sleep(2 * PATIENCE)
         value, _, where = self.how.partition(" ")
         if where == "gradient":
             logits.register_hook(lambda gradient: gradient * float(value))

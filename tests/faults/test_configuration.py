@@ -14,7 +14,7 @@ DEVICE = pytest.mark.fault("missing device", "the devices that there are, exit 2
 RANGE = pytest.mark.fault("value out of range", "the key, its value and what is allowed, exit 2")
 
 REFUSED = [
-    pytest.param("model.widht=8", "model.widht=8: there is no key model.widht. Did you mean model.fc_width?",
+    pytest.param("model.widht=8", "model.widht=8: key model.widht not found. Did you mean model.fc_width?",
                  marks=UNKNOWN),
     pytest.param("+model.widht=8", "model.widht=8 is not possible: AlexNet has no argument widht. Did you mean "
                  "fc_width?", marks=UNKNOWN),
@@ -25,7 +25,7 @@ REFUSED = [
                  "val/acc?", marks=MONITOR),
     pytest.param("trainer.accelerator=gpu", "trainer.accelerator=gpu is not possible", marks=[
         DEVICE, pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")]),
-    pytest.param("data.val_fraction=1", "data.val_fraction=1 is not possible: it is above 0 and below 1.",
+    pytest.param("data.val_fraction=1", "data.val_fraction=1 is invalid: expected a number above 0 and below 1.",
                  marks=RANGE),
     pytest.param("model.num_classes=9", "model.num_classes=9 is too few: the data has 10 classes.", marks=RANGE),
 ]  # fmt: skip

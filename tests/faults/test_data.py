@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import OfficialArchive, TreeMaker, train_many
+from helpers import ClassFolderMaker, OfficialArchive, train_many
 from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data import cifar10
@@ -134,7 +134,7 @@ def test_processes_that_prepare_at_once_download_once(official: OfficialArchive,
     for_one = len(official.requests)
     root = tmp_path / "data"
     together = call_at_once("fetch_official", root, processes=3)
-    shown, _ = together.communicate(timeout=120)
+    shown, _ = together.communicate(timeout=1800)
     assert json.loads(shown.splitlines()[-1]) == [0, 0, 0]
     assert shown.count("downloading CIFAR-10") == 1
     assert len(official.requests) == 2 * for_one
@@ -157,7 +157,7 @@ def test_a_killed_download_stands_in_nobodys_way(official: OfficialArchive, tmp_
 
 
 @pytest.mark.fault("half-written cache", "made anew, by one of the processes that need it")
-def test_a_half_written_cache_is_made_anew_once(class_folders: TreeMaker, tmp_path, monkeypatch):
+def test_a_half_written_cache_is_made_anew_once(class_folders: ClassFolderMaker, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = class_folders(train_per_class=100)
     whole = cifar10.load_class_folders(root)
@@ -167,7 +167,7 @@ def test_a_half_written_cache_is_made_anew_once(class_folders: TreeMaker, tmp_pa
     (cache.parent / f".{cache.stem}-abandoned").mkdir()  # by a process that was killed
 
     together = call_at_once("load_class_folders", root, processes=3)
-    shown, _ = together.communicate(timeout=120)
+    shown, _ = together.communicate(timeout=1800)
     assert json.loads(shown.splitlines()[-1]) == [0, 0, 0]
     assert shown.count("decoding 1,020 images once") == 1
     assert list(cache.parent.iterdir()) == [cache]
@@ -175,7 +175,7 @@ def test_a_half_written_cache_is_made_anew_once(class_folders: TreeMaker, tmp_pa
 
 
 @pytest.mark.fault("cache of another version", "made anew")
-def test_a_cache_of_another_version_is_made_anew(class_folders: TreeMaker, tmp_path, monkeypatch, capsys):
+def test_a_cache_of_another_version_is_made_anew(class_folders: ClassFolderMaker, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = class_folders()
     cifar10.load_class_folders(root)

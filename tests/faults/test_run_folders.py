@@ -1,4 +1,4 @@
-"""Faults around the folder a run writes into."""
+"""Faults around the run directory."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,49 @@ from pathlib import Path
 import pytest
 from helpers import train_many
 
+from alexnet_pl.runtime.run_folder import finished_result
 
-@pytest.mark.fault("8 runs started in the same second", "8 folders, each with a finished run")
-def test_runs_started_together_have_folders_of_their_own(tmp_path: Path):
+from .processes import DIGITS, Command, Run, wait_for
+
+
+@pytest.mark.fault("8 runs started in the same second", "8 run directories, each with a finished run")
+def test_simultaneous_runs_have_their_own_directories(tmp_path: Path):
     command = ["model=lenet5", "data=digits", "trainer=smoke", "trainer.accelerator=cpu"]
     runs = train_many([command] * 8, tmp_path, at_once=True)
     assert [run.returncode for run in runs] == [0] * 8, [run.stderr for run in runs]
-    folders = {Path(re.search("^run folder (.*)$", run.stdout, re.MULTILINE)[1]) for run in runs}
-    assert len(folders) == 8
-    assert all((folder / "result.json").is_file() for folder in folders)
+    directories = {next(iter(re.findall(r"(?m)(\S*runs/lenet5_digits/\S+?)/?$", run.stdout))) for run in runs}
+    assert len(directories) == 8
+    assert all(finished_result(tmp_path / directory) is not None for directory in directories)
+
+
+@pytest.mark.fault("two processes on one run directory", "the second is refused with the first's pid, exit 2")
+@pytest.mark.parametrize("second", ["fresh", "resumed"])
+def test_second_process_is_refused(second, tmp_path):
+    first = Run(*DIGITS, "trainer.max_epochs=5000", run_dir=tmp_path / "run")
+    wait_for((tmp_path / "run" / "metrics.csv").exists, first)
+    overrides = DIGITS if second == "fresh" else ("resume=here",)
+    other = Run(*overrides, run_dir=tmp_path / "run")
+    assert other.wait() == 2, other.text
+    (error,) = other.errors
+    assert error.startswith(
+        f"error: run_dir={tmp_path / 'run'} is in use by another process (pid {first.process.pid})."
+    )
+    first.process.kill()
+    first.process.join()
+    assert Run("resume=here", "trainer.max_epochs=5000", run_dir=tmp_path / "run").process.is_alive()
+
+
+@pytest.mark.fault("a link in a run directory that leads out of it", "resuming is refused before anything is written")
+@pytest.mark.security
+@pytest.mark.parametrize("name", ["train.log", ".hydra/config.yaml", "checkpoints/latest.ckpt", "tensorboard"])
+def test_planted_link_is_refused(name, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("run_dir: run\n")
+    link.symlink_to(tmp_path / "precious")
+    refused = Command("resume=run", cwd=tmp_path)
+    assert refused.wait() == 2, refused.text
+    (error,) = refused.errors
+    assert "expected a file of the run, found a symbolic link" in error
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import contents, make_tree
+from helpers import make_image_folder, shard_contents
 
 from alexnet_pl.cli.shards import verify
-from alexnet_pl.data.class_folders import list_tree
+from alexnet_pl.data.class_folders import list_splits
 from alexnet_pl.data.shards.reader import INDEX, UNFINISHED
 from alexnet_pl.data.shards.writer import make_shards
 from alexnet_pl.runtime.errors import DataError
@@ -21,18 +21,18 @@ from .processes import CONTEXT, wait_for
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tree(tmp_path_factory.mktemp("pictures") / "tree", train=400, val=20)
+    return make_image_folder(tmp_path_factory.mktemp("pictures") / "tree", train=400, val=20)
 
 
 @pytest.fixture(scope="module")
 def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole") / "out"
-    make_shards(list_tree(tree), out, 64, per_shard=50)
-    return contents(out)
+    make_shards(list_splits(tree), out, 64, per_shard=50)
+    return shard_contents(out)
 
 
 def _make(tree: Path, out: Path) -> None:
-    make_shards(list_tree(tree), out, 64, per_shard=50, workers=2)
+    make_shards(list_splits(tree), out, 64, per_shard=50, workers=2)
 
 
 @pytest.mark.fault("SIGKILL while shards are made", "called again it goes on: the same files, finished ones untouched")
@@ -48,7 +48,7 @@ def test_killed(finished, tree, whole, tmp_path):
     assert finished <= len(kept) < 26
     assert not (out / INDEX).exists()
     _make(tree, out)
-    assert contents(out) == whole
+    assert shard_contents(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     assert not list((out / UNFINISHED).glob("*"))
     verify(str(out))
@@ -62,10 +62,10 @@ def test_two_at_once(tree, whole, tmp_path):
     wait_for(lambda: list(out.glob("*.tar")))
     with pytest.raises(DataError, match="is being written by another process"):
         _make(tree, out)
-    make_shards(list_tree(tree), out, 64, per_shard=50, wait=True)
+    make_shards(list_splits(tree), out, 64, per_shard=50, wait=True)
     first.join()
     assert first.exitcode == 0
-    assert contents(out) == whole
+    assert shard_contents(out) == whole
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_full_disk(small_disk, tree, whole):
     assert not list(out.rglob("*.part"))
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     _make(tree, out)
-    assert contents(out) == whole
+    assert shard_contents(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
 
 
@@ -101,6 +101,6 @@ def test_interrupted(tree, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(out.glob("*.tar")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=1800)
     assert (process.returncode, errors) == (130, "")
     assert said.splitlines()[-1] == "interrupted; what is finished is kept: the same command goes on"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_same_run, config, figures, run_until_stopped, weights
+from helpers import assert_same_run, config, metric_rows, run_until_stopped, weights
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -73,7 +73,7 @@ def test_a_run_with_warm_up_resumes_bit_for_bit(tmp_path, monkeypatch):
         *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=4"),
     )
     run(config(*recipe, run_dir=tmp_path / "whole"))
-    assert [float(row["lr"]) for row in figures(tmp_path / "whole")] == pytest.approx(
+    assert [float(row["lr"]) for row in metric_rows(tmp_path / "whole")] == pytest.approx(
         [0.01 + 0.01 * 4 / 7.5, 0.02, 0.02, 0.002]
     )
     run_until_stopped(config(*recipe, run_dir=tmp_path / "run"), monkeypatch, step=4)
@@ -183,7 +183,7 @@ def test_changes_that_are_allowed_take_effect(stopped, monkeypatch):
     )
     run(config("resume=here", "allow_changes=true", "optimizer.lr=0.0005", "trainer.max_epochs=4",
                run_dir=stopped))  # fmt: skip
-    rows = figures(stopped)
+    rows = metric_rows(stopped)
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     assert float(rows[1]["lr"]) == pytest.approx(0.0005)
     assert OmegaConf.load(stopped / "config.yaml").trainer.max_epochs == 4
