@@ -1,9 +1,10 @@
-"""The files around the code: every option composes, the lock file, the make targets."""
+"""Project files: every config option composes, the lock file, the make targets, continuous integration, packaging."""
 
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,16 @@ GROUPS = sorted(
     if path.parent.name != "conf"
 )
 
+MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("option", GROUPS, ids=str)
-def test_every_option_composes_and_is_instantiated(option, tmp_path):
+def test_every_option_composes_and_is_instantiated(option: Path, tmp_path: Path) -> None:
     above = ["augment=crop_flip_color"] if option.parent.name == "color" else []
     cfg = config(*above, f"{option.parent}={option.name}", "model.image_size=70", run_dir=tmp_path)
     for part in ("model", "data", "augment", "optimizer", "scheduler", "callbacks", "logger", "trainer"):
@@ -28,7 +36,7 @@ def test_every_option_composes_and_is_instantiated(option, tmp_path):
         assert instantiate(cfg[part], **overrides) is not None
 
 
-def test_the_tutorial_experiment_is_the_tutorials_run():
+def test_the_tutorial_experiment_is_the_tutorials_run() -> None:
     cfg = config("experiment=tutorial", "data.root=/nowhere")
     assert cfg.model._target_ == "alexnet_pl.models.AlexNet"
     assert cfg.model.norm._target_ == "torch.nn.BatchNorm2d"
@@ -38,31 +46,57 @@ def test_the_tutorial_experiment_is_the_tutorials_run():
     assert list(cfg.data.mean) == list(cfg.data.std) == [0.5] * 3
 
 
-def test_the_lock_file_has_hashes_and_names_no_host():
-    lock = (REPOSITORY / "requirements.lock").read_text()
+# --- dependencies and packaging -------------------------------------------------------------------------------------
+
+
+def test_the_lock_file_has_hashes_and_names_no_host() -> None:
+    lock = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
     pins = re.findall(r"^([a-z0-9._-]+)==([^ ]+)(.*?)(?=^\S)", lock + "\nend", re.MULTILINE | re.DOTALL)
     assert len(pins) > 50
     assert all("--hash=sha256:" in rest for _, _, rest in pins)
     assert "://" not in lock
     assert "index-url" not in lock
-    assert {"torch", "torchvision", "lightning", "hydra-core", "pytest", "ruff", "uv"} <= {name for name, _, _ in pins}
+    expected = {"torch", "torchvision", "lightning", "hydra-core", "pytest", "ruff", "mypy", "import-linter", "uv"}
+    assert expected <= {name for name, _, _ in pins}
 
 
-def test_make_help_lists_the_targets():
+def test_templates_and_type_marker_are_packaged() -> None:
+    package = REPOSITORY / "alexnet_pl"
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["alexnet_pl"]
+    packaged = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert packaged == others
+    assert package / "py.typed" in packaged
+
+
+@pytest.mark.parametrize(
+    ("package", "minimum"), [("filelock", (4, 2, 1)), ("fsspec", (2026, 9)), ("hydra-core", (1, 3, 8))]
+)
+def test_lower_bounds_exclude_vulnerable_versions(package: str, minimum: tuple[int, ...]) -> None:
+    (bound,) = [
+        found[1] for line in PYPROJECT["project"]["dependencies"] if (found := re.match(rf"{package}>=([\d.]+)", line))
+    ]
+    assert tuple(map(int, bound.split("."))) >= minimum
+
+
+# --- make and continuous integration --------------------------------------------------------------------------------
+
+
+def test_make_help_lists_every_target() -> None:
     listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for target in (
-        "setup",
-        "quickstart",
-        "train",
-        "test",
-        "test-browser",
-        "lint",
-        "sweep",
-        "dashboard",
-        "audit",
-        "clean",
-    ):
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", MAKEFILE, re.MULTILINE)
+    assert phony is not None
+    targets = phony[1].replace("\\", "").split()
+    assert len(targets) > 15
+    for target in targets:
         assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("path", [".github/workflows/check.yaml", ".ci/run"])
+def test_continuous_integration_runs_existing_targets(path: str) -> None:
+    used = re.findall(r"(?:run: |^)make ([a-z-]+)", (REPOSITORY / path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"test-faults", "test-slow", "test-browser", "test-lowest", "quickstart"} <= set(used)
+    assert set(used) <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 @pytest.mark.parametrize(
@@ -70,11 +104,13 @@ def test_make_help_lists_the_targets():
     [
         ("No known vulnerabilities found", 0, "no known vulnerabilities", 0),
         ("Found 2 known vulnerabilities in 1 package\nNameless 1.0 CVE-1", 1, "Nameless 1.0 CVE-1", 2),  # 2 is make's
-        ("a lot\nConnection refused", 1, "the audit could not be done: Connection refused", 0),
-        ("x could not be audited: x\ny could not be audited: y", 0, "the audit could not be done for 2 packages", 0),
+        ("a lot\nConnection refused", 1, "the audit failed: Connection refused", 0),
+        ("x could not be audited: x\ny could not be audited: y", 0, "the index has no data for 2 packages", 0),
     ],
 )
-def test_the_audit_fails_on_vulnerabilities_alone(tmp_path, report, status, said, code):
+def test_the_audit_fails_only_on_vulnerabilities(
+    tmp_path: Path, report: str, status: int, said: str, code: int
+) -> None:
     (tmp_path / "report").write_text(report)
     (tmp_path / "uv").write_text(f"#!/bin/sh\ncat '{tmp_path}/report'\nexit {status}\n")
     (tmp_path / "uv").chmod(0o755)
@@ -84,8 +120,7 @@ def test_the_audit_fails_on_vulnerabilities_alone(tmp_path, report, status, said
     assert done.returncode == code
 
 
-def test_set_up_is_done_once():
-    """Touching nothing, make has nothing to install."""
+def test_set_up_is_done_once() -> None:
     if not (REPOSITORY / ".venv" / ".installed").exists():
         pytest.skip("not running from the .venv that make sets up")
     planned = subprocess.run(
@@ -94,7 +129,7 @@ def test_set_up_is_done_once():
     assert "pip install" not in planned
 
 
-def test_the_table_of_faults_shows_the_worst_of_each_row(tmp_path: Path):
+def test_the_table_of_faults_shows_the_worst_outcome_per_row(tmp_path: Path) -> None:
     (tmp_path / "test_examples.py").write_text(
         """
 import pytest

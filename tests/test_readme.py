@@ -1,49 +1,106 @@
-"""What the README tells a reader to paste works when pasted."""
+"""Documentation: examples work when pasted; links, commands, make targets and config keys exist."""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, config
 
-README = (REPOSITORY / "README.md").read_text()
+from alexnet_pl.__main__ import COMMANDS
+
+PAGES = sorted(
+    path.relative_to(REPOSITORY)
+    for path in (
+        *REPOSITORY.glob("*.md"),
+        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "docs/results").glob("*.md"),
+    )
+)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def test_the_model_variant_example_works(tmp_path: Path):
-    """In a copy of the checkout: the block writes two files under conf/ and sweeps over them."""
-    section = README.split("## Adding a model variant")[1].split("\n## ")[0]
-    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL).group(1)
+def text(page: Path | str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def code_blocks(page: Path | str) -> list[str]:
+    """Return the bash blocks of a page with continued lines joined."""
+    return [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", text(page), re.DOTALL)]
+
+
+def training_commands() -> list[str]:
+    """Return every complete ``alexnet train`` command line in the pages, without its comment."""
+    lines = [line for page in PAGES for block in code_blocks(page) for line in block.splitlines()]
+    commands = [line.partition("#")[0].strip() for line in lines if line.startswith("alexnet train ")]
+    left_out = ("--help", "hydra/launcher", "alexnet_half")  # the last is an option that a reader adds
+    return sorted({command for command in commands if not any(word in command for word in left_out)})
+
+
+# --- examples -------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_variant_example_works(tmp_path: Path) -> None:
+    """Runs in a copy of the checkout, because the example writes two files to conf/ and sweeps over them."""
+    section = text("docs/models.md").split("## Adding a model variant")[1].split("\n## ")[0]
+    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
+    assert block is not None
     for name in ("conf", "alexnet_pl"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
-    shutil.copy(REPOSITORY / "train.py", tmp_path)
-    script = block.replace(".venv/bin/python", sys.executable)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-e"], input=script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    script = re.sub(r"^alexnet ", f"{shlex.quote(sys.executable)} -m alexnet_pl ", block[1], flags=re.MULTILINE)
+    done = subprocess.run(["bash", "-e"], input=script, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("run folder ") == 2
-    # Half the width: about a quarter of the parameters of convolutions and fully connected layers.
+    # Half the width has about a quarter of the parameters of convolutions and fully connected layers.
     counts = [int(count.replace(",", "")) for count in re.findall(r"AlexNet, ([\d,]+) parameters", done.stdout)]
     assert counts == [5_427_066, 5_427_066]
 
 
 @pytest.mark.slow
-def test_the_study_example_works(tmp_path: Path):
-    """Word for word, but for the data and the length."""
-    (line,) = set(
-        re.findall(r"^\.venv/bin/python (train\.py -m study=my_study [^#\n]*?) *(?:#.*)?$", README, re.MULTILINE)
-    )
-    command = f"{sys.executable} {REPOSITORY}/{line.split('  ')[0]} data=digits trainer=smoke"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def test_the_study_example_works(tmp_path: Path) -> None:
+    """Word for word, except for the dataset and the length of the runs."""
+    (command,) = {line for line in training_commands() if "study=my_study" in line}
+    overrides = [*shlex.split(command)[2:], "data=digits", "trainer=smoke"]
+    arguments = [sys.executable, "-m", "alexnet_pl", "train", *overrides]
+    done = subprocess.run(arguments, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "study my_study: 6 done, 0 running, 0 failed, 0 left" in done.stdout
-    assert "alexnet_bn instead of alexnet_lrn (model)" in (tmp_path / "multirun" / "my_study" / "report.md").read_text()
+    report = (tmp_path / "multirun" / "my_study" / "report.md").read_text(encoding="utf-8")
+    assert "alexnet_bn instead of alexnet_lrn (model)" in report
 
 
-def test_every_file_and_folder_it_names_exists():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (REPOSITORY / path).exists(), path
+@pytest.mark.parametrize("command", training_commands())
+def test_documented_training_commands_compose(command: str) -> None:
+    """Every group option and key in a documented command exists. A sweep is represented by its first values."""
+    overrides = [word for word in shlex.split(command)[2:] if word not in ("-m", "…")]
+    hydra = [word for word in overrides if word.startswith("hydra.")]
+    first = [word.partition(",")[0] if "[" not in word else word for word in overrides if word not in hydra]
+    assert config(*first).model is not None
+
+
+# --- references -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_linked_file_and_heading_exists(page: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", text(page)):
+        path = (REPOSITORY / page).parent / target if target else REPOSITORY / page
+        assert path.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_command_and_make_target_exists(page: Path) -> None:
+    commands = set(re.findall(r"(?:^|`)\$? ?alexnet ([a-z_]+)", text(page), re.MULTILINE))
+    assert commands <= COMMANDS.keys()
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", text(page), re.MULTILINE))
+    assert targets <= set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(text("README.md").splitlines()) <= 150
