@@ -1,4 +1,4 @@
-"""Learning-rate schedules in a config: when they step (``interval``) and lengths that follow from the run (``auto``)."""
+"""Learning-rate schedules in a config: when they step (``interval``), and lengths that follow the run (``auto``)."""
 
 import functools
 import inspect
@@ -53,7 +53,7 @@ class ScheduleFactory:
         """Create the scheduler for a run of ``length``; without one, for a rehearsal before data is read.
 
         Raises:
-            ConfigError: a plateau schedule per step, a per-step schedule per epoch, or a schedule shorter than the run.
+            ConfigError: a plateau schedule per step, a per-step schedule per epoch, a schedule shorter than the run.
         """
         total = REHEARSED if length is None else length.steps if self.interval == "step" else length.epochs
         scheduler: LRScheduler = self.make(optimizer, **dict.fromkeys(self.auto, total))

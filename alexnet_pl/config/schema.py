@@ -1,4 +1,4 @@
-"""config.schema."""
+"""Schema of a config section: the arguments of the constructor that its ``_target_`` names, and their types."""
 
 import collections.abc
 import inspect
@@ -11,18 +11,29 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from alexnet_pl.config.schedules import LENGTHS
-from alexnet_pl.runtime.errors import ConfigError, did_you_mean
+from alexnet_pl.runtime.errors import ConfigError, did_you_mean, invalid_value
 
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 Settings = dict[str, Any]
 
+ADDED: dict[str, Any] = {
+    "scheduler.interval": Literal["epoch", "step"],
+    **{f"scheduler.{name}": Literal["auto"] for name in LENGTHS},
+    "trainer.precision": Literal["auto"],
+}
+"""Keys and values beyond those of the constructor; they are resolved before the constructor is called."""
+
 
 def check_arguments(path: str, node: Any) -> None:
-    """Hold ``node`` and all it contains against the constructors that its ``_target_`` keys name.
+    """Check ``node`` and everything in it against the constructors that its ``_target_`` keys name.
+
+    Args:
+        path: dotted key of ``node``, for messages.
+        node: plain mapping, list or value.
 
     Raises:
-        ConfigError: an argument that the constructor does not take, a value of another type than it declares, a
+        ConfigError: an argument that the constructor does not have, a value of another type than it declares, or a
             ``_target_`` that cannot be imported.
     """
     if isinstance(node, list):
@@ -31,31 +42,54 @@ def check_arguments(path: str, node: Any) -> None:
     if not isinstance(node, dict):
         return
     if "_target_" in node:
-        accepted, others_too = accepted_arguments(locate(path, node["_target_"]))
+        make = locate(path, node["_target_"])
+        accepted, takes_any = accepted_arguments(make)
         for key, value in node.items():
-            if key in HYDRA_KEYS or f"{path}.{key}" == "scheduler.interval":
-                continue
-            if key not in accepted and not others_too:
-                name = node["_target_"].rpartition(".")[2]
-                hint = did_you_mean(key, accepted)
-                raise ConfigError(
-                    f"{path}.{key}={format_value(value)} is not possible: {name} has no argument {key}.{hint}"
-                )
-            annotation = accepted.get(key, Any)
-            if f"{path}.{key}" == "trainer.precision":
-                annotation = annotation | Literal["auto"]  # :func:`alexnet_pl.config.resolve.resolve_auto` replaces it
-            if path == "scheduler" and key in LENGTHS:
-                annotation = annotation | Literal["auto"]  # the length of the run
-            described = isinstance(value, dict) and "_target_" in value
-            if not described and not matches_type(value, annotation):
-                words = " or ".join(dict.fromkeys(describe_type(annotation)))
-                raise ConfigError(f"{path}.{key}={format_value(value)} is not possible: it is {words}.")
+            if key not in HYDRA_KEYS:
+                _check_argument(f"{path}.{key}", value, make, accepted, takes_any)
     for key, value in node.items():
         check_arguments(f"{path}.{key}", value)
 
 
+def _check_argument(
+    path: str, value: Any, make: Callable[..., Any], accepted: dict[str, Any], takes_any: bool
+) -> None:
+    """Check one argument: its name against ``accepted``, its value against the annotation.
+
+    Raises:
+        ConfigError: an unknown argument or a value of another type.
+    """
+    key = path.rpartition(".")[2]
+    if path == "scheduler.interval" and key not in accepted:
+        accepted = {**accepted, key: ADDED[path]}
+    if key not in accepted and not takes_any:
+        name = getattr(make, "__name__", str(make))
+        hint = did_you_mean(key, accepted)
+        raise ConfigError(f"{path}={format_value(value)} is invalid: {name} has no argument {key}.{hint}")
+    annotation = accepted.get(key, Any)
+    if path in ADDED:
+        annotation = annotation | ADDED[path]
+    if isinstance(value, dict) and "_target_" in value:
+        return
+    if isinstance(value, str) and _is_factory(annotation):
+        group, _, name = path.rpartition(".")
+        raise invalid_value(path, value, "a mapping with _target_", f"Choose an option: {group}/{name}={value}")
+    if not matches_type(value, annotation):
+        raise invalid_value(path, value, " or ".join(dict.fromkeys(describe_type(annotation))))
+
+
+def _is_factory(annotation: Any) -> bool:
+    """Return True if an argument expects an object that only a ``_target_`` can describe: a callable or a module."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(_is_factory(argument) or argument is types.NoneType for argument in get_args(annotation))
+    return get_origin(annotation) is collections.abc.Callable or annotation is Callable
+
+
 def locate(path: str, target: str) -> Callable[..., Any]:
-    """The class or function of a ``_target_``.
+    """Import the class or function that a ``_target_`` names.
+
+    Args:
+        path: dotted key of the section, for the message.
 
     Raises:
         ConfigError: it cannot be imported.
@@ -67,18 +101,18 @@ def locate(path: str, target: str) -> Callable[..., Any]:
 
 
 def accepted_arguments(make: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """The arguments that ``make`` names, with their annotations, and whether it takes others beside them.
+    """Return the named arguments of ``make`` with their annotations, and True if it takes any others as well.
 
-    This project's classes hand their ``**settings`` on to the class they derive from, so its arguments count too.
+    This project's classes pass their ``**settings`` on to their base class, so its arguments count too.
     """
     if not inspect.isclass(make):
         return _named_arguments(make)
     accepted: dict[str, Any] = {}
     for owner in make.__mro__:
         if "__init__" in vars(owner):
-            named, others_too = _named_arguments(owner.__init__)
+            named, takes_any = _named_arguments(owner.__init__)
             accepted = {**named, **accepted}
-            if not others_too:
+            if not takes_any:
                 return accepted, False
             if not owner.__module__.startswith("alexnet_pl."):
                 break
@@ -86,17 +120,18 @@ def accepted_arguments(make: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _named_arguments(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Return the arguments of one function with their annotations, and True if it has a ``**`` argument."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # written in C
+    except ValueError:  # implemented in C
         return {}, True
     try:
         hints = get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # annotations that exist for type checkers only
+    except (NameError, TypeError, AttributeError):  # annotations for type checkers only
         hints = {}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = {p.name: hints.get(p.name, Any) for p in parameters if p.kind in by_name and p.name != "self"}
-    # ``patience: int = None`` is common, and means that null is fine.
+    # ``patience: int = None`` is common and means that null is valid.
     named |= {p.name: named[p.name] | None for p in parameters if p.name in named and p.default is None}
     return named, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
@@ -105,7 +140,7 @@ def _named_arguments(function: Callable[..., Any]) -> tuple[dict[str, Any], bool
 
 
 def matches_type(value: Any, annotation: Any) -> bool:
-    """Whether a plain YAML value can be what ``annotation`` declares. True where that is not for us to judge."""
+    """Return True if a plain YAML value can be what ``annotation`` declares, or if that cannot be decided."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return any(matches_type(value, argument) for argument in arguments)
@@ -130,7 +165,7 @@ def matches_type(value: Any, annotation: Any) -> bool:
 
 
 def describe_type(annotation: Any) -> list[str]:
-    """What a person may write for ``annotation``: ``["a whole number", "null"]``."""
+    """Return in words what a user may write for ``annotation``: ``["a whole number", "null"]``."""
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in words:
@@ -150,7 +185,7 @@ def describe_type(annotation: Any) -> list[str]:
 
 
 def format_value(value: Any) -> str:
-    """As one would write it on the command line."""
+    """Return ``value`` as it is written on the command line."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -220,3 +221,13 @@ def _read_text(path: Path, limit: int) -> str | None:
         return content.decode("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is corrupt: {one_line(error)}") from error
+
+
+def foreign_links(run_dir: Path) -> list[Path]:
+    """Return symbolic links inside a run directory that lead out of it: writing through them would change other files.
+
+    The directory itself may be a link.
+    """
+    root = run_dir.resolve()
+    entries = (Path(folder) / name for folder, folders, files in os.walk(root) for name in (*folders, *files))
+    return [path for path in entries if path.is_symlink() and not path.resolve().is_relative_to(root)]

@@ -1,6 +1,7 @@
 """Training: one run from its config to result.json, and the callbacks, loggers and schedules that configs name."""
 
 from alexnet_pl.training.build import Trainer
+from alexnet_pl.training.callbacks.averaging import EMA
 from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint
 from alexnet_pl.training.callbacks.dashboard import Dashboard
 from alexnet_pl.training.callbacks.monitoring import StopAtTrainingError
@@ -9,12 +10,13 @@ from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.lr_schedules import WarmupPlateau
 
 __all__ = [
+    "EMA",
     "BestCheckpoint",
     "Dashboard",
     "MetricsCSV",
+    "NaNMonitor",
     "ResumeCheckpoint",
     "StopAtTrainingError",
-    "NaNMonitor",
     "Trainer",
     "WarmupPlateau",
 ]

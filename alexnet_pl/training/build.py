@@ -1,31 +1,195 @@
-"""Where the time of a training step goes: ``trainer.profile=true`` writes a trace of ten of them."""
+"""Objects of a run, built from its config: data, model, callbacks, loggers, trainer, compiled network, profiler."""
 
 import copy
 import logging
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning import Callback, LightningModule
-from omegaconf import DictConfig
+from lightning import Callback, LightningModule, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from alexnet_pl import __version__
+from alexnet_pl.config.schedules import RunLength
+from alexnet_pl.data.datamodule import ImageDataModule
+from alexnet_pl.data.loaders import BatchLoader
 from alexnet_pl.distributed.environment import get_world
-from alexnet_pl.training.callbacks.monitoring import EpochReport, Norms, ProgressBar, ReseedEachEpoch
+from alexnet_pl.runtime.errors import ConfigError, one_line
+from alexnet_pl.runtime.run_folder import METRICS
+from alexnet_pl.runtime.system import raise_malloc_thresholds
+from alexnet_pl.training.callbacks.averaging import averaging_last, check_supported
+from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, FinalValidation, ResumeCheckpoint
+from alexnet_pl.training.callbacks.dashboard import Dashboard
+from alexnet_pl.training.callbacks.monitoring import EpochReport, Norms, ReseedEachEpoch
 from alexnet_pl.training.checkpoint_io import SafeCheckpointIO
+from alexnet_pl.training.classifier import ImageClassifier
+from alexnet_pl.training.lightning_internals import EpochProgressBar, disable_sigterm_broadcast, inductor_options
+from alexnet_pl.training.loggers import MetricsCSV
+from alexnet_pl.training.resume import Position
 
 log = logging.getLogger(__name__)
 
+TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
-class Trainer(lightning.Trainer):
-    """Lightning's Trainer with a key of its own.
+
+@dataclass(frozen=True)
+class RunObjects:
+    """What a run consists of before its data is read.
+
+    Attributes:
+        data: data module, not set up.
+        model: network with loss, metrics, optimizer and schedule.
+        callbacks: by their names in the config.
+    """
+
+    data: ImageDataModule
+    model: ImageClassifier
+    callbacks: dict[str, Callback]
+
+    @property
+    def best(self) -> BestCheckpoint:
+        return self.callbacks["best"]
+
+    @property
+    def resume(self) -> ResumeCheckpoint:
+        return self.callbacks["resume"]
+
+    @property
+    def dashboard(self) -> Dashboard | None:
+        return self.callbacks.get("dashboard")
+
+
+def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
+    """Build the data module, the model and the callbacks. No image is read.
 
     Args:
-        profile: write a trace of ten training steps to ``profile/trace.json`` in the run folder.
-        settings: Lightning's.
+        cfg: resolved config; ``model.num_classes`` follows the data if the classes come from its files.
+        named: settings given on the command line.
+        resuming: the config is that of an earlier run, whose number of classes stands.
+
+    Raises:
+        ConfigError: too few classes, an argument that a constructor refuses, an unsupported callback.
+    """
+    seed_everything(cfg.seed, verbose=False)
+    data: ImageDataModule = instantiate(cfg.data)
+    if data.classes_from_files and not resuming and "model.num_classes" not in named:
+        with open_dict(cfg):
+            cfg.model.num_classes = len(data.class_names)
+    if cfg.model.num_classes < len(data.class_names):
+        raise ConfigError(
+            f"model.num_classes={cfg.model.num_classes} is invalid: "
+            f"expected at least {len(data.class_names)}, the classes of the data."
+        )
+    model = ImageClassifier(
+        net=instantiate(cfg.model),
+        num_classes=cfg.model.num_classes,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.get("scheduler")),
+        hyperparameters={
+            **OmegaConf.to_container(cfg, resolve=True),
+            "class_names": list(data.class_names),
+            "version": __version__,
+        },
+    )
+    if cfg.channels_last:
+        model.net.to(memory_format=torch.channels_last)
+    raise_malloc_thresholds()
+    callbacks = dict(instantiate(cfg.callbacks))
+    check_supported(callbacks)
+    return RunObjects(data, model, callbacks)
+
+
+def build_loggers(cfg: DictConfig, run_dir: Path, position: Position) -> tuple[list[Logger], MetricsCSV]:
+    """Build the configured loggers and the one of metrics.csv, which every run has.
+
+    TensorBoard is told to hide what an interrupted run logged after the position to resume from.
+    """
+    settings = OmegaConf.to_container(cfg.get("logger") or OmegaConf.create({}), resolve=True)
+    for logger in settings.values():
+        if logger["_target_"] == TENSORBOARD:
+            logger["purge_step"] = position.step or None
+    loggers: dict[str, Logger] = dict(instantiate(settings))
+    metrics = next((logger for logger in loggers.values() if isinstance(logger, MetricsCSV)), None)
+    if metrics is None:
+        metrics = loggers["csv"] = MetricsCSV(run_dir / METRICS)
+    return [*loggers.values()], metrics
+
+
+def build_trainer(cfg: DictConfig, callbacks: dict[str, Callback], loggers: list[Logger]) -> "Trainer":
+    """Build the trainer with the callbacks that every run has, and a progress bar if stdout is a terminal."""
+    from rich import get_console  # here for start-up time
+
+    on_terminal = get_console().is_terminal
+    bar = [EpochProgressBar()] if on_terminal else []
+    # The report counts a batch before the checkpoint callback saves the count, and a run's last validation is requested
+    # before that callback looks at the step.
+    every_run = [EpochReport(), Norms(), FinalValidation()]
+    together = averaging_last([*every_run, *callbacks.values(), ReseedEachEpoch(cfg.seed), *bar])
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=together,
+        logger=loggers,
+        plugins=[SafeCheckpointIO()],
+        enable_progress_bar=on_terminal and get_world().rank == 0,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in together),
+    )
+    disable_sigterm_broadcast(trainer)  # ResumeCheckpoint makes the ranks agree instead
+    return trainer
+
+
+def num_batches(loader: BatchLoader, limit: int | float) -> int:
+    """Return the number of batches that a ``trainer.limit_*_batches`` leaves of a loader.
+
+    Raises:
+        ConfigError: a fraction that leaves none.
+    """
+    count = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
+    if count == 0:
+        raise ConfigError(
+            f"a limit of {limit} on {len(loader)} batches leaves none. Set the trainer.limit_…_batches in question to "
+            "a number of batches, such as 1."
+        )
+    return count
+
+
+def images_used(trainer: "Trainer", data: ImageDataModule) -> dict[str, Any]:
+    """Return the number of images used per epoch of each split, and under ``limits`` the limits that apply."""
+    limits = {split: getattr(trainer, f"limit_{split}_batches") for split in ("train", "val", "test")}
+    loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
+    used: dict[str, Any] = data.counts()
+    for split, limit in limits.items():
+        if (batches := num_batches(loaders[split], limit)) < len(loaders[split]):
+            used[split] = min(used[split], batches * data.batch_size)
+    set_ones = {f"limit_{s}_batches": limit for s, limit in limits.items() if isinstance(limit, int) or limit != 1.0}
+    return {**used, "limits": set_ones} if set_ones else used
+
+
+def run_length(trainer: "Trainer", loader: BatchLoader) -> RunLength:
+    """Return the epochs and optimizer steps of a whole run, with accumulation, limits and ``max_steps``."""
+    per_epoch = -(-num_batches(loader, trainer.limit_train_batches) // trainer.accumulate_grad_batches)
+    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+    steps = None if epochs is None else epochs * per_epoch
+    if trainer.max_steps > 0:
+        steps = trainer.max_steps if steps is None else min(steps, trainer.max_steps)
+    if steps is None:
+        raise ConfigError("trainer.max_epochs=-1 is invalid: expected 1 or more, or a trainer.max_steps.")
+    return RunLength(-(-steps // per_epoch), steps)
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's Trainer with one more argument.
+
+    Args:
+        profile: write a trace of ten training steps to ``profile/trace.json`` in the run directory.
+        settings: arguments of ``lightning.Trainer``.
     """
 
     def __init__(self, *, profile: bool = False, **settings: Any):
@@ -36,12 +200,12 @@ class Trainer(lightning.Trainer):
 
 
 class Trace(Callback):
-    """``trainer.profile=true``: a profile of a few training steps, for Perfetto or ``chrome://tracing``.
+    """Profile of a few training steps for Perfetto or ``chrome://tracing``: ``trainer.profile=true``.
 
     Args:
         path: JSON file to write.
-        wait: steps that are passed over first: they allocate memory and choose kernels.
-        steps: that are recorded; fewer where the epoch has fewer.
+        wait: steps to skip first, which allocate memory and select kernels.
+        steps: steps to record; fewer if the epoch has fewer.
     """
 
     def __init__(self, path: str | Path, wait: int = 5, steps: int = 10):
@@ -90,20 +254,19 @@ class Trace(Callback):
 
 
 def compile_network(net: nn.Module, mode: str, images: Tensor, trainer: Trainer) -> None:
-    """Have ``net`` compiled, in place so that the keys of its state dict stay; left as it is where that fails.
+    """Compile ``net`` in place, which keeps the state-dict keys unchanged; fall back to eager mode with a warning.
 
-    A compiler can fail on the first batch: there may be no C++ compiler, or a GPU too new for it. So it is tried on
-    a copy first, forward and backward. Neither ``net`` nor the random generators notice. Dropout draws the same masks
-    as without the compiler.
+    The compiler can fail on the first batch, for lack of a C++ compiler or because the GPU is too new for it. It is
+    therefore tried on a copy first, forward and backward, with no effect on ``net`` or the random generators. Dropout
+    draws the same masks as in eager mode.
 
     Args:
-        mode: of ``torch.compile``.
-        images: a batch of the shape that the network is going to see.
+        mode: mode of ``torch.compile``.
+        images: batch of the shape that the network will see.
     """
     device = trainer.strategy.root_device
     twin = copy.deepcopy(net).to(device)
-    # Compiled code has its own random numbers unless told otherwise.
-    options = {**torch._inductor.list_mode_options(mode), "fallback_random": True}
+    options = {**inductor_options(mode), "fallback_random": True}  # the generators of eager mode
     twin.compile(options=options)
     try:
         with torch.random.fork_rng(), trainer.precision_plugin.forward_context():
@@ -112,42 +275,24 @@ def compile_network(net: nn.Module, mode: str, images: Tensor, trainer: Trainer)
         raise
     except Exception as error:  # compilers raise anything
         torch.compiler.reset()
-        reason = " ".join(str(error).split())[:200]
-        log.warning(f"warning: compile={mode} failed, the run goes on without it ({type(error).__name__}: {reason})")
+        log.warning(
+            f"warning: compile={mode} failed, falling back to eager mode "
+            f"({type(error).__name__}: {one_line(error)[:200]})"
+        )
     else:
         net.compile(options=options)
 
 
-def make_trainer(cfg: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:
-    """The trainer of ``cfg.trainer`` with the callbacks that every run has; a progress bar on a terminal only."""
-    from rich import get_console
-
-    on_terminal = get_console().is_terminal
-    bar = [ProgressBar()] if on_terminal else []
-    # The report counts a batch before the checkpoint callback saves the count.
-    callbacks = [EpochReport(), Norms(), *callbacks, ReseedEachEpoch(cfg.seed), *bar]
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[SafeCheckpointIO()],
-        enable_progress_bar=on_terminal and get_world().rank == 0,
-        enable_checkpointing=False,  # Lightning's own; the callbacks above save
-    )
-    # Of several processes Lightning asks the first in every step whether it was to stop, and waits for its GPU to
-    # answer. ResumeCheckpoint has them agree.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-    return trainer
-
-
 def quiet_lightning() -> None:
-    """Keep Lightning's banners out of the log; its warnings stay, but for those that nobody here can act on."""
+    """Silence Lightning's banners, and those of its warnings that nobody can act on."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # between lightning and newer torch
-    warnings.filterwarnings("ignore", message=".*sync_dist=True")  # the metrics sum over processes
-    warnings.filterwarnings(
-        "ignore", message=".*it is recommended to use `Trainer\\(devices=1"
-    )  # no image counts twice
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # nothing is logged by step
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # start_image resumes it
+    for message in (
+        ".*LeafSpec.* is deprecated",  # between lightning and newer torch
+        ".*sync_dist=True",  # the metrics sum over ranks
+        ".*it is recommended to use `Trainer\\(devices=1",  # no image counts twice
+        ".*smaller than the logging interval",  # nothing is logged per step
+        ".*your dataloader is not resumable",  # start_image resumes it
+        ".*loading a checkpoint outside the 'fit' stage",  # the test loads averaged weights, as intended
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,133 +1,202 @@
-"""Checkpoints that survive: written whole or not at all, checked before they are read, never unpickled blindly.
+"""Checkpoint files: atomic writes, SHA-256 checksums, bounded and pickle-safe reads.
 
-A run keeps at most three files under ``checkpoints/``: ``best.ckpt`` (weights of the best epoch), ``latest.ckpt`` (all
-that is needed to go on) and ``previous.ckpt`` (the ``latest`` before it, for the case that ``latest`` is damaged), with
-their SHA-256 in ``SHA256SUMS`` beside them.
+A run keeps at most three files under ``checkpoints/``: ``best.ckpt`` (weights of the best epoch), ``latest.ckpt`` (the
+full training state) and ``previous.ckpt`` (the ``latest.ckpt`` before it, in case that ``latest.ckpt`` is corrupt), and
+their SHA-256 in ``SHA256SUMS``.
 """
 
-import hashlib
 import logging
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.errors import UserError, one_line, os_reason
+from alexnet_pl.runtime.files import sha256_of
 
 log = logging.getLogger(__name__)
-
 
 SUMS = "SHA256SUMS"
 
 BEST, LATEST, PREVIOUS = "best.ckpt", "latest.ckpt", "previous.ckpt"
 
+MAX_ENTRIES, MAX_PICKLE_BYTES = 100_000, 8 * 2**20
+"""Limits of a checkpoint's ZIP archive: files (one per tensor) and size of the pickle, which holds no tensor data."""
+
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written, or one that is damaged, unsafe or of another network."""
+    """A checkpoint cannot be written, or is missing, corrupt, unsafe or of another network."""
 
     exit_code = 1
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, previous: Path | None = None) -> None:
-    """Write ``checkpoint`` so that at every moment, also one of a power cut, a whole checkpoint bears a final name.
+    """Write ``checkpoint`` so that a complete one exists under its final name at every moment, even in a power cut.
 
-    A scratch file in the same folder is written, flushed to the disk and renamed. The checksum is noted before the
-    rename: until it is over, ``SHA256SUMS`` has those of the old and of the new file.
+    A scratch file in the same directory is written, flushed to disk and renamed. Its checksum is recorded before the
+    rename; until then ``SHA256SUMS`` lists those of the old and the new file. The parent of the directory must exist.
 
     Args:
-        previous: name that an existing ``path`` is kept under.
+        previous: name to keep an existing ``path`` under.
 
     Raises:
-        CheckpointError: no space, no permission. What was there before is intact.
+        CheckpointError: no space or no permission. The checkpoints before it are intact.
     """
     scratch = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         with scratch.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         sums = read_sums(path.parent)
-        digest = _sha256(scratch)
-        after = {**sums, path.name: digest}
+        after = {**sums, path.name: sha256_of(scratch)}
         if previous is not None and path.exists():
-            after[previous.name] = sums.get(path.name, "")
+            after[previous.name] = sums.get(path.name) or sha256_of(path)
         _write_sums(path.parent, [*after.items(), *sums.items()])
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(scratch, path)
-        _sync_folder(path.parent)
+        _sync_directory(path.parent)
         _write_sums(path.parent, [(name, known) for name, known in after.items() if (path.parent / name).exists()])
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         scratch.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} could not be written ({reason}). The checkpoints before it are intact."
+            f"{path} could not be written: {os_reason(error)}. The checkpoints before it are intact."
         ) from error
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu", bare: bool = False) -> dict[str, Any]:
-    """Read a checkpoint after comparing its checksum, with ``weights_only=True``: nothing in it is executed.
+    """Load a checkpoint after comparing its checksum, with ``weights_only=True``, so that no code in it is executed.
 
     Args:
-        bare: take a file that is nothing but a state dict for a checkpoint with that alone.
+        map_location: device for the tensors, as in ``torch.load``.
+        bare: accept a file that is only a state dict, and one in torch's format before 1.6.
 
     Raises:
-        CheckpointError: missing, damaged, or with content other than tensors and plain values.
+        CheckpointError: not found, corrupt, too large for its file, or not only tensors and plain values.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.")
-    # Between the two renames of write_checkpoint, previous.ckpt is still noted as latest.ckpt.
-    names = (path.name, LATEST) if path.name == PREVIOUS else (path.name,)
-    digests = {digest for name, digest in _sums_lines(path.parent) if name in names}
+        raise CheckpointError(f"{path} not found.")
     try:
-        if digests and _sha256(path) not in digests:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {path.parent / SUMS}.")
+        check_sum(path)
+        check_archive(path, legacy=bare)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain values; it was not loaded."
+            f"{path} is corrupt or holds more than tensors and plain values. It was not loaded."
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is corrupt or not a checkpoint: {one_line(error)[:200]}") from error
     if bare and isinstance(checkpoint, dict) and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         checkpoint = {"state_dict": checkpoint}
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} is no checkpoint of this project: it has no state_dict.")
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of this project: it has no state_dict.")
     return checkpoint
 
 
-def latest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest resume checkpoint that can be read, with a warning where it is not the newest one; None without any.
+def check_sum(path: Path) -> None:
+    """Compare a checkpoint with ``SHA256SUMS`` beside it. Without that file there is nothing to compare.
 
     Raises:
-        CheckpointError: there are resume checkpoints, and none can be read.
+        CheckpointError: another checksum, or a ``SHA256SUMS`` that does not list the checkpoint.
     """
-    errors = []
+    if not (path.parent / SUMS).is_file():
+        return
+    # Between the two renames of write_checkpoint, previous.ckpt is still listed as latest.ckpt.
+    names = (path.name, LATEST) if path.name == PREVIOUS else (path.name,)
+    digests = {digest for name, digest in _sums_lines(path.parent) if name in names}
+    if not digests:
+        raise CheckpointError(
+            f"{path} is not listed in {path.parent / SUMS}, so it cannot be verified. "
+            "If you trust the file, remove SHA256SUMS."
+        )
+    if sha256_of(path) not in digests:
+        raise CheckpointError(f"{path} is corrupt: its SHA-256 differs from the one in {path.parent / SUMS}.")
+
+
+def check_archive(path: Path, legacy: bool = False) -> None:
+    """Check the sizes inside a checkpoint before anything is allocated: ``torch.save`` stores without compression.
+
+    Args:
+        legacy: accept a file in the format before torch 1.6, a plain pickle no larger than the limit of tensors.
+
+    Raises:
+        CheckpointError: compressed or overlapping entries, too many of them, or a pickle above ``MAX_PICKLE_BYTES``.
+    """
+    if not zipfile.is_zipfile(path):
+        if legacy:
+            return
+        raise CheckpointError(f"{path} is corrupt: expected a ZIP archive as torch.save writes it.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path} is corrupt: {one_line(error)}") from error
+    reason = ""
+    if len(entries) > MAX_ENTRIES:
+        reason = f"more than {MAX_ENTRIES:,} tensors"
+    elif any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        reason = "compressed entries"
+    elif sum(entry.file_size for entry in entries) > path.stat().st_size:
+        reason = "entries larger than the file"
+    elif any(entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE_BYTES for entry in entries):
+        reason = f"a pickle above {MAX_PICKLE_BYTES // 2**20} MiB"
+    if reason:
+        raise CheckpointError(f"{path} is refused: a checkpoint has no {reason}.")
+
+
+def latest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Load the newest readable resume checkpoint, with a warning if it is not the newest; None if there is none.
+
+    Raises:
+        CheckpointError: there are resume checkpoints, but none is readable.
+    """
+    errors: list[CheckpointError] = []
     for path in (folder / LATEST, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
             checkpoint = read_checkpoint(path)
+            check_position(checkpoint, path)
         except CheckpointError as error:
             errors.append(error)
             continue
         for error in errors:
-            log.warning(f"warning: {error} Going on from {path.name}.")
+            log.warning(f"warning: {error} Falling back to {path.name}.")
         return path, checkpoint
     if errors:
         raise errors[0]
     return None
 
 
+def check_position(checkpoint: dict[str, Any], path: Path) -> None:
+    """Check that a resume checkpoint says where training stopped.
+
+    Raises:
+        CheckpointError: it was written by an earlier version, or is not a resume checkpoint.
+    """
+    position = checkpoint.get("position")
+    known = isinstance(position, dict) and all(type(position.get(key)) is int for key in ("epoch", "images", "step"))
+    if not known or not isinstance(checkpoint.get("hyper_parameters"), dict):
+        raise CheckpointError(f"{path} is not a resume checkpoint of this version. Start a new run with init_from=…")
+
+
+def remove_resume_checkpoints(folder: Path) -> None:
+    """Remove ``latest.ckpt`` and ``previous.ckpt`` of a finished run, and their lines in ``SHA256SUMS``."""
+    kept = [(name, digest) for name, digest in read_sums(folder).items() if name not in (LATEST, PREVIOUS)]
+    for name in (LATEST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / SUMS).is_file():
+        _write_sums(folder, kept)
+
+
 def read_sums(folder: Path) -> dict[str, str]:
-    """``{file name: SHA-256}`` as noted beside the checkpoints."""
+    """Return ``{file name: SHA-256}`` as recorded beside the checkpoints."""
     return dict(reversed(_sums_lines(folder)))  # the first line of a name is the newest
 
 
@@ -135,28 +204,23 @@ def _sums_lines(folder: Path) -> list[tuple[str, str]]:
     path = folder / SUMS
     if not path.is_file():
         return []
-    lines = (line.partition("  ") for line in path.read_text(errors="replace").splitlines())
+    lines = (line.partition("  ") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return [(name, digest) for digest, _, name in lines if name]
 
 
 def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
     lines = dict.fromkeys(f"{digest}  {name}\n" for name, digest in sums if digest)
     scratch = folder / f".{SUMS}.part"
-    with scratch.open("w") as file:
+    with scratch.open("w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, folder / SUMS)
-    _sync_folder(folder)
+    _sync_directory(folder)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames in it durable."""
+def _sync_directory(folder: Path) -> None:
+    """Make renames in a directory durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -165,7 +229,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Lightning's door to :func:`write_checkpoint` and :func:`read_checkpoint`."""
+    """CheckpointIO plugin backed by :func:`write_checkpoint` and :func:`read_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         write_checkpoint(checkpoint, Path(path), previous=(storage_options or {}).get("previous"))

@@ -1,4 +1,4 @@
-"""The LightningModule: loss, metrics and optimiser around any image classifier."""
+"""LightningModule with the loss, metrics, optimizer and schedule of an image classifier."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,28 +9,35 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from alexnet_pl.data.transforms import CENTRE
+from alexnet_pl.config.schedules import RunLength, ScheduleFactory, schedule_factory
+from alexnet_pl.data.transforms import CENTER
+from alexnet_pl.training.lightning_internals import mark_updated
 from alexnet_pl.training.lr_schedules import WarmupPlateau
 
 
 class ImageClassifier(LightningModule):
     """Cross-entropy training of a network that maps ``(N, 3, S, S)`` images to ``(N, num_classes)`` logits.
 
-    Logged once an epoch for each of train, val and test: ``<split>/loss`` (mean cross-entropy in nats), ``acc`` and
-    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those); with train also ``lr``. Where test batches hold
-    ten views of each image, these are the centre's, and ``test/acc_ten_crop`` and so on those of the mean softmax: both
-    from one pass over the test set.
+    Logs once per epoch, for each of train, val and test, ``<split>/loss`` (mean cross-entropy in nats), ``acc`` and
+    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those), and ``lr`` with train. If test batches hold ten
+    crops of each image, these metrics are the center crop's, and ``test/acc_ten_crop`` and so on come from the mean
+    softmax of all ten. One pass over the test set gives both.
 
     Args:
         net: the network; ``net.*`` are the only keys in the state dict.
-        num_classes: for the metrics. With fewer than five classes top-5 is top-``num_classes``.
-        optimizer: makes the optimiser from the parameters.
-        scheduler: makes the learning-rate scheduler from the optimiser, stepped once an epoch; a
-            ``ReduceLROnPlateau`` sees ``val/loss``, a ``WarmupPlateau`` what it monitors. None keeps the rate.
-        hyperparameters: plain values that the checkpoint and the loggers carry along.
+        num_classes: number of logits. With fewer than five classes, top-5 is top-``num_classes``.
+        optimizer: creates the optimizer from the parameters.
+        scheduler: creates the learning-rate scheduler from the optimizer; see :func:`schedule_factory`. A
+            ``ReduceLROnPlateau`` monitors ``val/loss``, a ``WarmupPlateau`` what it is told to. None keeps the rate.
+        hyperparameters: plain values that the checkpoint and the loggers record.
+
+    Attributes:
+        validation_period: epochs per validation (``trainer.check_val_every_n_epoch``); set before ``trainer.fit``.
+        run_length: epochs and steps that a schedule with ``auto`` lengths covers; set before ``trainer.fit``.
+        initial_groups: the optimizer's parameter groups as created, without the parameters.
     """
 
     def __init__(
@@ -38,20 +45,23 @@ class ImageClassifier(LightningModule):
         net: nn.Module,
         num_classes: int,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | ScheduleFactory | None = None,
         hyperparameters: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(hyperparameters or {})
         self.net = net
-        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.make_optimizer, self.make_scheduler = optimizer, schedule_factory(scheduler)
+        self.validation_period = 1
+        self.run_length: RunLength | None = None
+        self.initial_groups: list[dict[str, Any]] = []
         self.train_metrics, self.val_metrics, self.test_metrics = (
             ClassificationMetrics(top_k=min(5, num_classes)) for _ in ("train", "val", "test")
         )
         self.ten_crop_metrics = ClassificationMetrics(top_k=min(5, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)``."""
+        """Return logits ``(N, num_classes)`` of normalized images ``(N, 3, S, S)``."""
         return self.net(images)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -66,22 +76,22 @@ class ImageClassifier(LightningModule):
         self._step(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Logits ``(N, num_classes)``, of ten views those of the centre, for whoever draws figures of the test."""
+        """Return the logits ``(N, num_classes)``, the center crop's if there are ten: figures of the test show them."""
         images, labels = batch
         if images.ndim == 4:
             return self._step(batch, self.test_metrics)[1]
-        # One view at a time: the centre's figures are then exactly those of a test without the others.
-        logits = torch.stack([self(view).float() for view in images])
-        for metrics, averaged in ((self.test_metrics, logits[CENTRE]), (self.ten_crop_metrics, average_crops(logits))):
+        # One crop at a time, so that the center crop's metrics equal those of a test without the others.
+        logits = torch.stack([self(crop).float() for crop in images])
+        for metrics, averaged in ((self.test_metrics, logits[CENTER]), (self.ten_crop_metrics, average_crops(logits))):
             metrics.update(averaged, labels, F.cross_entropy(averaged, labels, reduction="none"))
-        return logits[CENTRE]
+        return logits[CENTER]
 
     def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> tuple[Tensor, Tensor]:
         images, labels = batch
-        logits = self(images).float()  # autocast hands out 16-bit logits
+        logits = self(images).float()  # autocast returns 16-bit logits
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics.update(logits.detach(), labels, losses.detach())
-        return losses.mean(), logits  # the mean is for training, where no image is left out
+        return losses.mean(), logits  # the mean is used in training only, where batches have no padding
 
     def on_train_epoch_end(self) -> None:
         self._log("train", self.train_metrics)
@@ -100,35 +110,42 @@ class ImageClassifier(LightningModule):
         metrics.reset()
 
     def running_metrics(self) -> dict[str, Tensor]:
-        """What the training metrics have counted in this epoch so far, by state."""
+        """Return the states of the training metrics, accumulated so far in this epoch."""
         return dict(self.train_metrics.metric_state)
 
     def load_running_metrics(self, states: dict[str, Tensor]) -> None:
-        """Go on counting from what :meth:`running_metrics` gave."""
+        """Restore what :meth:`running_metrics` returned."""
         for state, value in states.items():
             setattr(self.train_metrics, state, value.to(self.train_metrics.device))
-        self.train_metrics._update_count = 1  # else compute() warns that nothing was counted
+        mark_updated(self.train_metrics)
 
     def configure_optimizers(self) -> dict[str, Any]:
+        """Create the optimizer and the schedule."""
         optimizer = self.make_optimizer(self.parameters())
-        if self.make_scheduler is None:
-            return {"optimizer": optimizer}
-        scheduler = self.make_scheduler(optimizer)
-        monitor = getattr(scheduler, "monitor", "val/loss")
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"},
-        }
+        configured: dict[str, Any] = {"optimizer": optimizer}
+        if self.make_scheduler is not None:
+            scheduler = self.make_scheduler(optimizer, self.run_length)
+            monitor = getattr(scheduler, "monitor", "val/loss")
+            # Without this, a plateau schedule would count a stale value in every epoch that has no validation.
+            per_validation = isinstance(scheduler, ReduceLROnPlateau) and monitor.startswith("val/")
+            configured["lr_scheduler"] = {
+                "scheduler": scheduler,
+                "monitor": monitor,
+                "interval": self.make_scheduler.interval,
+                "frequency": self.validation_period if per_validation else 1,
+            }
+        self.initial_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return configured
 
 
 class ClassificationMetrics(Metric):
-    """Mean cross-entropy in nats, accuracy and error over all images but those with a negative label.
+    """Mean cross-entropy in nats, accuracy and error over all images except those with a negative label.
 
-    One metric instead of a collection of three: their bookkeeping took longer than their arithmetic. It only adds to
-    tensors on the device; nothing is read back before :meth:`compute`.
+    One metric replaces a collection of three, whose bookkeeping took longer than their arithmetic. It accumulates on
+    the device and reads nothing back before :meth:`compute`.
 
     Args:
-        top_k: 5, or the number of classes where there are fewer.
+        top_k: 5, or the number of classes if there are fewer.
     """
 
     full_state_update = False
@@ -141,19 +158,19 @@ class ClassificationMetrics(Metric):
             self.add_state(count, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Add a batch: ``(N, num_classes)`` logits, ``(N,)`` labels, ``(N,)`` cross-entropies, 0 where left out."""
+        """Add a batch of logits ``(N, num_classes)``, labels ``(N,)`` and cross-entropies ``(N,)``, 0 for padding."""
         self.loss_sum += losses.sum()
         self.correct += (logits.argmax(1) == labels).sum()
         self.correct_top5 += (logits.topk(self.top_k).indices == labels.unsqueeze(1)).sum()
         self.images += (labels >= 0).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """``loss``, ``acc``, ``acc_top5``, ``error``, ``error_top5``."""
+        """Return ``loss``, ``acc``, ``acc_top5``, ``error`` and ``error_top5``."""
         acc, acc_top5 = self.correct / self.images, self.correct_top5 / self.images
         errors = {"error": 1 - acc, "error_top5": 1 - acc_top5}
         return {"loss": self.loss_sum / self.images, "acc": acc, "acc_top5": acc_top5, **errors}
 
 
 def average_crops(logits: Tensor) -> Tensor:
-    """Log-probabilities ``(N, classes)``, the logarithm of the mean softmax, of logits ``(views, N, classes)``."""
+    """Return the logarithm of the mean softmax, ``(N, classes)``, of logits ``(crops, N, classes)``."""
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))

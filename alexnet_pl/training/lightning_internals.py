@@ -1,22 +1,96 @@
-"""training.lightning_internals."""
+"""Private attributes of Lightning, torch and torchmetrics: every use in this package, with a test for each."""
 
+from typing import Any
+
+import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from torchmetrics import Metric
 
 
-def set_position(trainer: Trainer, position: dict[str, int]) -> None:
-    """Let the next ``trainer.fit`` start at ``position``.
+def set_position(trainer: Trainer, epoch: int, batch: int, step: int) -> None:
+    """Make the next ``trainer.fit`` start at a position.
 
-    ``position`` holds ``epoch`` and ``batch``, both counted from 0, and ``step``, the optimiser steps done.
-    At batch 0 the loops start the epoch as any other. Inside an epoch they are told that ``batch`` batches are done;
-    the loader has to leave those out.
+    At batch 0 the loops start the epoch as they start any other. Inside an epoch they count ``batch`` batches as done,
+    which the loader has to skip.
+
+    Args:
+        epoch: finished epochs.
+        batch: finished batches of the current epoch.
+        step: optimizer steps taken so far.
     """
     fit, epochs = trainer.fit_loop, trainer.fit_loop.epoch_loop
     for progress in (fit.epoch_progress.total, fit.epoch_progress.current):
-        progress.processed = progress.completed = position["epoch"]
-        progress.ready = progress.started = position["epoch"] + (position["batch"] > 0)
+        progress.processed = progress.completed = epoch
+        progress.ready = progress.started = epoch + (batch > 0)
     optimizer = epochs.automatic_optimization.optim_progress.optimizer
-    optimizer.step.total.ready = optimizer.step.total.completed = position["step"]
-    epochs._batches_that_stepped = position["step"]
-    for progress, done in ((epochs.batch_progress.total, "step"), (epochs.batch_progress.current, "batch")):
-        progress.ready = progress.started = progress.processed = progress.completed = position[done]
-    fit.restarting = position["batch"] > 0
+    optimizer.step.total.ready = optimizer.step.total.completed = step
+    epochs._batches_that_stepped = step
+    for counted, done in ((epochs.batch_progress.total, step), (epochs.batch_progress.current, batch)):
+        counted.ready = counted.started = counted.processed = counted.completed = done
+    fit.restarting = batch > 0
+
+
+def end_restart(trainer: Trainer) -> None:
+    """Tell the fit loop that it has resumed. Otherwise it would skip the plateau schedule at the end of the epoch."""
+    trainer.fit_loop._restarting = False
+
+
+def disable_sigterm_broadcast(trainer: Trainer) -> None:
+    """Stop Lightning from asking rank 0 in every step if it received SIGTERM, which makes the CPU wait for the GPU."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def dump_weights(trainer: Trainer) -> dict[str, Any]:
+    """Return a checkpoint without optimizer and callback states; its weights share the memory of the network."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+
+
+def move_average(callback: WeightAveraging, device: torch.device) -> None:
+    """Move the averaged weights to the device that trains, where updating them does not need the CPU."""
+    callback._average_model = callback._average_model.to(device)
+
+
+def mark_updated(metric: Metric) -> None:
+    """Mark a metric whose states were restored as updated, which silences the warning of ``compute``."""
+    metric._update_count = 1
+
+
+def inductor_options(mode: str) -> dict[str, Any]:
+    """Return the inductor options that a ``torch.compile`` mode stands for."""
+    return dict(torch._inductor.list_mode_options(mode))
+
+
+def loss_scale(trainer: Trainer) -> Tensor | None:
+    """Return a copy of the float16 loss scale on its device, None without a scaler. ``get_scale`` would synchronize."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler._scale.clone()
+
+
+def unscales_in_step(optimizer: Optimizer) -> bool:
+    """Return True if the optimizer unscales gradients in its own step, as fused ones do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def add_summary(writer: SummaryWriter, summary: Summary, step: int | None = None) -> None:
+    """Write a summary that TensorBoard's public methods cannot express."""
+    writer._get_file_writer().add_summary(summary, step)
+
+
+def uncompiled(net: torch.nn.Module) -> torch.nn.Module:
+    """Return the network inside a ``torch.compile`` wrapper, or the network itself."""
+    return getattr(net, "_orig_mod", net)
+
+
+class EpochProgressBar(RichProgressBar):
+    """Progress bar on a terminal that counts epochs from 1, as the log does."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(len(self.validation_description))

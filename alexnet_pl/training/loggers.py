@@ -1,19 +1,25 @@
-"""metrics.csv: one row an epoch, complete on disk after every epoch."""
+"""metrics.csv logger: one row per epoch, complete on disk after every epoch."""
 
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.run_folder import read_metrics
+
 
 class MetricsCSV(Logger):
-    """Merges all that is logged in an epoch into one row; ``epoch`` counts from 1, ``step`` is the optimiser step.
+    """Merges everything logged in an epoch into one row; ``epoch`` counts from 1, ``step`` is the optimizer step.
 
-    Lightning's CSVLogger writes a half-empty row for every call to ``log``, and in batches of a hundred steps, so
-    that a killed run loses its tail.
+    Lightning's CSVLogger writes a half-empty row per call to ``log``, and in batches of a hundred steps, so that a
+    killed run loses the last ones.
+
+    Args:
+        path: the CSV file.
     """
 
     def __init__(self, path: str | Path):
@@ -22,12 +28,10 @@ class MetricsCSV(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
 
     def resume(self, epochs: int) -> None:
-        """Read back the rows of the first ``epochs`` epochs; what was written after them is made anew."""
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-            whole = ({**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows)
-            self.rows = {row["epoch"]: row for row in whole if row["epoch"] <= epochs}
+        """Restore the rows of the first ``epochs`` epochs; later ones are computed again."""
+        for row in read_metrics(self.path.parent):
+            if row["epoch"] <= epochs:
+                self.rows[int(row["epoch"])] = {**row, "epoch": int(row["epoch"]), "step": int(row["step"])}
 
     @property
     def name(self) -> str:
@@ -38,33 +42,33 @@ class MetricsCSV(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The resolved configuration stands in config.yaml."""
+        """Do nothing: config.yaml holds the resolved config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Merge one call's metrics into its epoch's row. Test metrics wait for :meth:`record`: they belong to the
-        epoch whose checkpoint was tested, which the trainer does not know."""
+        """Merge the metrics of one call into their epoch's row.
+
+        Test metrics are left to :meth:`record`: they belong to the epoch of the tested checkpoint, which the trainer
+        does not know.
+        """
         metrics = {name: value for name, value in metrics.items() if not name.startswith("test/")}
         epoch = metrics.pop("epoch", None)
         if epoch is not None and metrics:
             self.record(int(epoch) + 1, {"step": (step or 0) + 1, **metrics})
 
     def record(self, epoch: int, values: dict[str, float]) -> None:
-        """Add ``values`` to the row of ``epoch`` (from 1) and write the file anew."""
-        row = self.rows.setdefault(epoch, {"epoch": epoch})
-        row.update(values)
+        """Add ``values`` to the row of ``epoch``, counted from 1, and rewrite the file atomically."""
+        self.rows.setdefault(epoch, {"epoch": epoch}).update(values)
         columns = sorted({name for row in self.rows.values() for name in row}, key=_column_order)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_name(f".{self.path.name}")
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
-        os.replace(scratch, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        write_atomic(self.path, text.getvalue())
 
 
 def _column_order(name: str) -> tuple[int, str]:
-    """epoch, step, then train/…, val/…, test/…, then the rest by name."""
+    """Sort key: epoch, step, then train/…, val/…, test/…, then the rest by name."""
     first = ["epoch", "step"]
     splits = ["train", "val", "test"]
     if name in first:

@@ -1,40 +1,94 @@
-"""Going on with a run in its folder, and starting a new one from another's weights."""
+"""Resuming a run: its saved config, output paths, changed settings, and the position to continue from."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexnet_pl.config.trust import check_targets
+from alexnet_pl.config.schedules import RunLength, ScheduleFactory
+from alexnet_pl.config.trust import check_targets, load_plain
 from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.run_folder import CONFIG, foreign_links
 
-ABOUT_RESUMING = ("resume", "allow_changes", "run_dir", "study")
+log = logging.getLogger(__name__)
+
+CALL_KEYS = ("resume", "allow_changes", "run_dir", "study", "trust")
 """Keys that say how a run is called, not what it computes."""
 
 PLACES = ("data.root",)
-"""Keys that say where something lies: a resumed run takes them as they are now, and is no other run for it."""
+"""Keys that say where something lies: a resumed run uses their current values and is still the same run."""
+
+OUTPUT_SECTIONS = ("callbacks", "logger", "trainer")
+"""Sections whose paths are written to."""
+
+PATH_WORDS = ("dir", "path", "folder", "file", "root", "uri", "url", "location")
+"""Parts of key names that denote paths."""
+
+
+class _Absent:
+    """Stands for the value of a key that one of two configs lacks."""
+
+    def __str__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
 
 Changes = dict[str, tuple[Any, Any]]
+"""Key → (value in the saved config, value now)."""
 
 
-def saved_config(run_dir: Path) -> DictConfig:
-    """The configuration that a run was started with, its paths adapted to where the folder lies now.
+@dataclass(frozen=True)
+class Position:
+    """Where a run continues.
+
+    Attributes:
+        epoch: finished epochs.
+        images: images of the current epoch's order that were used, whatever the batch size was.
+        batch: batches of the current epoch that were used, at that batch size.
+        step: optimizer steps taken.
+    """
+
+    epoch: int = 0
+    images: int = 0
+    batch: int = 0
+    step: int = 0
+
+    def __str__(self) -> str:
+        if self.images:
+            return f"continues inside epoch {self.epoch + 1}, after batch {self.batch}"
+        return f"continues after epoch {self.epoch}"
+
+
+def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
+    """Load the config of the run to resume, with its paths adapted to where the directory is now.
+
+    Paths that a run writes to are never read from the file: they are those of ``now`` or lie in ``run_dir``.
+
+    Args:
+        now: config composed from this command line.
 
     Raises:
-        ConfigError: ``run_dir`` is no run folder, or its config.yaml is damaged or names what it may not.
+        ConfigError: ``run_dir`` is not a run directory, or its config.yaml is corrupt, names a class that it may not
+            name, or would write elsewhere.
     """
-    path = run_dir / "config.yaml"
+    path = run_dir / CONFIG
     if not path.is_file():
-        raise ConfigError(f"resume={run_dir} is no run folder: it has no config.yaml.")
-    try:
-        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        before = plain["run_dir"]
-    except Exception as error:  # yaml's and OmegaConf's own, and a key that is not there
-        raise ConfigError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-    check_targets(plain)
-    return OmegaConf.create(_relocated(plain, before, str(run_dir)))
+        raise ConfigError(f"resume={run_dir} is not a run directory: {CONFIG} not found in it.")
+    if links := foreign_links(run_dir):
+        raise ConfigError(f"resume={run_dir} is refused: {links[0]} is a link that leaves the run directory.")
+    plain = load_plain(path)
+    before = plain.get("run_dir")
+    if not isinstance(before, str):
+        raise ConfigError(f"{path} is corrupt: run_dir not found.")
+    check_targets(plain, now.get("trust") or ())
+    saved = OmegaConf.create(_relocated(plain, before, str(run_dir)))
+    derive_outputs(saved, now, run_dir)
+    return saved
 
 
 def _relocated(node: Any, before: str, now: str) -> Any:
@@ -47,36 +101,82 @@ def _relocated(node: Any, before: str, now: str) -> Any:
     return node
 
 
+def derive_outputs(saved: DictConfig, now: DictConfig, run_dir: Path) -> None:
+    """Replace the output paths of ``saved`` by those of ``now``; paths that only ``saved`` has must be in ``run_dir``.
+
+    The cache of decoded images is an output as well.
+
+    Raises:
+        ConfigError: a path outside the run directory that this command line does not give.
+    """
+    saved.run_dir = str(run_dir)
+    if saved.get("data") and "cache" in saved.data:
+        saved.data.cache = now.data.get("cache") if now.get("data") else None
+    leaves = {key: value for section in OUTPUT_SECTIONS for key, value in _strings(saved.get(section), section)}
+    for key, value in leaves.items():
+        if not _is_path(key, value):
+            continue
+        derived = OmegaConf.select(now, key)
+        if isinstance(derived, str):
+            OmegaConf.update(saved, key, derived)
+        elif "://" in value or not Path(value).expanduser().resolve().is_relative_to(run_dir.resolve()):
+            raise ConfigError(
+                f"{key}={value} is refused: a resumed run writes to its own directory only. "
+                f"If you trust the path, give it on the command line: +{key}=…"
+            )
+
+
+def _strings(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=False)
+    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in entries:
+        name = f"{path}.{key}" if isinstance(node, dict) else f"{path}[{key}]"
+        if isinstance(value, str):
+            yield name, value
+        else:
+            yield from _strings(value, name)
+
+
+def _is_path(key: str, value: str) -> bool:
+    """Return True if a string may be a path: by the name of its key, or because it could leave a directory."""
+    name = key.rpartition(".")[2].lower()
+    if name == "_target_" or (name == "filename" and "/" not in value):
+        return False
+    leaves = value.startswith(("/", "~", ".")) or ".." in value.split("/") or ":" in value
+    return leaves or any(word in name for word in PATH_WORDS)
+
+
 def named_on_the_command_line() -> list[str]:
-    """Keys and groups that were set beside ``resume``, such as ``optimizer.lr`` and ``model/norm``."""
+    """Return the keys and groups given beside ``resume``, such as ``optimizer.lr`` and ``model/norm``."""
     if not HydraConfig.initialized():
         return []
     keys = [override.split("=", 1)[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
-    return [key for key in keys if key not in ABOUT_RESUMING]
+    return [key for key in keys if key not in CALL_KEYS]
 
 
 def diff_configs(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Changes:
-    """What the settings ``named`` on the command line would change: key → (before, now).
+    """Return what the named settings would change in a run.
 
     Args:
-        saved: the run's configuration.
-        now: the one composed from the command line, settled.
-        named: keys or groups; a group stands for all keys in it, ``experiment`` for all there are.
+        saved: the run's config.
+        now: config composed from the command line, resolved.
+        named: keys or groups; a group covers all keys in it, ``experiment`` covers every key.
     """
     before, after = _leaves(saved), _leaves(now)
     prefixes = [name.replace("/", ".") for name in named]
     everything = "experiment" in prefixes
     return {
-        key: (before.get(key), after.get(key))
+        key: (before.get(key, ABSENT), after.get(key, ABSENT))
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
-        and key not in ABOUT_RESUMING
+        and key not in CALL_KEYS
         and (everything or any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes))
     }
 
 
 def _leaves(config: DictConfig) -> dict[str, Any]:
-    """``{"optimizer.lr": 0.001, …}``; a list counts as one value."""
+    """Return ``{"optimizer.lr": 0.001, …}``; a list counts as one value."""
     found = {}
 
     def visit(node: Any, path: str) -> None:
@@ -91,7 +191,7 @@ def _leaves(config: DictConfig) -> dict[str, Any]:
 
 
 def apply_path_changes(saved: DictConfig, changed: Changes) -> Changes:
-    """Put the changes of ``PLACES`` into ``saved``; what is left of the changes is another matter."""
+    """Apply the changes of ``PLACES`` to ``saved`` and return the others."""
     for key in PLACES:
         if key in changed:
             OmegaConf.update(saved, key, changed[key][1])
@@ -99,7 +199,7 @@ def apply_path_changes(saved: DictConfig, changed: Changes) -> Changes:
 
 
 def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
-    """Put the changes into ``saved``.
+    """Apply the changes to ``saved``.
 
     Raises:
         ConfigError: changes that were not allowed, or that make it another network, with the keys.
@@ -107,12 +207,71 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
     listed = ", ".join(f"{key} ({before} → {now})" for key, (before, now) in changed.items())
     if changed and not allowed:
         raise ConfigError(
-            f"resume would change {listed}.\nLeave these out to go on as before, or allow them with "
-            "allow_changes=true (the learning-rate schedule then starts anew)."
+            f"resume would change {listed}.\nLeave them out to continue unchanged, or add allow_changes=true "
+            "(a change of optimizer or scheduler restarts the learning-rate schedule)."
         )
     if network := [key for key in changed if key.startswith("model.")]:
         raise ConfigError(
             f"resume cannot change the network: {', '.join(network)}. Start a new run, with init_from=… if you like."
         )
-    for key, (_, now) in changed.items():
-        OmegaConf.update(saved, key, now, force_add=True)
+    with open_dict(saved):
+        for key, (_, now) in changed.items():
+            parent, _, name = key.rpartition(".")
+            if now is ABSENT:
+                OmegaConf.select(saved, parent).pop(name, None) if parent else saved.pop(name, None)
+            else:
+                OmegaConf.update(saved, key, now, force_add=True)
+
+
+def restarts_schedule(changed: Changes) -> bool:
+    """Return True if the changes concern the optimizer or the schedule, which is then created anew."""
+    return any(key.partition(".")[0] in ("optimizer", "scheduler") for key in changed)
+
+
+def log_inputs(run_dir: Path, cfg: DictConfig) -> None:
+    """Log the paths that a resumed run reads, as its config.yaml gives them, before they are used."""
+    inputs = {f"data.{key}": cfg.data.get(key) for key in ("root", "shards")}
+    given = [f"{key}={value}" for key, value in {**inputs, "init_from": cfg.get("init_from")}.items() if value]
+    if given:
+        log.info(f"reads   {', '.join(given)}  (from {run_dir / CONFIG})")
+
+
+def check_ranks(saved: int | None, now: int) -> None:
+    """Check that a run that stopped inside an epoch resumes with as many ranks, whose states were saved.
+
+    Raises:
+        ConfigError: another number of ranks.
+    """
+    if saved is not None and saved != now:
+        raise ConfigError(
+            f"trainer.devices × trainer.num_nodes={now} is invalid: expected {saved}, the ranks with which this run "
+            "stopped inside an epoch."
+        )
+
+
+def check_length(
+    schedule: ScheduleFactory | None, saved: dict[str, int] | None, whole: RunLength, position: Position, restart: bool
+) -> RunLength:
+    """Return the length that a resumed run's schedule covers: the whole run, or what is left if it restarts.
+
+    Args:
+        saved: length of the run as planned when the checkpoint was written.
+        whole: length as planned now.
+
+    Raises:
+        ConfigError: the schedule follows the length of the run, which has changed: its learning rates so far were those
+            of another schedule.
+    """
+    if restart:
+        return RunLength(max(1, whole.epochs - position.epoch), max(1, whole.steps - position.step))
+    if schedule is None or not schedule.auto or saved is None:
+        return whole
+    unit = "steps" if schedule.interval == "step" else "epochs"
+    before, now = saved[unit], getattr(whole, unit)
+    if before != now:
+        raise ConfigError(
+            f"scheduler.{schedule.auto[0]}=auto is invalid for a run that grows from {before} to {now} {unit}: its "
+            "learning rates so far are those of the shorter schedule. Choose another, such as scheduler=constant, or "
+            "start a new run with init_from=…"
+        )
+    return RunLength(saved["epochs"], saved["steps"])

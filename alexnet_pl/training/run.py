@@ -1,43 +1,66 @@
-"""One run from a config: seed → build → fit → test the best checkpoint → write result.json → return the score."""
+"""Run: one training from its config to result.json and report.html."""
 
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning import seed_everything
-from omegaconf import DictConfig, OmegaConf, open_dict
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl import __version__
 from alexnet_pl.config.resolve import processes, resolve_auto
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.distributed.collectives import RankFailedError, lost_peer
 from alexnet_pl.distributed.environment import get_world, is_launched
 from alexnet_pl.distributed.launcher import end_with_parent, launch
-from alexnet_pl.figures.html_report import write_report
-from alexnet_pl.runtime.errors import ConfigError, DataError, UserError
-from alexnet_pl.runtime.run_folder import finished_result, results_table, write_result
+from alexnet_pl.figures.html_report import REPORT, open_command, write_report
+from alexnet_pl.runtime.commands import current_command, train_command
+from alexnet_pl.runtime.errors import ConfigError, DataError, UserError, one_line
+from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.run_folder import (
+    CONFIG,
+    RESULT,
+    finished_result,
+    record_command,
+    results_table,
+    run_lock,
+    write_result,
+)
 from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted, raise_if_interrupted
-from alexnet_pl.runtime.system import device_name, git_commit, package_versions, raise_malloc_thresholds
-from alexnet_pl.training.build import compile_network, make_trainer, quiet_lightning
-from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint
-from alexnet_pl.training.callbacks.dashboard import Dashboard
-from alexnet_pl.training.checkpoint_io import latest_valid
-from alexnet_pl.training.classifier import ImageClassifier
+from alexnet_pl.runtime.system import device_name, git_commit, package_versions
+from alexnet_pl.training.build import (
+    RunObjects,
+    Trainer,
+    build,
+    build_loggers,
+    build_trainer,
+    compile_network,
+    images_used,
+    num_batches,
+    quiet_lightning,
+    run_length,
+)
+from alexnet_pl.training.checkpoint_io import latest_valid, remove_resume_checkpoints
 from alexnet_pl.training.lightning_internals import set_position
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.resume import (
     Changes,
+    Position,
     apply_changes,
     apply_path_changes,
+    check_length,
+    check_ranks,
     diff_configs,
+    log_inputs,
     named_on_the_command_line,
+    restarts_schedule,
     saved_config,
 )
 from alexnet_pl.training.weights import check_fit, warm_start
@@ -46,212 +69,391 @@ log = logging.getLogger(__name__)
 
 
 class OutOfMemoryError(UserError):
-    """The device's or the machine's memory does not hold a batch."""
+    """The memory of the device or the machine cannot hold a batch."""
 
     exit_code = 1
 
 
-def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
-    """Train and test what ``cfg`` (``conf/train.yaml``) describes, into the folder ``cfg.run_dir``.
+class RunDirectoryLostError(UserError):
+    """The run directory was removed while the run was writing to it."""
 
-    With ``cfg.resume`` go on with the run in that folder, as if it had never stopped. A SIGINT, SIGTERM or SIGUSR1
-    ends the process with 128 + its number after what has been learned is saved.
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, as resolved from the command line and, when resuming, from the run directory.
+
+    Attributes:
+        cfg: resolved config.
+        run_dir: run directory.
+        named: settings given on the command line.
+        resuming: the directory holds the run already.
+        changed: settings that differ from those the run had so far.
+        result: contents of result.json if the run has finished and nothing changes.
+        commit: git commit at the start; the checkout may change during the run.
+    """
+
+    cfg: DictConfig
+    run_dir: Path
+    named: Sequence[str]
+    resuming: bool
+    changed: Changes
+    result: dict[str, Any] | None
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training starts from.
+
+    Attributes:
+        description: for the log.
+        checkpoint: file to resume from, or None.
+        position: where training continues.
+        ranks: number of ranks whose state was saved inside an epoch, or None.
+        length: epochs and steps of the run as planned when the checkpoint was written, or None.
+    """
+
+    description: str = "from scratch"
+    checkpoint: Path | None = None
+    position: Position = Position()
+    ranks: int | None = None
+    length: dict[str, int] | None = None
+
+
+def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
+    """Train and test what ``cfg`` (``conf/train.yaml``) describes, in the directory ``cfg.run_dir``.
+
+    With ``cfg.resume``, continue the run in that directory as if it had never stopped. A stop signal ends the process
+    with 128 + its number after the training state is saved.
 
     Args:
-        named: with ``cfg.resume``, the settings that are to be compared with the run's; by default those on the
-            command line.
+        named: with ``cfg.resume``, the settings to compare with the run's; by default those on the command line.
 
     Returns:
-        The best validation accuracy, in [0, 1]: what a sweep maximises. Never a test figure.
+        The best validation accuracy, in [0, 1], which a sweep maximizes. Never a test metric.
 
     Raises:
-        ConfigError: a setting that cannot work; raised before any data is read.
-        DataError: missing or damaged images.
-        CheckpointError: a checkpoint that cannot be written or read.
-        NonFiniteError: training has broken down.
+        ConfigError: invalid config; raised before any data is read.
+        DataError: missing or corrupt images.
+        CheckpointError: a checkpoint could not be written or read.
+        NonFiniteError: training diverged.
         OutOfMemoryError: with a batch size to try.
+    """
+    with _errors_for_users(cfg), _graceful_shutdown(cfg) as stop:
+        plan = prepare(cfg, named_on_the_command_line() if named is None else named)
+        if plan.result is not None:
+            return complete(plan, plan.result)
+        if launch_ranks(plan):
+            return float(finished_result(plan.run_dir)["val/acc"])
+        objects = build(plan.cfg, plan.named, plan.resuming)
+        with lock(plan):
+            start = find_start(plan, objects)
+            loggers, metrics = build_loggers(plan.cfg, plan.run_dir, start.position)
+            trainer = build_trainer(plan.cfg, objects.callbacks, loggers)
+            load_data(objects.data, trainer)
+            restore(plan, objects, start, trainer, metrics, stop)
+            record_start(plan, objects, start, trainer)
+            fit(plan, objects, start, trainer)
+            tested = test_best(objects, trainer)
+            result = record_result(plan, objects, trainer, metrics, tested)
+            report(plan, objects, result)
+        return objects.best.metrics["val/acc"]
+
+
+def prepare(cfg: DictConfig, named: Sequence[str]) -> Plan:
+    """Validate the config and replace ``auto`` values; when resuming, adopt the run's own config and allowed changes.
+
+    Raises:
+        ConfigError: an invalid value, a change that is not allowed, a used or read-only directory.
     """
     quiet_lightning()
     end_with_parent()
+    commit, run_dir, resuming = git_commit(), Path(cfg.run_dir), cfg.resume is not None
+    validate(cfg)
+    resolve_auto(cfg)
+    if get_world().rank == 0:
+        refuse_unwritable(run_dir)
+        if not resuming:
+            refuse_used_folder(run_dir)
+    changed: Changes = {}
+    result = None
+    if resuming:
+        saved = saved_config(run_dir, cfg)
+        changed = apply_path_changes(saved, diff_configs(saved, cfg, named))
+        apply_changes(saved, changed, cfg.allow_changes)
+        result = None if changed else finished_result(run_dir)
+        cfg = saved
+        if result is None:
+            validate(cfg)  # on this machine, with the changes
+            log_inputs(run_dir, cfg)
+    if result is None:
+        check_processes(cfg, get_world())
+    return Plan(cfg, run_dir, named, resuming, changed, result, commit)
+
+
+def complete(plan: Plan, result: dict[str, Any]) -> float:
+    """Create what an interruption after the test left undone in a finished run: the report, and the final clean-up."""
+    dashboard, resume = plan.cfg.callbacks.get("dashboard"), plan.cfg.callbacks.resume
+    if get_world().rank == 0:
+        if dashboard is not None and dashboard.get("figures", True) and not (plan.run_dir / REPORT).is_file():
+            _write_report(plan.run_dir, {})
+        if not resume.get("keep", False):
+            remove_resume_checkpoints(Path(resume.folder))
+    log.info(f"{plan.run_dir} has finished; there is nothing to resume.\n\n{results_table(result)}")
+    return float(result["val/acc"])
+
+
+def launch_ranks(plan: Plan) -> bool:
+    """Launch one process per rank and wait for them, if the config asks for several and this process is none of them.
+
+    Raises:
+        ConfigError: several ranks, but no command to start them with.
+        RankFailedError: a rank was killed.
+    """
+    count = processes(plan.cfg)
+    if is_launched() or count == 1:
+        return False
+    if not HydraConfig.initialized():
+        raise ConfigError(f"{count} ranks are launched by train.py, torchrun or srun, but this process is not.")
+    launch(count, plan.run_dir)
+    return True
+
+
+@contextmanager
+def lock(plan: Plan) -> Iterator[None]:
+    """Hold the run directory on rank 0, and check again what another process may have changed in the meantime.
+
+    Raises:
+        UserError: another process writes to the directory, or has just finished the run.
+    """
+    with run_lock(plan.run_dir) if get_world().rank == 0 else nullcontext():
+        if get_world().rank == 0 and not plan.resuming:
+            refuse_used_folder(plan.run_dir)
+        if plan.resuming and not plan.changed and finished_result(plan.run_dir):
+            raise ConfigError(f"{plan.run_dir} has just been finished by another process; there is nothing to resume.")
+        yield
+
+
+def find_start(plan: Plan, objects: RunObjects) -> Start:
+    """Return what to start from: the latest checkpoint of the run, else ``init_from``, else random weights.
+
+    Raises:
+        CheckpointError: a corrupt checkpoint, or one of another network.
+        ConfigError: a finished run is to be extended, and its training state was not kept.
+        DataError: the classes are not those of the run.
+    """
+    cfg, net, data = plan.cfg, objects.model.net, objects.data
+    found = latest_valid(objects.resume.path.parent) if plan.resuming else None
+    if found is None:
+        if plan.resuming and finished_result(plan.run_dir):
+            raise ConfigError(
+                f"{plan.run_dir} has finished, and its resume checkpoints were removed. To extend a run, start it with "
+                f"callbacks.resume.keep=true; to start a new one from its weights, use init_from={plan.run_dir}"
+            )
+        return Start() if cfg.init_from is None else Start(warm_start(net, str(cfg.init_from)))
+    path, checkpoint = found
+    check_fit(net, checkpoint, path)
+    if checkpoint["hyper_parameters"].get("class_names") != list(data.class_names):
+        raise DataError(f"{data.name} has other classes than when this run began. Start a new run.")
+    position = Position(**checkpoint["position"])
+    inside = checkpoint.get("inside")
+    return Start(
+        f"from {path.name}: {position}", path, position, len(inside) if inside else None, checkpoint.get("run_length")
+    )
+
+
+def load_data(data: ImageDataModule, trainer: Trainer) -> None:
+    """Read the data and move it to where batches are made from it."""
+    data.prepare_data()
+    data.setup()
+    data.move_to(trainer.strategy.root_device)
+
+
+def restore(
+    plan: Plan, objects: RunObjects, start: Start, trainer: Trainer, metrics: MetricsCSV, stop: GracefulShutdown
+) -> None:
+    """Set the position in the trainer, the loader and metrics.csv, and the length of the schedule.
+
+    Raises:
+        ConfigError: the position or the schedule does not fit the changed settings.
+    """
+    model, position, loader = objects.model, start.position, objects.data.train_dataloader()
+    check_ranks(start.ranks, get_world().size)
+    restart = restarts_schedule(plan.changed)
+    whole = run_length(trainer, loader)
+    model.run_length, model.validation_period = whole, trainer.check_val_every_n_epoch or 1
+    if start.checkpoint is not None:
+        model.run_length = check_length(model.make_scheduler, start.length, whole, position, restart)
+    objects.resume.stop, objects.resume.restart_schedule = stop, restart and start.checkpoint is not None
+    objects.resume.restart_optimizer = "optimizer._target_" in plan.changed
+    loader.start_image = position.images
+    # After a change of the batch size, at least one batch of the epoch is left.
+    batch = min(loader.start_batch, num_batches(loader, trainer.limit_train_batches) - 1)
+    if batch % trainer.accumulate_grad_batches:
+        raise ConfigError(
+            f"data.batch_size={objects.data.batch_size} is invalid with accumulated gradients: this run stopped inside "
+            "an epoch. Resume with the batch size and the accumulation that it had."
+        )
+    set_position(trainer, position.epoch, batch if position.images else 0, position.step)
+    if plan.resuming:
+        metrics.resume(position.epoch)
+
+
+def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer) -> None:
+    """Write config.yaml, which makes the directory a run directory, and log what is about to be trained."""
+    cfg, data, world, run_dir = plan.cfg, objects.data, get_world(), plan.run_dir
+    if world.rank == 0:
+        for outdated in (RESULT, REPORT):  # of a finished run that is extended
+            (run_dir / outdated).unlink(missing_ok=True)
+        write_atomic(run_dir / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        record_command(run_dir, current_command())
+    counts, side = data.counts(), cfg.data.image_size
+    log.info(f"data    {data.description}")
+    log.info(f"        {counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test images")
+    log.info(
+        f"model   {type(objects.model.net).__name__}, {_num_parameters(objects):,} parameters, input {side}×{side}"
+    )
+    log.info(f"device  {_devices(trainer)}, precision {cfg.trainer.precision}")
+    log.info(f"start   {start.description}")
+    for key, (before, now) in plan.changed.items():
+        log.info(f"change  {key}: {before} → {now}")
+    log.info(f"run     {run_dir}")
+
+
+def fit(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer) -> None:
+    """Train from ``start`` to the end, compiled if the config says so."""
+    mode = plan.cfg.compile
+    if mode is not None:
+        side, loader = objects.data.image_size, objects.data.train_dataloader()
+        compile_network(objects.model.net, mode, torch.zeros(loader.per_rank_batch_size, 3, side, side), trainer)
+    trainer.fit(objects.model, datamodule=objects.data, ckpt_path=start.checkpoint)
+    trainer.strategy.barrier("best checkpoint")  # rank 0 has written it
+    if objects.best.score is None:
+        raise ConfigError("training ended before any validation. Set a longer trainer.max_time.")
+
+
+def test_best(objects: RunObjects, trainer: Trainer) -> dict[str, float]:
+    """Test the best checkpoint and return its metrics. This is the only time that the test set is read."""
+    return dict(trainer.test(objects.model, datamodule=objects.data, ckpt_path=objects.best.path, verbose=False)[0])
+
+
+def record_result(
+    plan: Plan, objects: RunObjects, trainer: Trainer, metrics: MetricsCSV, tested: dict[str, float]
+) -> dict[str, Any]:
+    """Write result.json and return its contents; {} on all ranks but 0.
+
+    Validation metrics are those of the validation that chose the best checkpoint, not of the last one in that epoch.
+    """
+    if get_world().rank > 0:
+        return {}
+    best, data, cfg = objects.best, objects.data, plan.cfg
+    metrics.record(best.epoch, tested)
+    rows = metrics.rows.values()
+    result: dict[str, Any] = {
+        "status": "finished",
+        **{f"val/{name}": best.metrics[f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
+        **{name: value for name, value in tested.items() if "/error" not in name},
+        "best_epoch": best.epoch,
+        "epochs": len(rows),
+        "seconds": sum(row["epoch_seconds"] for row in rows),
+        "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
+        "data": {"name": data.name, "source": data.description, **images_used(trainer, data)},
+        "model": type(objects.model.net).__name__,
+        "parameters": _num_parameters(objects),
+        "device": _devices(trainer),
+        "precision": cfg.trainer.precision,
+        "seed": cfg.seed,
+        "split_seed": cfg.split_seed,
+        "versions": package_versions(),
+        "git_commit": plan.commit,
+    }
+    write_result(plan.run_dir / RESULT, result)
+    return result
+
+
+def report(plan: Plan, objects: RunObjects, result: dict[str, Any]) -> None:
+    """Write report.html, remove the resume checkpoints, and log the results and where they are."""
+    if get_world().rank > 0:
+        return
+    page = None
+    if objects.dashboard is not None and objects.dashboard.figures:
+        page = _write_report(plan.run_dir, objects.dashboard.unavailable)
+    objects.resume.remove()
+    log.info(f"\n{results_table(result)}\n")
+    log.info(
+        f"best epoch {result['best_epoch']} of {result['epochs']}, {result['seconds']:.0f} s, "
+        f"{result['images_per_second']:,.0f} images/s"
+    )
+    if page is not None:
+        log.info(f"report {page}  (open it with: {open_command(page)})")
+    log.info(f"run directory {plan.run_dir}")
+
+
+def _write_report(run_dir: Path, unavailable: dict[str, str]) -> Path | None:
+    """Write report.html, or log why not: the result has been recorded, and nothing here may undo it."""
+    try:
+        return write_report(run_dir, unavailable)
+    except Exception as error:
+        log.warning(f"warning: no report: {one_line(error)}")
+        return None
+
+
+def _num_parameters(objects: RunObjects) -> int:
+    return sum(parameter.numel() for parameter in objects.model.net.parameters())
+
+
+def _devices(trainer: Trainer) -> str:
+    name, count = device_name(trainer.strategy.root_device), get_world().size
+    return f"{count} × {name}" if count > 1 else name
+
+
+@contextmanager
+def _graceful_shutdown(cfg: DictConfig) -> Iterator[GracefulShutdown]:
+    """Exit with 128 + the signal's number after a stop signal, and log the command that resumes the run."""
     stop = GracefulShutdown()
     stop.install()
     try:
-        score = _run(cfg, stop, named_on_the_command_line() if named is None else named)
+        yield stop
         raise_if_interrupted()
-        return score
     except RunInterrupted as stopped:
         log.info(f"stopped by {stopped}")
-        if get_world().rank == 0 and (Path(cfg.run_dir) / "config.yaml").exists():
-            log.info(f"go on with: python train.py resume={cfg.run_dir}")
+        if get_world().rank == 0 and (Path(cfg.run_dir) / CONFIG).exists():
+            log.info(f"To resume: {train_command(resume=cfg.run_dir)}")
         sys.exit(stopped.exit_code)
+    finally:
+        stop.restore()
+
+
+@contextmanager
+def _errors_for_users(cfg: DictConfig) -> Iterator[None]:
+    """Translate errors that a user can act on: out of memory, a failed rank, a removed directory, Lightning's refusals.
+
+    Raises:
+        UserError: with what to do.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MisconfigurationException as error:
+        raise ConfigError(one_line(error)) from error
+    except FileNotFoundError as error:
+        if os.path.isdir(cfg.run_dir):
+            raise
+        raise RunDirectoryLostError(f"run_dir={cfg.run_dir} not found: it was removed during the run.") from error
     except RuntimeError as error:
-        # What torch's allocator for the CPU says, on Linux and on Windows.
-        on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
         if lost_peer(error):
             raise RankFailedError(
-                "another process of this run has ended, so this one ends too.\n"
-                f"Go on with the same command and resume={cfg.run_dir}"
+                "another rank of this run has ended, so this one ends too.\n"
+                f"To resume: {train_command(resume=cfg.run_dir)}"
             ) from error
+        # Words of torch's CPU allocator on Linux and on Windows.
+        on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)
         if not isinstance(error, torch.OutOfMemoryError) and not on_cpu:
             raise
         raise OutOfMemoryError(
             f"out of memory with data.batch_size={cfg.data.batch_size}. "
             f"Try data.batch_size={max(1, cfg.data.batch_size // 2)}."
         ) from error
-    finally:
-        stop.restore()
-
-
-def _run(cfg: DictConfig, stop: GracefulShutdown, named: Sequence[str]) -> float:
-    commit = git_commit()  # now: the checkout may change while the run goes on
-    run_dir, group = Path(cfg.run_dir), get_world()
-    validate(cfg)
-    resolve_auto(cfg)
-    if group.rank == 0:
-        refuse_unwritable(run_dir)
-    changed: Changes = {}
-    resuming = cfg.resume is not None  # what is resumed has settled everything
-    if not resuming:
-        if group.rank == 0:
-            refuse_used_folder(run_dir)
-    else:
-        saved = saved_config(run_dir)
-        changed = apply_path_changes(saved, diff_configs(saved, cfg, named))
-        apply_changes(saved, changed, cfg.allow_changes)
-        if not changed and (result := finished_result(run_dir)):
-            log.info(f"{run_dir} has finished; there is nothing to resume.\n\n{results_table(result)}")
-            return result["val/acc"]
-        cfg = saved
-        validate(cfg)  # for this machine, and with the changes
-    check_processes(cfg, group)
-    if not is_launched() and processes(cfg) > 1:
-        if not HydraConfig.initialized():
-            raise ConfigError(f"{processes(cfg)} processes are started by train.py, torchrun or srun; this is neither.")
-        launch(processes(cfg), run_dir)
-        return finished_result(run_dir)["val/acc"]
-
-    seed_everything(cfg.seed, verbose=False)
-    data: ImageDataModule = instantiate(cfg.data)
-    if data.classes_from_files and not resuming and "model.num_classes" not in named_on_the_command_line():
-        with open_dict(cfg):
-            cfg.model.num_classes = len(data.class_names)
-    if cfg.model.num_classes < len(data.class_names):
-        raise ConfigError(
-            f"model.num_classes={cfg.model.num_classes} is too few: the data has {len(data.class_names)} classes."
-        )
-    model = ImageClassifier(
-        net=instantiate(cfg.model),
-        num_classes=cfg.model.num_classes,
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.get("scheduler")),
-        hyperparameters={
-            **OmegaConf.to_container(cfg, resolve=True),
-            "class_names": list(data.class_names),
-            "version": __version__,
-        },
-    )
-    raise_malloc_thresholds()
-    if cfg.channels_last:
-        model.net.to(memory_format=torch.channels_last)
-    start, resumed_from, position = "from scratch", None, {"epoch": 0, "batch": 0, "step": 0}
-    if cfg.init_from is not None:
-        start = warm_start(model.net, str(cfg.init_from))
-    if (run_dir / "config.yaml").exists() and (found := latest_valid(run_dir / "checkpoints")):
-        resumed_from, checkpoint = found
-        check_fit(model.net, checkpoint, resumed_from)
-        if checkpoint["hyper_parameters"].get("class_names") != list(data.class_names):
-            raise DataError(f"{data.name} has other classes than when this run began. Start a new run.")
-        position = checkpoint["position"]
-        start = f"from {resumed_from.name}: {describe(position)}"
-
-    callbacks = instantiate(cfg.callbacks)
-    best: BestCheckpoint = callbacks.best
-    resume: ResumeCheckpoint = callbacks.resume
-    resume.stop, resume.rebuild_schedule = stop, bool(changed)
-    resume.changed_rate = changed["optimizer.lr"][1] if "optimizer.lr" in changed else None
-    with open_dict(cfg):
-        cfg.logger.tensorboard.purge_step = position["step"] or None
-    loggers = instantiate(cfg.logger)
-    metrics: MetricsCSV = loggers.csv
-    if cfg.resume is not None or resumed_from is not None:
-        metrics.resume(position["epoch"])
-    trainer = make_trainer(cfg, [*callbacks.values()], [*loggers.values()])
-
-    data.prepare_data()
-    data.setup()
-    data.move_to(trainer.strategy.root_device)
-    if group.rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        scratch = run_dir / ".config.yaml"
-        OmegaConf.save(cfg, scratch, resolve=True)
-        os.replace(scratch, run_dir / "config.yaml")  # from here on the folder holds a run
-    counts, parameters = data.counts(), sum(p.numel() for p in model.net.parameters())
-    device, side = device_name(trainer.strategy.root_device), cfg.data.image_size
-    if group.size > 1:
-        device = f"{group.size} × {device}"
-    log.info(f"data    {data.description}")
-    log.info(f"        {counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test images")
-    log.info(f"model   {type(model.net).__name__}, {parameters:,} parameters, input {side}×{side}")
-    log.info(f"device  {device}, precision {cfg.trainer.precision}")
-    log.info(f"start   {start}")
-    for key, (before, now) in changed.items():
-        log.info(f"change  {key}: {before} → {now}")
-    log.info(f"run     {run_dir}")
-
-    if cfg.compile is not None:
-        images = torch.zeros(data.train_dataloader().per_rank_batch_size, 3, side, side)
-        compile_network(model.net, cfg.compile, images, trainer)
-    set_position(trainer, position)
-    data.train_dataloader().start_image = position["batch"] * data.batch_size
-    trainer.fit(model, datamodule=data, ckpt_path=resumed_from)
-    trainer.strategy.barrier("best checkpoint")  # process 0 has written it
-    test = trainer.test(model, datamodule=data, ckpt_path=best.path, verbose=False)[0]
-
-    if group.rank > 0:
-        return best.score
-    metrics.record(best.epoch, test)
-    rows = metrics.rows
-    result: dict[str, Any] = {
-        "status": "finished",
-        **{f"val/{name}": rows[best.epoch][f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
-        **{name: value for name, value in test.items() if "/error" not in name},
-        "best_epoch": best.epoch,
-        "epochs": len(rows),
-        "seconds": sum(row["epoch_seconds"] for row in rows.values()),
-        "images_per_second": sum(row["images_per_second"] for row in rows.values()) / len(rows),
-        "data": {"name": data.name, "source": data.description, **counts},
-        "model": type(model.net).__name__,
-        "parameters": parameters,
-        "device": device,
-        "precision": cfg.trainer.precision,
-        "seed": cfg.seed,
-        "split_seed": cfg.split_seed,
-        "versions": package_versions(),
-        "git_commit": commit,
-    }
-    write_result(run_dir / "result.json", result)
-    if dashboard := callbacks.get("dashboard"):
-        report(run_dir, dashboard)
-    log.info(f"\n{results_table(result)}\n")
-    log.info(
-        f"best epoch {best.epoch} of {len(rows)}, {result['seconds']:.0f} s, "
-        f"{result['images_per_second']:,.0f} images/s"
-    )
-    log.info(f"run folder {run_dir}")
-    return result["val/acc"]
-
-
-def report(run_dir: Path, dashboard: Dashboard) -> None:
-    """Write the run's page where its figures are drawn. The result stands already: nothing here may take it back."""
-    if dashboard.figures:
-        try:
-            write_report(run_dir, dashboard.left_out)
-        except Exception as error:
-            log.warning(f"warning: no report: {' '.join(str(error).split())}")
-
-
-def describe(position: dict[str, int]) -> str:
-    """Where a resumed run goes on, for people."""
-    if position["batch"]:
-        return f"goes on inside epoch {position['epoch'] + 1}, after batch {position['batch']}"
-    return f"goes on after epoch {position['epoch']}"

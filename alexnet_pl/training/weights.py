@@ -1,4 +1,4 @@
-"""training.weights."""
+"""Initial weights: warm starts from a run, checkpoint or torchvision, and the comparison of state dicts."""
 
 import pickle
 from pathlib import Path
@@ -9,17 +9,15 @@ from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights
 
 from alexnet_pl.models.alexnet import from_torchvision
+from alexnet_pl.runtime.errors import one_line
 from alexnet_pl.training.checkpoint_io import BEST, CheckpointError, read_checkpoint
 
 TORCHVISION = "torchvision"
-"""The word that stands for torchvision's ImageNet weights in ``init_from``."""
-
-
-# --- weights --------------------------------------------------------------------------------------------------------
+"""Value of ``init_from`` for torchvision's ImageNet weights."""
 
 
 def differing_keys(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Which names of two state dicts do not fit: ``missing``, ``unexpected`` and ``mis-shaped``, with shapes."""
+    """Return the names in which two state dicts differ: ``missing``, ``unexpected`` and ``mis-shaped``, with shapes."""
     shapes = [
         f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
         for name in wanted
@@ -33,15 +31,15 @@ def differing_keys(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The network's own entries of a checkpoint's state dict."""
+    """Return the network's entries of a checkpoint's state dict, without their prefix."""
     return {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
 
 
 def check_fit(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another network.
+    """Check that a checkpoint is of this network.
 
     Raises:
-        CheckpointError: with the names that do not fit.
+        CheckpointError: with the names that differ.
     """
     differing = _listed(differing_keys(net.state_dict(), network_weights(checkpoint)))
     if differing:
@@ -49,17 +47,18 @@ def check_fit(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def warm_start(net: nn.Module, source: str) -> str:
-    """Load the weights that fit from elsewhere, and say which do not.
+    """Load the weights of another network whose names and shapes match, and report the others.
 
     Args:
-        source: a checkpoint, a run folder for its best one, a file with a state dict alone, or ``torchvision`` for
-            torchvision's AlexNet trained on ImageNet. The names of ``torchvision.models.alexnet`` are understood.
+        source: a checkpoint, a run directory for its best checkpoint, a file that is only a state dict, or
+            ``torchvision`` for torchvision's AlexNet trained on ImageNet. The names of ``torchvision.models.alexnet``
+            are translated.
 
     Returns:
         One line for the log.
 
     Raises:
-        CheckpointError: nothing fits, the file cannot be read, or the weights not be downloaded.
+        CheckpointError: nothing matches, the file is not readable, or the download failed.
     """
     if source == TORCHVISION and not Path(source).exists():
         path, weights = download_torchvision()
@@ -76,23 +75,23 @@ def warm_start(net: nn.Module, source: str) -> str:
 
 
 def download_torchvision() -> tuple[Path, dict[str, Tensor]]:
-    """The ImageNet weights of ``torchvision.models.alexnet``, downloaded once into torch's cache and verified.
+    """Return the ImageNet weights of ``torchvision.models.alexnet``, downloaded once into torch's cache and verified.
 
     Returns:
-        The file and its state dict, under torchvision's names.
+        The file and its state dict, with torchvision's names.
 
     Raises:
-        CheckpointError: no network, or a damaged download.
+        CheckpointError: no network connection, or a corrupt download.
     """
     url = AlexNet_Weights.IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     try:
         weights = torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise CheckpointError(
-            f"init_from={TORCHVISION}: {url} could not be downloaded to {path}, or is damaged there: {reason}\n"
-            "Remove that file if there is one, or bring the file from elsewhere: init_from=FILE."
+            f"init_from={TORCHVISION}: {url} could not be downloaded to {path}, or is corrupt there: {reason}\n"
+            "Remove that file if it exists, or copy it from elsewhere: init_from=FILE."
         ) from error
     return path, weights
 

@@ -103,7 +103,7 @@ def test_killed_while_saving(tmp_path):
         assert found is not None
         assert found[0].name in (LATEST, PREVIOUS)
         run = Run("resume=here", run_dir=run_dir)
-        wait_for(lambda run=run: "goes on" in run.text, run)
+        wait_for(lambda run=run: "continues" in run.text, run)
     run.process.kill()
     run.process.join()
 
@@ -171,8 +171,8 @@ def test_a_damaged_checkpoint(damage, stopped, finished):
     run = Run("resume=here", run_dir=stopped)
     assert run.wait() == 0, run.text
     assert "warning: " in run.text
-    assert "latest.ckpt is damaged" in run.text
-    assert "from previous.ckpt: goes on after epoch 2" in run.text
+    assert "latest.ckpt is corrupt" in run.text
+    assert "from previous.ckpt: continues after epoch 2" in run.text
     assert_same_weights(stopped, finished)
 
 

@@ -57,10 +57,10 @@ def test_resumed_many_times_is_uninterrupted(uninterrupted, tmp_path, monkeypatc
     assert_same_run(tmp_path / "run", uninterrupted)
     started = [record.getMessage() for record in caplog.records if record.getMessage().startswith("start")]
     assert started == [
-        "start   from latest.ckpt: goes on inside epoch 1, after batch 5",
-        "start   from latest.ckpt: goes on inside epoch 1, after batch 8",
-        "start   from latest.ckpt: goes on after epoch 1",
-        "start   from latest.ckpt: goes on inside epoch 3, after batch 5",
+        "start   from latest.ckpt: continues inside epoch 1, after batch 5",
+        "start   from latest.ckpt: continues inside epoch 1, after batch 8",
+        "start   from latest.ckpt: continues after epoch 1",
+        "start   from latest.ckpt: continues inside epoch 3, after batch 5",
     ]
 
 
@@ -105,7 +105,7 @@ def test_a_moved_run_goes_on_where_it_lies_now(uninterrupted, tmp_path, monkeypa
 def test_exit_status_tells_the_signal(number, code, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 3, code, number=number)
-    assert caplog.records[-1].getMessage() == f"go on with: python train.py resume={tmp_path / 'run'}"
+    assert caplog.records[-1].getMessage() == f"To resume: alexnet train resume={tmp_path / 'run'}"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # given back
 
 
@@ -190,10 +190,10 @@ def test_changes_that_are_allowed_take_effect(stopped, monkeypatch):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         run(config("resume=here", run_dir=tmp_path))
     (tmp_path / "config.yaml").write_text("{ this is: not")
-    with pytest.raises(ConfigError, match="config.yaml is damaged"):
+    with pytest.raises(ConfigError, match="config.yaml is corrupt"):
         run(config("resume=here", run_dir=tmp_path))
 
 

@@ -63,7 +63,7 @@ def test_result_has_every_key_and_agrees_with_the_metrics(finished):
     assert result["parameters"] == 62_006
     assert result["data"] == {
         "name": "digits",
-        "source": "scikit-learn's handwritten digits (8×8, embedded)",
+        "source": "scikit-learn's handwritten digits (8×8, bundled)",
         "train": 1293,
         "val": 144,
         "test": 360,
@@ -183,9 +183,9 @@ def test_settings_that_cannot_work_are_refused_before_data_is_read(tmp_path, mon
     monkeypatch.setattr(DigitsDataModule, "load", lambda self: pytest.fail("data was read"))
     for setting, message in [
         ("model.num_classes=9", "num_classes=9 is too few: the data has 10"),
-        ("data.image_size=12", "image_size=12 is too small for LeNet5: the smallest that works is 13"),
+        ("data.image_size=12", "image_size=12 is invalid: expected 13 pixels or more for LeNet5"),
         ("model.image_size=12", "image_size=12"),
-        ("model.channels=[6,-16]", "-16 is not possible"),
+        ("model.channels=[6,-16]", "channels=.6, -16. is invalid: expected 2 whole numbers ≥ 1"),
     ]:
         with pytest.raises(Exception, match=message):
             run(config(*RUN, setting, run_dir=tmp_path / "refused"))
@@ -275,7 +275,7 @@ def test_a_sweep_leaves_complete_runs_in_folders_of_their_own(tmp_path):
         assert len(read_metrics(folder)) == 2
         for name in ("checkpoints/best.ckpt", "checkpoints/latest.ckpt", "tensorboard", "train.log"):
             assert (folder / name).exists()
-        assert done.stdout.count(f"run folder {folder}\n") == 1
+        assert done.stdout.count(f"run directory {folder}\n") == 1
 
 
 def test_the_log_reads_well_and_without_control_characters(tmp_path):
@@ -289,21 +289,21 @@ def test_the_log_reads_well_and_without_control_characters(tmp_path):
         assert " s " in line
         assert " val loss " in line
         assert " val acc " in line
-    assert done.stdout.splitlines()[-1] == f"run folder {tmp_path}/run"
+    assert done.stdout.splitlines()[-1] == f"run directory {tmp_path}/run"
     assert "epoch 2/2" in (tmp_path / "run" / "train.log").read_text()
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.image_size=32"], "error: image_size=32 is too small for AlexNet: the smallest that works is 47"),
-        (["model/norm=layer"], "error: model/norm=layer does not exist. Choose one of: batch, lrn, lrn_printed, none."),
-        (["model=vgg"], "error: model=vgg does not exist. Choose one of: alexnet_bn, alexnet_imagenet_bn, "),
+        (["data.image_size=32"], "error: model.image_size=32 is invalid: expected 47 pixels or more for AlexNet"),
+        (["model/norm=layer"], "error: model/norm=layer is invalid: expected one of: batch, lrn, lrn_printed, none."),
+        (["model=vgg"], "error: model=vgg is invalid: expected one of: alexnet_bn, alexnet_imagenet_bn, "),
         (["+model.depth=8"], "error: model.depth=8 is not possible: AlexNet has no argument depth."),
-        (["model.widht=8"], "error: model.widht=8: there is no key model.widht. Did you mean model.fc_width?"),
-        (["mdoel=lenet5"], "error: mdoel=lenet5: there is no key mdoel. Did you mean model?"),
-        (["model/nrom=batch"], "error: model/nrom=batch: there is no key model/nrom. Did you mean model/norm?"),
-        (["scheduler=null"], "error: A group cannot be null. To leave one out, put a tilde before its name: ~sch"),
+        (["model.widht=8"], "error: model.widht=8: key model.widht not found. Did you mean model.fc_width?"),
+        (["mdoel=lenet5"], "error: mdoel=lenet5: key mdoel not found. Did you mean model?"),
+        (["model/nrom=batch"], "error: model/nrom=batch: key model/nrom not found. Did you mean model/norm?"),
+        (["scheduler=null"], "error: A config group cannot be null. To leave one out, put a tilde before its name: ~sch"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(tmp_path, overrides, message):
@@ -329,7 +329,7 @@ def test_the_first_run_on_a_machine_speaks_of_itself_alone(tmp_path):
 def test_a_mistyped_resume_leaves_no_folder_of_that_name(tmp_path):
     done = train("resume=nowhere", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: resume=nowhere does not exist.")
+    assert done.stderr.startswith("error: resume=nowhere not found.")
     assert not list(tmp_path.iterdir())
 
 
