@@ -1,0 +1,221 @@
+"""One-line errors, and text that is safe to print."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from alexnet_pl.runtime.errors import (
+    ConfigError,
+    DataError,
+    UserError,
+    csv_safe,
+    did_you_mean,
+    one_line,
+    one_line_errors,
+    os_reason,
+    printable,
+    user_environment,
+    user_message,
+)
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def raised_by(function, *arguments, **keywords) -> Exception:
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - the caller looks at it
+        function(*arguments, **keywords)
+    return raised.value
+
+
+def composed(*overrides: str) -> object:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def refuse(reason: str) -> None:
+    raise DataError(reason)
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_line():
+    assert one_line(ValueError(" two\n  lines\t")) == "two lines"
+    assert one_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.security
+def test_printable_removes_what_a_terminal_acts_on():
+    hostile = "ant\x1b[2J\x1b]0;owned\x07\r\n\x00\x9b31m\u202egnp\u200f"
+    assert printable(hostile) == "ant[2J]0;owned31mgnp"
+    assert printable("Größe 日本 é") == "Größe 日本 é"
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r=1", "＝1", "＋1"])
+def test_csv_safe_disarms_formulas(text):
+    assert csv_safe(text) == "'" + printable(text)
+    assert csv_safe("ant = bee") == "ant = bee"
+
+
+def test_did_you_mean():
+    assert did_you_mean("widht", ["width", "depth"]) == " Did you mean width?"
+    assert did_you_mean("x", ["width", "depth"]) == " Available: width, depth."
+    assert did_you_mean("x", []) == ""
+
+
+def test_full_disk_has_the_systems_words(tmp_path):
+    """Fill /dev/full through both of torch's writers."""
+    for target in ("/dev/full", open("/dev/full", "wb")):  # noqa: SIM115 - closing it fails
+        error = raised_by(torch.save, {"a": torch.zeros(1_000_000)}, target)
+        assert os_reason(error) == "No space left on device"
+    assert os_reason(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")) == (
+        "No space left on device"
+    )
+    assert os_reason(OSError(errno.EROFS, os.strerror(errno.EROFS))) == "Read-only file system"
+    assert os_reason(RuntimeError("else\n")) == "else"
+
+
+# --- translation ----------------------------------------------------------------------------------------------------
+
+
+def test_user_errors_are_found_below_hydra_and_omegaconf():
+    assert user_message(DataError("gone")) == ("gone", 2)
+    nested = raised_by(instantiate, {"_target_": "runtime.test_errors.refuse", "reason": "gone"})
+    assert user_message(nested) == ("gone", 2)
+    OmegaConf.register_new_resolver("refuse", refuse, replace=True)
+    resolving = raised_by(lambda: OmegaConf.create({"a": "${refuse:gone}"}).a)
+    assert user_message(resolving) == ("gone", 2)
+    assert user_message(ZeroDivisionError()) is None
+    assert user_message(RuntimeError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.root=/x/year=2024", "expected quotes around special characters. Use \"data.root='/x/year=2024'\""),
+        ("+data.root=/x (a)", "expected quotes around special characters. Use \"+data.root='/x (a)'\""),
+        ("data.root=/x[1]", "expected quotes around special characters. Use \"data.root='/x[1]'\""),
+        ("data.root=/x/größe", "expected quotes around special characters. Use \"data.root='/x/größe'\""),
+        ("data.root=x!", "expected quotes around special characters. Use 'data.root='\"'\"'x!'\"'\"''"),
+        ("data.root='/x", "expected text that ends with its quote. Quote it as data.root=/x"),
+        (
+            "model.channels=[4,6",
+            "expected a list or a mapping with closed brackets. Quote text: \"model.channels='[4,6'\"",
+        ),
+        ("foo", "expected key=value."),
+        ("a b=1", "expected key=value."),
+    ],
+)
+def test_invalid_override_says_how_to_quote(override, message):
+    found, status = user_message(raised_by(composed, override))
+    assert found == f"{override} is invalid: {message}"
+    assert status == 2
+
+
+def test_suggested_override_is_valid(tmp_path):
+    """The suggestion, pasted into a shell, gives Hydra the text that was meant."""
+    for text in ("/x/year=2024", "/My Drive (a)/[b]", "~x", "/größe", "a!b", "it's", "a#b"):
+        found, _ = user_message(raised_by(composed, f"+data.root={text}"))
+        words = subprocess.run(
+            ["bash", "-c", f"printf %s {found.rpartition('Use ')[2]}"],
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
+        assert composed(words.stdout).data.root == text
+
+
+def test_home_directory_is_spelled_out(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found, _ = user_message(raised_by(composed, "data.root=~/x"))
+    assert found.endswith("expected a path without ~, which the shell does not expand here. Use data.root=/home/me/x")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.widht=8", "model.widht=8: key model.widht not found. Did you mean model.fc_width?"),
+        ("mdoel=lenet5", "mdoel=lenet5: key mdoel not found. Did you mean model?"),
+        ("model/nrom=batch", "model/nrom=batch: key model/nrom not found. Did you mean model/norm?"),
+        ("model/norm=layer", "model/norm=layer is invalid: expected one of: batch, lrn, "),
+        ("scheduler=null", "A config group cannot be null. To leave one out, put a tilde before its name: ~scheduler"),
+    ],
+)
+def test_unknown_names_have_a_hint(override, message):
+    found, status = user_message(raised_by(composed, override))
+    assert found.startswith(message)
+    assert status == 2
+
+
+def test_refused_arguments_of_a_constructor():
+    error = raised_by(instantiate, {"_target_": "torch.nn.Linear", "in_features": 2, "wrong": 1})
+    assert user_message(error) == (
+        "Linear.__init__() got an unexpected keyword argument 'wrong' (for a traceback: HYDRA_FULL_ERROR=1)", 2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_file_system(number):
+    error = OSError(number, os.strerror(number), "/x/metrics.csv")
+    assert user_message(error) == (f"/x/metrics.csv cannot be written: {os.strerror(number)}.", 1)
+
+
+# --- on the terminal ------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+from alexnet_pl.runtime.errors import ConfigError, one_line_errors
+with one_line_errors():
+    raise {"bug": ZeroDivisionError, "user": ConfigError}[sys.argv[1]]("lr=x is invalid")
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "status", "traceback"),
+    [
+        ("user", {}, 2, False),
+        ("user", {"HYDRA_FULL_ERROR": "0"}, 2, False),
+        ("user", {"HYDRA_FULL_ERROR": "1"}, 1, True),
+        ("bug", {}, 1, True),
+    ],
+)
+def test_exit_status_and_traceback(kind, environment, status, traceback):
+    inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, kind], env={**inherited, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert ("Traceback" in done.stderr) == traceback
+    if not traceback:
+        assert done.stderr == "error: lr=x is invalid\n"
+
+
+def test_environment_is_restored(monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with one_line_errors():
+        assert os.environ["HYDRA_FULL_ERROR"] == "1"
+        assert "HYDRA_FULL_ERROR" not in user_environment(os.environ)
+    assert os.environ["HYDRA_FULL_ERROR"] == "0"
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        raise ConfigError("no")
+    assert stopped.value.code == 2
+    assert os.environ["HYDRA_FULL_ERROR"] == "0"
+    assert capsys.readouterr().err == "error: no\n"
+
+
+def test_exit_code_of_the_error(capsys):
+    class LateError(UserError):
+        exit_code = 1
+
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        raise LateError("no")
+    assert stopped.value.code == 1

@@ -1,0 +1,137 @@
+"""Graceful shutdown within one process, and imports on platforms that lack signals. tests/faults has real runs."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_pl.runtime.signals import (
+    SIGNALS,
+    GracefulShutdown,
+    RunInterrupted,
+    exit_on_signal,
+    raise_if_interrupted,
+    stop_signals,
+)
+
+STOPPING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+
+@pytest.fixture
+def shutdown():
+    found = GracefulShutdown()
+    found.install()
+    yield found
+    found.restore()
+
+
+def test_all_stop_signals_are_handled():
+    assert [*SIGNALS] == STOPPING
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_signal_raises_while_nothing_can_save(number, shutdown):
+    with pytest.raises(RunInterrupted) as raised:
+        os.kill(os.getpid(), number)
+    assert (raised.value.number, raised.value.exit_code) == (number, 128 + number)
+    assert str(raised.value) == number.name
+    assert not isinstance(raised.value, Exception)
+    with pytest.raises(RunInterrupted, match=number.name):
+        raise_if_interrupted()
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_signal_is_recorded_while_a_loop_can_save(number, shutdown, capfd):
+    shutdown.wait = True
+    os.kill(os.getpid(), number)
+    assert shutdown.received == number
+    hint = " Press Ctrl-C again to stop at once, without saving." if number == signal.SIGINT else ""
+    assert capfd.readouterr().err == f"{number.name}: saving before exit.{hint}\n"
+    os.kill(os.getpid(), signal.SIGTERM)  # a second one changes nothing
+    assert capfd.readouterr().err == ""
+
+
+def test_first_signal_calls_back_once():
+    calls = []
+    shutdown = GracefulShutdown(then=lambda: calls.append(1))
+    shutdown.wait = True
+    shutdown.install()
+    try:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        shutdown.restore()
+    assert calls == [1]
+
+
+def test_handlers_are_restored():
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    shutdown = GracefulShutdown()
+    shutdown.install()
+    shutdown.install()  # Lightning replaces handlers in between
+    assert signal.getsignal(signal.SIGHUP) == shutdown._receive
+    shutdown.restore()
+    assert {number: signal.getsignal(number) for number in STOPPING} == before
+    raise_if_interrupted()
+
+
+def test_nohup_keeps_sighup_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stop_signals()
+        shutdown = GracefulShutdown()
+        shutdown.install()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        shutdown.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in stop_signals()
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_exit_on_signal(number, capsys):
+    said = []
+    with pytest.raises(SystemExit) as stopped, exit_on_signal(lambda: said.append("last words")):
+        os.kill(os.getpid(), number)
+    assert stopped.value.code == 128 + number
+    assert capsys.readouterr().err == f"stopped by {number.name}\n"
+    assert said == ["last words"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_swallowed_exception_is_raised_again():
+    class Swallows:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped, exit_on_signal():
+        Swallows()
+    assert stopped.value.code == 143
+
+
+WITHOUT = """
+import os, signal, sys
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"):
+    delattr(signal, name)
+for name in ("sched_getaffinity", "register_at_fork", "fork", "O_NOFOLLOW", "O_NONBLOCK", "getuid"):
+    delattr(os, name)
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None  # importing it fails
+import alexnet_pl.distributed.collectives, alexnet_pl.distributed.environment, alexnet_pl.distributed.launcher
+import alexnet_pl.runtime.commands, alexnet_pl.runtime.files, alexnet_pl.runtime.logging, alexnet_pl.runtime.run_folder
+from alexnet_pl.runtime.signals import SIGNALS, GracefulShutdown
+from alexnet_pl.runtime.system import usable_cores
+assert SIGNALS == (signal.SIGINT, signal.SIGTERM), SIGNALS
+assert usable_cores() == os.cpu_count()
+shutdown = GracefulShutdown()
+shutdown.install()
+shutdown.restore()
+"""
+
+
+def test_runtime_imports_without_posix():
+    """As on Windows: no SIGHUP and SIGUSR1, no fcntl, no affinity."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
