@@ -140,7 +140,8 @@ def fetch_official(root: Path) -> None:
             root.rmdir()
         if isinstance(error, DataError):
             raise
-        raise DataError(f"CIFAR-10 not found in {root}, and the download failed: {one_line(error)}\n{WAYS_OUT}") from error
+        reason = f"CIFAR-10 not found in {root}, and the download failed: {one_line(error)}"
+        raise DataError(f"{reason}\n{WAYS_OUT}") from error
 
 
 def extract(archive: Path, directory: Path) -> None:
@@ -159,7 +160,8 @@ def extract(archive: Path, directory: Path) -> None:
             inside = (directory / member.name).resolve().is_relative_to(directory.resolve())
             if not inside or not (member.isfile() or member.isdir()):
                 raise DataError(
-                    f"{archive} is refused and nothing was unpacked: {member.name!r} is not a file inside it. {WAYS_OUT}"
+                    f"{archive} is refused and nothing was unpacked: {member.name!r} is not a regular file inside it. "
+                    f"{WAYS_OUT}"
                 )
         if hasattr(tarfile, "data_filter"):
             tar.extractall(directory, members, filter="data")
@@ -186,7 +188,7 @@ def load_class_folders(root: Path) -> ImageSource:
     arrays = _read_cache(name, fingerprint)
     if arrays is None:
         with _writable_cache(name) as cache:
-            arrays = cache and _read_cache(name, fingerprint)  # another process may have written it in the meantime
+            arrays = _read_cache(name, fingerprint) if cache else None  # written while this process waited
             if arrays is None:
                 print(f"decoding {sum(map(len, files.values())):,} images once{f', to {cache}' if cache else ''}")
                 arrays = {

@@ -30,16 +30,12 @@ def stratified_split(labels: np.ndarray, held_out: float, seed: int) -> tuple[np
     total, counts = len(labels), Counter(labels.tolist())
     smallest, held = min(counts.values()), math.ceil(held_out * total)
     if smallest < 2 or not len(counts) <= held <= total - len(counts):
-        least = len(counts) / total
-        fix = (
-            f"Use a value from {math.ceil(1000 * least) / 1000:g} to {math.floor(1000 * (1 - least)) / 1000:g}"
-            if smallest >= 2 and least <= 0.5
-            else "Add images"
-        )
+        least = math.ceil(1000 * len(counts) / total) / 1000
+        fix = f"Use a value from {least:g} to {1 - least:g}" if smallest > 1 and least <= 0.5 else "Add images"
         raise DataError(
-            f"data.val_fraction={held_out} is invalid for {total:,} images in {len(counts):,} classes (the smallest has "
-            f"{smallest}): expected at least one image per class on both sides, and {min(held, total - held):,} of the "
-            f"images would be on one. {fix}."
+            f"data.val_fraction={held_out} is invalid for {total:,} images in {len(counts):,} classes, the smallest of "
+            f"{smallest}: expected an image per class or more on both sides, and the sides would have {total - held:,} "
+            f"and {held:,} images. {fix}."
         )
     kept, out = train_test_split(np.arange(total), test_size=held_out, stratify=labels, random_state=seed)
     return np.sort(kept), np.sort(out)

@@ -1,1 +1,1 @@
-"""Tar shards of images: writer, reader, data module."""
+"""Shards: images of one size in tar files. Writer, reader, data module."""

@@ -1,4 +1,4 @@
-"""Batches decoded as they are needed, by threads that work ahead; the order is a function of seed and epoch."""
+"""Data module that decodes batches from shards in threads, in an order that depends on seed and epoch alone."""
 
 import io
 from collections import deque
@@ -19,7 +19,7 @@ from alexnet_pl.data.loaders import BatchLoader, EpochShuffle, epoch_seed
 from alexnet_pl.data.shards.reader import INDEX, Shards, is_url
 from alexnet_pl.data.splits import stratified_split
 from alexnet_pl.distributed.environment import SINGLE_PROCESS, World, get_world
-from alexnet_pl.runtime.errors import ConfigError, DataError
+from alexnet_pl.runtime.errors import ConfigError, DataError, invalid_value, one_line
 from alexnet_pl.runtime.system import usable_cores
 
 try:
@@ -28,45 +28,47 @@ except ImportError:
     simplejpeg = None
 
 WINDOW = 16
-"""Shards whose pictures are shuffled together in training: 65,536 pictures where each holds 4,096."""
+"""Shards whose images are shuffled together in training: 65,536 images at 4,096 per shard."""
 
 FETCHED_AHEAD = 4
-"""Shards of an object store that are fetched at a time."""
+"""Shards of an object store that are downloaded at the same time."""
 
 
 def decode_into(pixels: np.ndarray, content: bytearray) -> None:
-    """Decode a JPEG file into ``(H, W, 3)`` uint8, in a thread that leaves Python's lock to others.
+    """Decode a JPEG file into ``(H, W, 3)`` uint8, without the GIL.
 
-    By simplejpeg (the extra ``imagenet``), which takes half of Pillow's time; without it by Pillow, whose pixels are
-    the same: both are libjpeg-turbo.
+    simplejpeg (extra ``imagenet``) takes half of Pillow's time. Both use libjpeg-turbo and give the same pixels.
 
     Raises:
-        ValueError, OSError: it is no JPEG file of that size.
+        ValueError, OSError: the content is not a JPEG file of that size. The size is checked before decoding.
     """
     if simplejpeg is None:
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
-            decoded = np.asarray(picture.convert("RGB"))
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            _check_size(image.height, image.width, pixels)
+            pixels[:] = np.asarray(image.convert("RGB"))
     else:
-        decoded = simplejpeg.decode_jpeg(content, buffer=pixels)
-    if decoded.shape != pixels.shape:
-        raise ValueError(f"{decoded.shape[1]}×{decoded.shape[0]} pixels")
-    if simplejpeg is None:
-        pixels[:] = decoded
+        _check_size(*simplejpeg.decode_jpeg_header(content)[:2], pixels)
+        simplejpeg.decode_jpeg(content, buffer=pixels)
+
+
+def _check_size(height: int, width: int, pixels: np.ndarray) -> None:
+    if (height, width) != pixels.shape[:2]:
+        raise ValueError(f"{width}×{height} pixels")
 
 
 class StreamLoader(BatchLoader):
-    """Batches decoded from shards: uint8 ``(B, 3, side, side)`` and int64 ``(B,)``, on the CPU.
+    """Loader that decodes batches from shards: uint8 ``(B, 3, side, side)`` and int64 ``(B,)``, on the CPU.
 
-    Threads decode the next batches while this one trains: they need no copies between processes, leave signals to the
-    main thread, and end with the iteration.
+    Threads decode the next batches while the current one trains. Unlike worker processes, they copy nothing, leave
+    signals to the main thread, and end with the iteration.
 
     Args:
-        shards: what is read.
-        split: of the shards, not necessarily what it is used for.
-        indices: ``(M,)`` int64, the images of it that are used.
-        side: in pixels; images are resized where the shards have another one.
+        shards: source of the images.
+        split: split of the shards, which may serve another purpose in the run.
+        indices: ``(M,)`` int64, images of the split in use.
+        side: in pixels; images stored at another size are resized.
         workers: threads, at least 1.
-        batch_size, sampler, group: as in :class:`~alexnet_pl.data.loaders.BatchLoader`.
+        batch_size, sampler, group: see :class:`~alexnet_pl.data.loaders.BatchLoader`.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class StreamLoader(BatchLoader):
         labels = torch.from_numpy(shards.splits[split].label.astype(np.int64))
         super().__init__(labels, indices, batch_size, sampler, group)
         self.shards, self.split, self.side, self.workers = shards, split, side, workers
-        self.fetched_by: torch.device | None = None
+        self.pin_for: torch.device | None = None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         parts = list(self._parts(self._order()))
@@ -93,7 +95,9 @@ class StreamLoader(BatchLoader):
             if self.shards.remote and parts:
                 needed = torch.cat([part for part, _ in parts]).numpy()
                 for shard in dict.fromkeys(self.shards.splits[self.split].shard[needed].tolist()):
-                    fetchers.submit(self.shards.fetch, self.split, shard)  # what fails is raised by who needs it
+                    fetchers.submit(
+                        self.shards.fetch, self.split, shard
+                    )  # read() raises what failed
             ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
             for part, missing in parts:
                 ahead.append(decoders.submit(self._batch, part, missing))
@@ -101,23 +105,23 @@ class StreamLoader(BatchLoader):
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        finally:  # also where the iteration is left early: a limit on batches, a signal, an error
+        finally:  # also after an early exit: a limit on batches, a signal, an error
             for pool in (fetchers, decoders):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def gather(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images at positions ``(B,)`` of the split, and their labels.
+        """Return the images at positions ``(B,)`` of the split, and their labels.
 
         Raises:
-            DataError: a shard that is missing or damaged, by name.
+            DataError: a shard is not found or corrupt.
         """
         stored = self.shards.side
         pixels = np.empty((len(images), stored, stored, 3), np.uint8)
-        for place, content in enumerate(self.shards.read(self.split, images.tolist())):
+        for position, content in enumerate(self.shards.read(self.split, images.tolist())):
             try:
-                decode_into(pixels[place], content)
-            except (ValueError, OSError) as error:
-                raise DataError(f"a picture in {self.shards.root} cannot be decoded: {error}") from error
+                decode_into(pixels[position], content)
+            except (ValueError, OSError, Image.DecompressionBombError) as error:
+                raise DataError(f"an image in {self.shards.root} is corrupt: {one_line(error)}") from error
         decoded = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         if stored != self.side:
             decoded = resize(decoded, [self.side, self.side], antialias=True)
@@ -125,18 +129,18 @@ class StreamLoader(BatchLoader):
 
     def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
         pixels, labels = super()._batch(images, missing)
-        if self.fetched_by is not None:
-            with torch.cuda.device(self.fetched_by):  # else every process would take memory of the first GPU
+        if self.pin_for is not None:
+            with torch.cuda.device(self.pin_for):  # else every rank would allocate on the first GPU
                 pixels = pixels.pin_memory()
         return pixels, labels
 
 
 def choose_splits(present: Iterable[str]) -> dict[str, str]:
-    """Which folder of a tree is which set: ``{"train": "train", "val": …, "test": …}``; ``"train"`` for val: a part.
+    """Map the sets of a run to directories: ``{"train": "train", "val": …, "test": …}``.
 
-    The last labelled folder is the test set, read once: ``test/`` where there is one, else ``val/``, which is how
-    ILSVRC's validation images are used, the labels of its test images being secret. Validation, which chooses the epoch
-    and the learning rate, is ``val/`` only beside a ``test/``; else it is held out from ``train/``.
+    The last labeled directory is the test set: ``test/`` if it exists, else ``val/``. ILSVRC's validation images are
+    used that way, because the labels of its test images are secret. Validation, which selects the epoch and the
+    learning rate, is ``val/`` only if there is also a ``test/``. Otherwise it is held out from ``train/``.
     """
     if "test" in present:
         return {"train": "train", "val": "val" if "val" in present else "train", "test": "test"}
@@ -144,45 +148,45 @@ def choose_splits(present: Iterable[str]) -> dict[str, str]:
 
 
 class ShardShuffle(EpochShuffle):
-    """Shards in a shuffled order, and pictures shuffled within every ``window`` of them.
+    """Sampler that shuffles the order of the shards, and the images within every ``window`` of them.
 
-    A function of ``(seed, epoch)`` alone, as :class:`~alexnet_pl.data.loaders.EpochShuffle` is, but a disk or an object
-    store is read a few shards at a time. Up to ``window`` shards it is a shuffle of all pictures; beyond, pictures are
-    in the shards at random to begin with.
+    The order depends on ``(seed, epoch)`` alone, as in :class:`~alexnet_pl.data.loaders.EpochShuffle`, but reads touch
+    a few shards at a time. Up to ``window`` shards, it is a shuffle of all images. Beyond, the random assignment of
+    images to shards adds to it.
 
     Args:
-        shards: ``(N,)`` the shard of each picture.
-        seed: of the run.
-        window: shards whose pictures are shuffled together.
+        shards: ``(N,)``, the shard of each image.
+        seed: seed of the run.
+        window: shards whose images are shuffled together.
     """
 
     def __init__(self, shards: np.ndarray, seed: int, window: int = WINDOW):
         super().__init__(len(shards), seed)
         self.window = window
         counts = np.bincount(shards)
-        self._pictures = np.split(np.argsort(shards, kind="stable"), np.cumsum(counts)[:-1])
+        self._images = np.split(np.argsort(shards, kind="stable"), np.cumsum(counts)[:-1])
 
     def order(self) -> torch.Tensor:
-        """``(length,)`` int64 positions, in this epoch's order."""
+        """Return this epoch's order: ``(length,)`` int64 positions."""
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        shards = torch.randperm(len(self._pictures), generator=generator)
+        shards = torch.randperm(len(self._images), generator=generator)
         parts = []
         for window in shards.split(self.window):
-            pictures = torch.from_numpy(np.concatenate([self._pictures[shard] for shard in window.tolist()]))
-            parts.append(pictures[torch.randperm(len(pictures), generator=generator)])
+            images = torch.from_numpy(np.concatenate([self._images[shard] for shard in window.tolist()]))
+            parts.append(images[torch.randperm(len(images), generator=generator)])
         return torch.cat(parts)
 
 
 class ShardedDataModule(ImageDataModule):
-    """Batches from a folder of shards that ``python -m alexnet_pl shards`` has made.
+    """Batches from shards that ``alexnet shards`` created.
 
-    JPEGs are decoded on the CPU as they are needed; crops, mirrors and colours are made on the device.
+    JPEGs are decoded on the CPU as needed. Crops, mirroring and color noise run on the device.
 
     Args:
-        root: the folder, or a URL that fsspec reads, such as ``s3://bucket/imagenet``.
-        workers: threads that decode; by default one a core.
-        cache: folder for shards fetched from a URL.
-        **settings: :class:`alexnet_pl.data.datamodule.ImageDataModule`'s.
+        root: directory, or a URL that fsspec reads, such as ``s3://bucket/imagenet``.
+        workers: decoding threads, by default one per core.
+        cache: directory for shards downloaded from a URL.
+        **settings: see :class:`alexnet_pl.data.datamodule.ImageDataModule`.
     """
 
     name = "shards"
@@ -198,7 +202,7 @@ class ShardedDataModule(ImageDataModule):
     ):
         super().__init__(**settings)
         if workers is not None and workers < 1:
-            raise ConfigError(f"data.workers={workers} is not possible: it is a number of threads, or null.")
+            raise invalid_value("data.workers", workers, "a number of threads, 1 or more, or null")
         self.root = root if root is None or is_url(str(root)) else Path(root).expanduser()
         self.workers, self.cache = workers, None if cache is None else Path(cache).expanduser()
 
@@ -208,14 +212,14 @@ class ShardedDataModule(ImageDataModule):
 
     @cached_property
     def shards(self) -> Shards:
-        """The shards; read when they are first asked for.
+        """The shards, read on first access.
 
         Raises:
             ConfigError: ``data.root`` was not given.
-            DataError: no finished shards there.
+            DataError: there are no finished shards.
         """
         if self.root is None:
-            raise ConfigError("data.root is missing: data.root=FOLDER or a URL, as alexnet_pl.shards has made it.")
+            raise ConfigError("data.root not found. Give the directory or URL of the shards with data.root=DIR.")
         return Shards(self.root, self.cache)
 
     @cached_property
@@ -223,22 +227,22 @@ class ShardedDataModule(ImageDataModule):
         return self.shards.class_names
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the index and split; the second call does nothing."""
+        """Read the index and split. Further calls have no effect."""
         if self._loaders:
             return
         shards = self.shards
         roles = choose_splits(shards.splits)
         if missing := {roles["train"], roles["test"]}.difference(shards.splits):
-            raise DataError(f"{self.root} has no {' and no '.join(sorted(missing))} shards.")
-        everything = {split: np.arange(len(shards.splits[folder].label)) for split, folder in roles.items()}
+            raise DataError(f"{self.root} has no shards of {' and '.join(sorted(missing))}.")
+        chosen = {split: np.arange(len(shards.splits[folder].label)) for split, folder in roles.items()}
         if roles["val"] == "train":
             labels = shards.splits["train"].label
-            everything["train"], everything["val"] = stratified_split(labels, self.val_fraction, self.split_seed)
-        shuffle = ShardShuffle(shards.splits["train"].shard[everything["train"]], self.seed)
+            chosen["train"], chosen["val"] = stratified_split(labels, self.val_fraction, self.split_seed)
+        shuffle = ShardShuffle(shards.splits["train"].shard[chosen["train"]], self.seed)
         group = get_world()
         workers = self.workers or max(1, usable_cores() // group.local_size)
         for split, folder in roles.items():
-            indices = torch.from_numpy(everything[split])
+            indices = torch.from_numpy(chosen[split])
             self._loaders[split] = StreamLoader(
                 shards, folder, indices, self.resize_size, workers, self.batch_size,
                 shuffle if split == "train" else None, group,
@@ -246,16 +250,16 @@ class ShardedDataModule(ImageDataModule):
         self.description = self.describe()
 
     def move_to(self, device: torch.device) -> None:
-        """Pictures stay where they are; batches for a CUDA GPU are decoded into memory that it fetches them from."""
+        """Decode batches for a CUDA GPU into pinned memory. The images stay on disk."""
         for loader in self._loaders.values():
-            loader.fetched_by = device if device.type == "cuda" else None
+            loader.pin_for = device if device.type == "cuda" else None
 
     def describe(self) -> str:
-        """The data, for people and result.json."""
+        """Return a description for the log and result.json."""
         roles = choose_splits(self.shards.splits)
         held_out = f"{self.val_fraction:g} of train/" if roles["val"] == "train" else "val/"
         skipped = len(self.shards.index["skipped"])
         return (
             f"shards of {self.shards.side}×{self.shards.side} in {self.root}; validation is {held_out}, "
-            f"test is {roles['test']}/" + f"; {skipped:,} unreadable pictures left out" * (skipped > 0)
+            f"test is {roles['test']}/" + f"; {skipped:,} unreadable images skipped" * (skipped > 0)
         )

@@ -1,28 +1,31 @@
-"""Pictures as shards: tar files of JPEGs of one size, read from a folder or an object store, batch by batch.
+"""Shard reader: tar files of JPEG images of one size, read by random access from a directory or an object store.
 
-A folder of shards holds ``train-00000.tar``, ``train-00001.tar``, …, the same for ``val`` and ``test``, ``shards.npz``
-(where each picture lies, its label and its CRC-32) and ``shards.json`` (classes, counts, SHA-256 of every file), which
-is written last: a folder without it is unfinished. The tar files are in WebDataset's format, ``<key>.jpg`` followed by
-``<key>.cls``, which other programs read as well; pictures lie in them in a shuffled order.
+A shard directory holds ``train-00000.tar``, ``train-00001.tar``, …, the same for ``val`` and ``test``, ``shards.npz``
+(offset, size, label and CRC-32 of each image) and ``shards.json`` (classes, counts, SHA-256 of every file).
+``shards.json`` is written last, so a directory without it is unfinished. The tar files follow WebDataset's format,
+``<key>.jpg`` then ``<key>.cls``, which other programs read as well. Images are stored in shuffled order.
 """
 
 import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import threading
+import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from alexnet_pl.runtime.errors import DataError
-from alexnet_pl.runtime.files import sha256_of
+from alexnet_pl.data.class_folders import SPLITS
+from alexnet_pl.runtime.errors import DataError, UserError, one_line, printable
+from alexnet_pl.runtime.files import cache_dir, exclusive_lock, sha256_of
 
 FORMAT = 1
 
@@ -30,10 +33,23 @@ INDEX, ARRAYS, UNFINISHED = "shards.json", "shards.npz", ".unfinished"
 
 COLUMNS = ("offset", "size", "label", "crc32")
 
+MAX_SIDE = 4096
+"""Largest side of stored images in pixels."""
+
+MAX_ENCODED = 2**26
+"""Largest JPEG file in a shard, in bytes."""
+
+_MAX_BYTES = {INDEX: 2**28, ARRAYS: 2**32}
+"""Largest index files that are read. ImageNet's take 0.1 MB and 26 MB."""
+
+_MIN_BYTES_PER_IMAGE = 4 * tarfile.BLOCKSIZE  # two tar headers, at least one block of JPEG, one block of label
+
+_MAX_CLASSES = 1_000_000
+
 
 @dataclass(frozen=True)
 class Split:
-    """One split's pictures: where each lies, ``(N,)`` each; ``shard`` counts in ``names``."""
+    """Location and label of each image of a split, ``(N,)`` each; ``shard`` indexes ``names``."""
 
     names: tuple[str, ...]
     bytes: tuple[int, ...]
@@ -46,17 +62,18 @@ class Split:
 
 
 class Shards:
-    """A finished folder of shards, local or in an object store.
+    """A finished set of shards, local or in an object store.
 
-    Shards of an object store (``s3://…``, ``gs://…``, ``https://…``: whatever fsspec reads) are fetched whole, checked,
-    and kept in ``cache``; every machine fetches each shard once.
+    Shards of an object store (``s3://…``, ``gs://…``, ``https://…``: any URL that fsspec reads) are downloaded whole,
+    verified and kept in a cache. Every node downloads each shard once. The index is untrusted input: names, counts
+    and sizes are checked before anything is allocated or written.
 
     Args:
-        root: folder or URL.
-        cache: folder for fetched shards; by default one under ``~/.cache/alexnet_pl``.
+        root: directory or URL.
+        cache: directory for downloaded shards, by default in :func:`alexnet_pl.runtime.files.cache_dir`.
 
     Raises:
-        DataError: none there, an unfinished or damaged one, or one from a newer version.
+        DataError: the shards are not found, unfinished, corrupt, or from a newer version.
     """
 
     def __init__(self, root: str | Path, cache: Path | None = None):
@@ -66,8 +83,8 @@ class Shards:
         self._guard = threading.Lock()
         if self.remote:
             key = hashlib.sha256(self.root.encode()).hexdigest()[:16]
-            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alexnet_pl"
-            self.folder = Path(cache) / key if cache else home / f"shards-{key}"
+            with cache_errors("data.cache=DIR"):
+                self.folder = cache / key if cache else cache_dir() / f"shards-{key}"
         else:
             self.folder = Path(self.root).expanduser()
         self.index = self._read_index()
@@ -77,64 +94,100 @@ class Shards:
         self.splits = {}
         for split, described in self.index["splits"].items():
             listed = described["shards"]
-            shard = np.repeat(np.arange(len(listed)), [each["images"] for each in listed])
-            known = (tuple(each[name] for each in listed) for name in ("name", "bytes", "sha256"))
-            self.splits[split] = Split(*known, shard, *(arrays[f"{split}_{name}"] for name in COLUMNS))
+            counts = [each["images"] for each in listed]
+            columns = {name: arrays.get(f"{split}_{name}") for name in COLUMNS}
+            if any(column is None or column.shape != (sum(counts),) for column in columns.values()):
+                raise self._corrupt(ARRAYS, f"its arrays do not have the {sum(counts):,} images of {INDEX}")
+            names, sizes, sums = (tuple(each[name] for each in listed) for name in ("name", "bytes", "sha256"))
+            found = Split(names, sizes, sums, np.repeat(np.arange(len(listed)), counts), **columns)
+            self._check_split(found)
+            self.splits[split] = found
 
     def _read_index(self) -> dict[str, Any]:
-        unfinished = f"{self.root} is no finished folder of shards"
+        unfinished = f"{self.root} does not hold finished shards"
         try:
             index = json.loads(self._read(INDEX))
         except FileNotFoundError as error:
             half = (self.folder / UNFINISHED).is_dir() and not self.remote
             raise DataError(
-                f"{unfinished}: {'its making was interrupted' if half else f'it has no {INDEX}'}. "
-                f"python -m alexnet_pl shards TREE {self.root} {'goes on with it' if half else 'makes one'}."
+                f"{unfinished}: {'the conversion was interrupted' if half else f'{INDEX} not found'}. "
+                f"alexnet shards IMAGES {self.root} {'resumes it' if half else 'creates them'}."
             ) from error
-        except ValueError as error:
-            raise DataError(f"{self.root}: {INDEX} is damaged ({error}). Make the shards again.") from error
+        except (ValueError, RecursionError) as error:
+            raise self._corrupt(INDEX, one_line(error)) from error
         if not isinstance(index, dict) or not isinstance(index.get("format"), int):
-            raise DataError(f"{unfinished}: its {INDEX} is of something else.")
+            raise DataError(f"{unfinished}: {INDEX} belongs to another program.")
         if index["format"] > FORMAT:
-            raise DataError(f"{self.root} was made by a newer alexnet_pl. Update alexnet_pl.")
+            raise DataError(f"{self.root} was written by a newer alexnet_pl. Update alexnet_pl.")
+        if wrong := index_error(index):
+            raise self._corrupt(INDEX, wrong)
         return index
 
     def _read_arrays(self) -> dict[str, np.ndarray]:
         try:
             content = self._read(ARRAYS)
         except FileNotFoundError as error:
-            raise DataError(f"{self.root} lacks {ARRAYS}. Make the shards again.") from error
+            raise DataError(f"{self.root}/{ARRAYS} not found. Create the shards again.") from error
         if hashlib.sha256(content).hexdigest() != self.index["arrays_sha256"]:
-            raise DataError(f"{self.root}: {ARRAYS} is damaged. Make the shards again.")
+            raise self._corrupt(ARRAYS, f"its SHA-256 differs from {INDEX}")
         return load_arrays(content)
 
+    def _corrupt(self, name: str, reason: str) -> DataError:
+        return DataError(f"{self.root}/{name} is corrupt: {reason}. Create the shards again.")
+
+    def _check_split(self, split: Split) -> None:
+        """Check that images lie inside their shards and labels inside the classes, so that reads stay bounded."""
+        ends = split.offset.astype(np.float64) + split.size
+        within = np.repeat(split.bytes, np.bincount(split.shard, minlength=len(split.bytes)))
+        sizes_fit = (split.size > 0) & (split.size <= MAX_ENCODED) & (ends <= within) & (split.offset >= 0)
+        labels_fit = (split.label >= 0) & (split.label < len(self.class_names))
+        if not (sizes_fit & labels_fit).all():
+            raise self._corrupt(ARRAYS, "it has images outside of their shards or labels outside of the classes")
+
     def _read(self, name: str) -> bytes:
-        """A small file.
+        """Return the content of an index file.
 
         Raises:
-            FileNotFoundError: it is not there.
-            DataError: the store does not answer.
+            FileNotFoundError: the file does not exist.
+            DataError: the file is too large or not a regular file, or the store does not respond.
         """
-        if not self.remote:
+        limit = _MAX_BYTES[name]
+        if self.remote:
+            content = self._read_remote(name, limit)
+        else:
+            path = self.folder / name
             try:
-                return (self.folder / name).read_bytes()
+                if path.exists() and not path.is_file():  # opening a FIFO or a device would block
+                    raise DataError(f"{path} is not a regular file.")
+                with path.open("rb") as file:
+                    content = file.read(limit + 1)
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise FileNotFoundError(name) from error
             except OSError as error:
-                raise DataError(f"{self.folder / name} cannot be read: {error.strerror}.") from error
+                raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        if len(content) > limit:
+            raise DataError(f"{self.root}/{name} is larger than {limit / 2**20:,.0f} MB, too large for an index.")
+        return content
+
+    def _read_remote(self, name: str, limit: int) -> bytes:
         filesystem, path = _filesystem(self.root)
         try:
-            return filesystem.cat_file(f"{path}/{name}")
+            with filesystem.open(f"{path}/{name}", "rb") as file:
+                chunks, size = [], 0
+                while size <= limit and (chunk := file.read(min(2**20, limit + 1 - size))):
+                    chunks.append(chunk)
+                    size += len(chunk)
+                return b"".join(chunks)
         except FileNotFoundError:
             raise
-        except Exception as error:  # every store has errors of its own
-            raise DataError(f"{self.root}/{name} cannot be read: {_reason(error)}") from error
+        except Exception as error:  # every store raises its own exceptions
+            raise DataError(f"{self.root}/{name} cannot be read: {one_line(error)}") from error
 
     def fetch(self, split: str, shard: int) -> Path:
-        """The local file of a shard; of an object store it is fetched first, by one thread and process.
+        """Return the local path of a shard. One thread of one process downloads it first if it is remote.
 
         Raises:
-            DataError: missing, damaged, or no space for it.
+            DataError: the shard is not found or corrupt, or the cache cannot be written.
         """
         described = self.splits[split]
         name = described.names[shard]
@@ -148,72 +201,76 @@ class Shards:
                 if path.exists():
                     return path
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with FileLock(self.folder / f".{name}.lock"):
+                with exclusive_lock(self.folder / f".{name}.lock"):
                     if not path.exists():
-                        self._download(name, described.sha256[shard], path)
+                        self._download(name, described.bytes[shard], described.sha256[shard], path)
         except OSError as error:
-            raise DataError(f"{path} cannot be written: {error.strerror}. data.cache names another folder.") from error
+            raise DataError(
+                f"{path} cannot be written: {error.strerror}. Choose another directory with data.cache=DIR."
+            ) from error
         return path
 
-    def _download(self, name: str, sha256: str, path: Path) -> None:
+    def _download(self, name: str, size: int, sha256: str, path: Path) -> None:
         filesystem, root = _filesystem(self.root)
         scratch = path.with_name(f".{name}.part")
+        scratch.unlink(missing_ok=True)
         try:
             try:
-                filesystem.get_file(f"{root}/{name}", str(scratch))
+                with filesystem.open(f"{root}/{name}", "rb") as source, scratch.open("xb") as target:
+                    _copy_at_most(source, target, size)
             except FileNotFoundError as error:
-                raise DataError(f"{self.root}/{name} does not exist: the shards are incomplete.") from error
+                raise DataError(f"{self.root}/{name} not found: the shards are incomplete.") from error
             except OSError as error:
                 if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
                     raise
-                raise DataError(f"{self.root}/{name} cannot be fetched: {_reason(error)}") from error
+                raise DataError(f"{self.root}/{name} cannot be downloaded: {one_line(error)}") from error
             except Exception as error:
-                raise DataError(f"{self.root}/{name} cannot be fetched: {_reason(error)}") from error
+                raise DataError(f"{self.root}/{name} cannot be downloaded: {one_line(error)}") from error
             if sha256_of(scratch) != sha256:
-                raise DataError(f"{self.root}/{name} is damaged: its SHA-256 is not the one in {INDEX}.")
+                raise DataError(f"{self.root}/{name} is corrupt: its SHA-256 differs from {INDEX}.")
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
 
     def read(self, split: str, images: Sequence[int]) -> list[bytearray]:
-        """JPEG files of the pictures at ``images``, their CRC-32 checked.
+        """Return the JPEG files of the images at positions ``images``, with their CRC-32 verified.
 
         Raises:
-            DataError: a missing, shortened or damaged shard, by name.
+            DataError: a shard is not found, truncated or corrupt.
         """
         described = self.splits[split]
         found: list[bytearray] = [bytearray()] * len(images)
-        places: dict[int, list[int]] = {}
-        for place, image in enumerate(images):
-            places.setdefault(int(described.shard[image]), []).append(place)
-        for shard, own in places.items():
+        positions: dict[int, list[int]] = {}
+        for position, image in enumerate(images):
+            positions.setdefault(int(described.shard[image]), []).append(position)
+        for shard, own in positions.items():
             path = self.fetch(split, shard)
             try:
-                # Opened for each batch: a set of open files would have to be bounded, and shared between threads.
-                file = os.open(path, os.O_RDONLY)
+                # Opened per batch, because a pool of open files would have to be bounded and shared between threads.
+                file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait if the path is a FIFO
                 try:
-                    for place in own:
-                        image = images[place]
+                    for position in own:
+                        image = images[position]
                         buffer = bytearray(int(described.size[image]))
                         got = os.preadv(file, [buffer], int(described.offset[image]))
                         if got != len(buffer) or zlib.crc32(buffer) != described.crc32[image]:
-                            raise DataError(f"{path} is damaged. {self._again(described.names[shard])}")
-                        found[place] = buffer
+                            raise DataError(f"{path} is corrupt. {self._repair(described.names[shard])}")
+                        found[position] = buffer
                 finally:
                     os.close(file)
             except FileNotFoundError as error:
-                raise DataError(f"{path} is missing. {self._again(described.names[shard])}") from error
+                raise DataError(f"{path} not found. {self._repair(described.names[shard])}") from error
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}.") from error
         return found
 
-    def _again(self, name: str) -> str:
+    def _repair(self, name: str) -> str:
         if self.remote:
-            return "Delete it: it is fetched again."
-        return f"python -m alexnet_pl shards TREE {self.root} makes {name} again."
+            return "Delete it to download it again."
+        return f"alexnet shards IMAGES {self.root} creates {name} again."
 
     def verify(self, advance: Callable[[], None] = lambda: None) -> list[str]:
-        """Read every shard whole: size, SHA-256 and number of pictures. What is wrong, a line for each shard."""
+        """Read every shard and return one line for each whose size, SHA-256 or number of images is wrong."""
         wrong = []
         for split, described in self.splits.items():
             counts = np.bincount(described.shard, minlength=len(described.names))
@@ -221,60 +278,151 @@ class Shards:
                 try:
                     path = self.fetch(split, number)
                     if not path.is_file():
-                        wrong.append(f"{path} is missing")
+                        wrong.append(f"{path} not found")
                     elif not has_size(path, described.bytes[number]):
                         wrong.append(f"{path} has {path.stat().st_size:,} bytes instead of {described.bytes[number]:,}")
                     elif sha256_of(path) != described.sha256[number]:
-                        wrong.append(f"{path} is damaged: its SHA-256 is not the one in {INDEX}")
+                        wrong.append(f"{path} is corrupt: its SHA-256 differs from {INDEX}")
                     else:
                         with tarfile.open(path) as tar:
-                            pictures = sum(member.name.endswith(".jpg") for member in tar)
-                        if pictures != counts[number]:
-                            wrong.append(f"{path} holds {pictures:,} pictures instead of {counts[number]:,}")
+                            images = sum(member.name.endswith(".jpg") for member in tar)
+                        if images != counts[number]:
+                            wrong.append(f"{path} holds {images:,} images instead of {counts[number]:,}")
                 except DataError as error:
                     wrong.append(str(error))
                 advance()
         return wrong
 
 
+# --- the index ------------------------------------------------------------------------------------------------------
+
+
+def index_error(index: dict[str, Any]) -> str:
+    """Return what is wrong with the content of ``shards.json``, or "".
+
+    The index may come from a stranger. Its names become file names, and its counts and sizes become allocations.
+    """
+    classes, side, splits = index.get("class_names"), index.get("side"), index.get("splits")
+    if not _is_int(side, 1, MAX_SIDE):
+        return f"side is {_shown(side)}, not 1 to {MAX_SIDE:,}"
+    if not (isinstance(classes, list) and 0 < len(classes) <= _MAX_CLASSES and all(map(_is_class_name, classes))):
+        return "class_names is not a list of names"
+    if len(set(classes)) < len(classes):
+        return "class_names has duplicates"
+    if not (isinstance(splits, dict) and splits and set(splits) <= set(SPLITS)):
+        return "splits are not train, val and test"
+    if not (_is_digest(index.get("arrays_sha256")) and isinstance(index.get("skipped"), list)):
+        return "arrays_sha256 or skipped is invalid"
+    for split, described in splits.items():
+        shards = described.get("shards") if isinstance(described, dict) else None
+        if not (isinstance(shards, list) and shards and all(isinstance(shard, dict) for shard in shards)):
+            return f"{split} has no list of shards"
+        for shard in shards:
+            if wrong := _shard_error(split, shard):
+                return wrong
+        if len({shard["name"] for shard in shards}) < len(shards):
+            return f"{split} names a shard twice"
+    return ""
+
+
+def _shard_error(split: str, shard: dict[str, Any]) -> str:
+    name, size = shard.get("name"), shard.get("bytes")
+    if not (isinstance(name, str) and re.fullmatch(rf"{split}-[0-9]{{5,9}}\.tar", name)):
+        return f"{_shown(name)} is not a shard name such as {split}-00000.tar"
+    if not _is_int(size, 0, 2**50):
+        return f"{name} has {_shown(size)} bytes"
+    if not _is_int(shard.get("images"), 0, size // _MIN_BYTES_PER_IMAGE):
+        return f"{name} has {_shown(shard.get('images'))} images in {size:,} bytes"
+    return "" if _is_digest(shard.get("sha256")) else f"{name} has no SHA-256"
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_class_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 255
+
+
+def _shown(value: Any) -> str:
+    return printable(repr(value))[:80]
+
+
+def load_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of ``shards.npz``, which are one-dimensional integers, stored uncompressed.
+
+    Raises:
+        DataError: the content is corrupt, or would take more memory than its size.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > len(content):
+                raise ValueError("its arrays are compressed")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = dict(stored)
+        if not all(array.ndim == 1 and array.dtype.kind in "iu" for array in arrays.values()):
+            raise ValueError("its arrays are not one-dimensional integers")
+        return arrays
+    except Exception as error:  # zipfile, zlib and NumPy raise their own exceptions
+        raise DataError(f"{ARRAYS} is corrupt: {one_line(error)}. Create the shards again.") from error
+
+
+# --- files and stores -----------------------------------------------------------------------------------------------
+
+
 def is_url(root: str) -> bool:
+    """Return True for a URL such as ``s3://bucket/imagenet``."""
     return "://" in root
 
 
+@contextmanager
+def cache_errors(option: str) -> Iterator[None]:
+    """Add to an error about the cache directory the config option that avoids it, such as ``data.cache=DIR``."""
+    try:
+        yield
+    except UserError as error:
+        raise DataError(f"{error} Or choose another directory with {option}.") from error
+
+
 def _filesystem(root: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it.
+    """Return the fsspec file system of a URL and the path in it.
 
     Raises:
-        DataError: a kind of store that nothing installed reads.
+        DataError: no installed package reads this kind of store, or the URL names a layered one (``reference://``,
+            ``a::b``), whose content could redirect reads to other places.
     """
-    import fsspec
+    if "::" in root or root.startswith("reference:"):
+        raise DataError(f"{root} is refused: expected the URL of a plain store, such as s3://bucket/imagenet.")
+    import fsspec  # here for start-up time: most runs read local files
 
     try:
         filesystem, path = fsspec.core.url_to_fs(root)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{root} cannot be opened: {_reason(error)}") from error
+        raise DataError(f"{root} cannot be opened: {one_line(error)}") from error
     return filesystem, path.rstrip("/")
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def load_arrays(content: bytes) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return dict(stored)
-    except Exception as error:  # zipfile's, zlib's and NumPy's own
-        raise DataError(f"{ARRAYS} is damaged: {_reason(error)}") from error
+def _copy_at_most(source: Any, target: Any, size: int) -> None:
+    """Copy a file of ``size`` bytes; stop after one byte more, so that a store cannot fill the disk."""
+    left = size + 1
+    while left and (chunk := source.read(min(2**22, left))):
+        target.write(chunk)
+        left -= len(chunk)
 
 
 def file_state(path: Path) -> tuple[int, int]:
+    """Return size and modification time in nanoseconds, or (-1, -1) for a broken link, which reading reports."""
     try:
         found = path.stat()
         return found.st_size, found.st_mtime_ns
-    except OSError:  # a link that leads nowhere: reading it says so
+    except OSError:
         return -1, -1
 
 
 def has_size(path: Path, size: int) -> bool:
+    """Return True if the file exists and has ``size`` bytes."""
     return file_state(path)[0] == size

@@ -1,4 +1,4 @@
-"""Making shards: every picture of a tree read, brought to size and checked once, by many threads, and restartable."""
+"""Shard writer: reads, resizes and checks every image of a dataset once, in parallel, and resumes after a kill."""
 
 import hashlib
 import io
@@ -17,14 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from alexnet_pl.data.class_folders import SPLITS, Listing
 from alexnet_pl.data.image_io import central_square, read_image
-from alexnet_pl.data.shards.reader import ARRAYS, COLUMNS, FORMAT, INDEX, UNFINISHED, file_state, has_size, load_arrays
-from alexnet_pl.runtime.errors import DataError
-from alexnet_pl.runtime.files import sha256_of
+from alexnet_pl.data.shards.reader import (
+    ARRAYS,
+    COLUMNS,
+    FORMAT,
+    INDEX,
+    MAX_ENCODED,
+    MAX_SIDE,
+    UNFINISHED,
+    file_state,
+    has_size,
+    index_error,
+    load_arrays,
+)
+from alexnet_pl.runtime.errors import DataError, os_reason, printable
+from alexnet_pl.runtime.files import InUseError, exclusive_lock, sha256_of, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +43,18 @@ log = logging.getLogger(__name__)
 LOCK = ".shards.lock"
 
 PER_SHARD = 4096
-"""Pictures in a shard: about 100 MB of ImageNet at 256×256, large enough for an object store."""
+"""Images per shard: about 100 MB of ImageNet at 256×256, a good object size for an object store."""
 
-_CHUNK = 32  # pictures that a thread is handed at a time
+_CHUNK = 32  # images per task of a thread
 
-_ORDER_SEED = 0  # of the order in the shards, the same whoever makes them
+_ORDER_SEED = 0  # of the order inside the shards, the same for everyone
 
-_LISTED = 10  # unreadable pictures that an error names
+_LISTED = 10  # unreadable images that an error names
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One shard to be: its name, its files in order with their labels, and what tells whether a finished one is it."""
+    """A shard to write: its name, its files in order with their labels, and a digest that identifies a finished one."""
 
     name: str
     split: str
@@ -53,7 +64,7 @@ class Plan:
 
 @dataclass
 class Written:
-    """What is known of a finished shard; kept beside it as JSON until the index is written."""
+    """Contents of a finished shard, stored next to it as JSON until the index is written."""
 
     name: str
     split: str
@@ -80,40 +91,43 @@ def make_shards(
     check: bool = False,
     allow: str = "--skip-unreadable",
 ) -> dict[str, Any]:
-    """Write the pictures of ``listing`` into shards in ``out``, or what of them is missing there.
+    """Write the images of ``listing`` into shards in ``out``, or those that are missing there.
 
-    Every picture is read, turned upright, brought to RGB, scaled so that its shorter side is ``side``, cut to the
-    central square and stored as JPEG; a picture that is such a JPEG already is stored as it is. A shard is written
-    under another name, read back, and renamed when its checksum holds. Killed and called again, it keeps finished
-    shards whose pictures have not changed since.
+    Every image is decoded, rotated upright, converted to RGB, scaled so that its shorter side is ``side``, cropped to
+    the central square, and stored as JPEG. An image that is such a JPEG already is stored unchanged. Each shard is
+    written under a temporary name, read back, and renamed if its checksum matches. After a kill, the same call keeps
+    finished shards whose images have not changed.
 
     Args:
-        side: in pixels.
-        quality: of the JPEG files. Below 128 pixels colour is kept at full resolution, from there on at half.
-        per_shard: pictures in a shard.
-        skip_unreadable: leave out pictures that cannot be read instead of refusing.
-        workers: threads that read and scale.
-        wait: for another process that is writing there; else it is refused.
-        check: finished shards too: their checksums, not only their sizes. Damaged ones are made again.
-        allow: how a person allows to skip, for the message.
+        side: in pixels, 1 to ``MAX_SIDE``.
+        quality: JPEG quality. Below 128 pixels, color is stored at full resolution, from there on at half.
+        per_shard: images per shard.
+        skip_unreadable: skip corrupt images instead of refusing them.
+        workers: threads that decode and scale.
+        wait: wait for another process that is writing to ``out`` instead of raising.
+        check: verify checksums of finished shards, not only sizes, and write corrupt ones again.
+        allow: option that skips corrupt images, for the message.
 
     Returns:
         The content of ``shards.json``.
 
     Raises:
-        DataError: pictures that cannot be read, all of them counted and the first ones named; a folder that holds
-            something else or is being written to; no space.
+        DataError: images are corrupt (all are counted, the first ones named), ``out`` holds something else or is in
+            use, or the disk is full.
     """
+    if not 1 <= side <= MAX_SIDE:
+        raise DataError(f"{side} pixels a side is invalid: expected 1 to {MAX_SIDE:,}.")
     refuse_foreign(out, listing.root)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / LOCK, timeout=-1 if wait else 0):
+        with exclusive_lock(out / LOCK, wait):
             return _make(listing, out, side, quality, per_shard, skip_unreadable, workers, check, allow)
-    except Timeout as error:
-        raise DataError(f"{out} is being written by another process. Wait for it, or choose another folder.") from error
+    except InUseError as error:
+        raise DataError(f"{out} is in use by another process. Wait for it, or choose another directory.") from error
     except OSError as error:
         raise DataError(
-            f"{error.filename or out} cannot be written: {error.strerror}. What is finished is kept: call it again."
+            f"{error.filename or out} cannot be written: {os_reason(error)}. Finished shards are kept. Make room or "
+            "choose another directory (data.shards=DIR), then run the command again."
         ) from error
 
 
@@ -140,7 +154,7 @@ def _make(
             return found
     unfinished = out / UNFINISHED
     unfinished.mkdir(exist_ok=True)
-    if found is not None:  # of another state of the tree, or damaged: what is still right need not be made again
+    if found is not None:  # outdated or corrupt: shards that are still right are kept
         _to_unfinished(out, found)
         (out / INDEX).unlink(missing_ok=True)
     for part in unfinished.glob("*.part"):
@@ -151,7 +165,7 @@ def _make(
     if done and missing:
         log.info(f"{len(done):,} of {len(plans):,} shards in {out} are finished already")
     if missing:
-        log.info(f"reading {sum(len(each.files) for each in missing):,} pictures once, into {out}")
+        log.info(f"reading {sum(len(each.files) for each in missing):,} images once, into {out}")
         for written in _write_all(listing.root, out, missing, side, quality, skip, workers):
             unreadable += written.skipped
             done[written.name] = written
@@ -160,33 +174,33 @@ def _make(
     return _write_index(out, listing.class_names, side, quality, digest, [done[each.name] for each in plans])
 
 
-def _unreadable(pictures: Sequence[Sequence[str]], listing: Listing, allow: str) -> DataError:
-    lines = "\n".join(f"  {reason}" for _, reason in sorted(pictures)[:_LISTED])
-    more = f"\n  and {len(pictures) - _LISTED:,} more" if len(pictures) > _LISTED else ""
+def _unreadable(images: Sequence[Sequence[str]], listing: Listing, allow: str) -> DataError:
+    lines = "\n".join(f"  {printable(reason)}" for _, reason in sorted(images)[:_LISTED])
+    more = f"\n  and {len(images) - _LISTED:,} more" if len(images) > _LISTED else ""
     return DataError(
-        f"{len(pictures):,} of {len(listing):,} pictures cannot be read:\n{lines}{more}\n"
-        f"Replace or remove them; what is finished is kept. {allow} leaves them out."
+        f"{len(images):,} of {len(listing):,} images cannot be read:\n{lines}{more}\n"
+        f"Replace or remove them; finished shards are kept. Or skip them with {allow}."
     )
 
 
 def refuse_foreign(out: Path, root: Path) -> None:
-    """Refuse a folder to write shards to that holds something else, or is part of the tree itself.
+    """Refuse an output directory that holds something else or is part of the dataset.
 
     Raises:
-        DataError: says which.
+        DataError: names the problem.
     """
     if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file. Give a folder for the shards.")
+        raise DataError(f"{out} is a file. Give a directory for the shards.")
     inside = [split for split in SPLITS if out.resolve().is_relative_to((root / split).resolve())]
     if inside or out.resolve() == root.resolve():
-        raise DataError(f"{out} is a folder of the pictures themselves. Give another one for the shards.")
+        raise DataError(f"{out} is a directory of the images themselves. Give another one for the shards.")
     ours = own_index(out) is not None or (out / ARRAYS).exists() or (out / UNFINISHED).is_dir()
     if out.is_dir() and not ours and any(path.name != LOCK for path in out.iterdir()):
-        raise DataError(f"{out} holds something else. Give an empty or a new folder for the shards.")
+        raise DataError(f"{out} holds something else. Give an empty or a new directory for the shards.")
 
 
 def plan(listing: Listing, side: int, quality: int, per_shard: int = PER_SHARD) -> list[Plan]:
-    """Which picture goes into which shard: a function of the names alone."""
+    """Assign images to shards, as a function of their names alone."""
     plans = []
     for split, files in listing.files.items():
         order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
@@ -209,9 +223,11 @@ def _is_intact(out: Path, shard: dict[str, Any]) -> bool:
 
 
 def own_index(out: Path) -> dict[str, Any] | None:
-    """The index of shards that lie in ``out``; None where there is none, or one of something else."""
+    """Return the index of the shards in ``out``, or None if it is absent, invalid or of another program."""
     found = _read_json(out / INDEX)
-    return found if found is not None and {"format", "splits", "digest", "arrays_sha256"} <= found.keys() else None
+    if found is None or not {"format", "digest", "arrays_bytes"} <= found.keys() or index_error(found):
+        return None
+    return found
 
 
 def _shards(index: dict[str, Any]) -> list[dict[str, Any]]:
@@ -219,21 +235,24 @@ def _shards(index: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _finished(out: Path, wanted: Plan) -> Written | None:
-    """What is known of a shard that is finished, unchanged and undamaged."""
+    """Return the record of a shard that is finished, unchanged and intact; else None."""
     noted = _read_json(out / UNFINISHED / f"{wanted.name}.json")
     if noted is None or noted.get("digest") != wanted.digest:
         return None
-    written = Written(**noted)
+    try:
+        written = Written(**noted)
+    except TypeError:
+        return None
     if not (out / wanted.name).is_file():
         return None
     if not has_size(out / wanted.name, written.bytes) or sha256_of(out / wanted.name) != written.sha256:
-        log.warning(f"warning: {out / wanted.name} is damaged, and made again")
+        log.warning(f"warning: {out / wanted.name} is corrupt and will be written again")
         return None
     return written
 
 
 def _to_unfinished(out: Path, index: dict[str, Any]) -> None:
-    """Take an index apart again into what is known of each shard."""
+    """Split an index back into one record per shard."""
     try:
         arrays = load_arrays((out / ARRAYS).read_bytes())
     except (OSError, DataError):
@@ -245,26 +264,25 @@ def _to_unfinished(out: Path, index: dict[str, Any]) -> None:
             columns = {name: arrays[f"{split}_{name}"][part].tolist() for name in COLUMNS}
             skipped = [entry for entry in index["skipped"] if entry[0] in shard["skipped"]]
             known = {name: shard[name] for name in ("name", "digest", "sha256", "bytes")}
-            _write_json(
-                out / UNFINISHED / f"{shard['name']}.json", {**known, "split": split, **columns, "skipped": skipped}
-            )
+            record = {**known, "split": split, **columns, "skipped": skipped}
+            write_atomic(out / UNFINISHED / f"{shard['name']}.json", json.dumps(record))
 
 
 def _write_all(
     root: Path, out: Path, plans: Sequence[Plan], side: int, quality: int, skip: bool, workers: int
 ) -> Iterator[Written]:
-    """Write shards one after the other; workers read ahead, beyond the end of a shard too."""
-    from rich import get_console
+    """Write shards one after another, while threads decode ahead, also across the end of a shard."""
+    from rich import get_console  # here for start-up time: most runs write no shards
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     on_terminal = get_console().is_terminal
     with Progress(*columns, transient=True, disable=not on_terminal) as bar, _threads(workers) as pool:
-        task = bar.add_task("pictures", total=sum(len(each.files) for each in plans))
+        task = bar.add_task("images", total=sum(len(each.files) for each in plans))
         jobs = ([str(root / path) for path, _ in each.files[start : start + _CHUNK]]
                 for each in plans for start in range(0, len(each.files), _CHUNK))  # fmt: skip
         results = _in_order(pool, jobs, side, quality, ahead=4 * workers)
-        encoded = (picture for chunk in results for picture in chunk)
+        encoded = (image for chunk in results for image in chunk)
         for each in plans:
             yield _write_shard(out, each, encoded, skip, lambda: bar.advance(task))
 
@@ -272,7 +290,7 @@ def _write_all(
 def _write_shard(
     out: Path, wanted: Plan, encoded: Iterator[bytes | str], skip: bool, advance: Callable[[], None]
 ) -> Written:
-    """Write one shard whole, or not at all: with unreadable pictures that may not be skipped nothing is kept."""
+    """Write one shard, whole or not at all. Nothing is kept if it has corrupt images that may not be skipped."""
     written = Written(wanted.name, wanted.split, wanted.digest)
     digest, part = hashlib.sha256(), out / UNFINISHED / f"{wanted.name}.part"
     try:
@@ -284,18 +302,18 @@ def _write_shard(
                 written.bytes += len(data)
 
             for number, (path, label) in enumerate(wanted.files):
-                picture = next(encoded)
+                image = next(encoded)
                 advance()
-                if isinstance(picture, str):
-                    written.skipped.append((path, picture))
+                if isinstance(image, str):
+                    written.skipped.append((path, image))
                     continue
                 key = _key(path, number)
-                write(_header(f"{key}.jpg", len(picture)))
+                write(_header(f"{key}.jpg", len(image)))
                 written.offset.append(written.bytes)
-                written.size.append(len(picture))
+                written.size.append(len(image))
                 written.label.append(label)
-                written.crc32.append(zlib.crc32(picture))
-                write(picture + _padding(len(picture)))
+                written.crc32.append(zlib.crc32(image))
+                write(image + _padding(len(image)))
                 text = str(label).encode()
                 write(_header(f"{key}.cls", len(text)) + text + _padding(len(text)))
             write(bytes(2 * tarfile.BLOCKSIZE))
@@ -305,9 +323,9 @@ def _write_shard(
         if written.skipped and not skip:
             return written
         if sha256_of(part) != written.sha256:
-            raise DataError(f"{part} reads back other than it was written: the disk is failing.")
-        # Noted first: a shard that is there without its note would be made again, never used unchecked.
-        _write_json(out / UNFINISHED / f"{wanted.name}.json", vars(written))
+            raise DataError(f"{part} does not read back as written: the disk is failing.")
+        # The record first: a shard without one is written again, never used unchecked.
+        write_atomic(out / UNFINISHED / f"{wanted.name}.json", json.dumps(vars(written)))
         os.replace(part, out / wanted.name)
     finally:
         part.unlink(missing_ok=True)
@@ -315,9 +333,9 @@ def _write_shard(
 
 
 def _key(path: str, number: int) -> str:
-    """Such as ``cat/00000017-tabby``: what a WebDataset key may be, with no dot after the folder."""
-    folders, name = os.path.split(path)
-    return f"{folders.split(os.sep)[1]}/{number:08}-{os.path.splitext(name)[0].replace('.', '_')}"
+    """Return a WebDataset key such as ``cat/00000017-tabby``, without dots after the directory."""
+    directories, name = os.path.split(path)
+    return f"{directories.split(os.sep)[1]}/{number:08}-{os.path.splitext(name)[0].replace('.', '_')}"
 
 
 def _header(name: str, size: int) -> bytes:
@@ -336,7 +354,7 @@ _DTYPES = (np.uint64, np.uint32, np.int32, np.uint32)
 def _write_index(
     out: Path, class_names: Sequence[str], side: int, quality: int, digest: str, shards: Sequence[Written]
 ) -> dict[str, Any]:
-    """The two index files, ``shards.json`` last, then away with what the making needed."""
+    """Write the two index files, ``shards.json`` last, then remove the records and outdated shards."""
     splits: dict[str, Any] = {}
     arrays = {}
     for split in SPLITS:
@@ -351,10 +369,10 @@ def _write_index(
                 arrays[f"{split}_{name}"] = np.concatenate([np.array(getattr(shard, name), dtype) for shard in own])
             absent = np.setdiff1d(np.arange(len(class_names)), arrays[f"{split}_label"])
             if len(absent):
-                raise DataError(f"{split}/{class_names[absent[0]]} has no picture that can be read.")
+                raise DataError(f"{split}/{class_names[absent[0]]} has no image that can be read.")
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    _replace(out / ARRAYS, buffer.getvalue())
+    write_atomic(out / ARRAYS, buffer.getvalue())
     skipped = [entry for shard in shards for entry in shard.skipped]
     index = {
         "format": FORMAT, "side": side, "quality": quality, "class_names": list(class_names), "digest": digest,
@@ -365,63 +383,48 @@ def _write_index(
     for stale in out.glob("*-?????.tar"):
         if stale.name.partition("-")[0] in SPLITS and stale.name not in current:
             stale.unlink()
-    _write_json(out / INDEX, index)
+    write_atomic(out / INDEX, json.dumps(index))
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     if skipped:
-        log.warning(f"warning: {len(skipped):,} pictures that cannot be read were left out; {out / INDEX} names them")
+        log.warning(f"warning: {len(skipped):,} unreadable images were skipped; {out / INDEX} names them")
     return json.loads(json.dumps(index))
 
 
-def _write_json(path: Path, content: Any) -> None:
-    _replace(path, json.dumps(content).encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """The content, or None where there is none or a damaged one."""
+    """Return the object in a JSON file, or None if it is absent or corrupt."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes()) if path.is_file() else None
         return found if isinstance(found, dict) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-# --- pictures to JPEG -------------------------------------------------------------------------------------------
+# --- images to JPEG -------------------------------------------------------------------------------------------------
 
 
 def encode(path: str, side: int, quality: int) -> bytes | str:
-    """A picture file as a JPEG file of ``side``×``side``; or why it cannot be read, one line with its name."""
+    """Return an image file as a JPEG file of ``side``×``side``, or one line that says why it cannot be read."""
     try:
-        picture = read_image(path)
-        if picture.size == (side, side) and (content := _ready_jpeg(path)):
+        image = read_image(path)
+        if image.size == (side, side) and (content := _ready_jpeg(path)):
             return content
     except DataError as error:
         return str(error)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     file = io.BytesIO()
-    central_square(picture, side).save(file, "JPEG", quality=quality, subsampling=0 if side < 128 else 2)
+    central_square(image, side).save(file, "JPEG", quality=quality, subsampling=0 if side < 128 else 2)
     return file.getvalue()
 
 
 def _ready_jpeg(path: str) -> bytes | None:
-    """The file itself where it is a JPEG in colour that nothing has to be done to: it loses nothing then."""
+    """Return the file unchanged if it is an upright RGB JPEG, which avoids a second lossy compression; else None."""
+    if Path(path).stat().st_size > MAX_ENCODED:
+        return None
     content = Path(path).read_bytes()
-    with Image.open(io.BytesIO(content)) as picture:
-        upright = picture.getexif().get(0x0112, 1) == 1
-        return content if picture.format == "JPEG" and picture.mode == "RGB" and upright else None
+    with Image.open(io.BytesIO(content)) as image:
+        upright = image.getexif().get(0x0112, 1) == 1
+        return content if image.format == "JPEG" and image.mode == "RGB" and upright else None
 
 
 def _encode_many(paths: Sequence[str], side: int, quality: int) -> list[bytes | str]:
@@ -430,19 +433,19 @@ def _encode_many(paths: Sequence[str], side: int, quality: int) -> list[bytes | 
 
 @contextmanager
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Pillow reads and scales without Python's lock: about nine threads are busy at a time, and nothing is copied."""
+    """Yield a thread pool. Pillow decodes and scales without the GIL, so about nine threads are busy at a time."""
     pool = ThreadPoolExecutor(count, "encode")
     try:
         yield pool
-    finally:  # after a signal or an error: what is under way ends, nothing new begins
+    finally:  # after a signal or an error, running tasks finish and no new ones start
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_order(
     pool: ThreadPoolExecutor, jobs: Iterable[Sequence[str]], side: int, quality: int, ahead: int
 ) -> Iterator[list[bytes | str]]:
-    """Results in the order of the jobs, with at most ``ahead`` of them under way, to bound the memory."""
-    waiting: deque[Future] = deque()
+    """Yield results in the order of the jobs, with at most ``ahead`` in flight, which bounds the memory."""
+    waiting: deque[Future[list[bytes | str]]] = deque()
     for job in jobs:
         waiting.append(pool.submit(_encode_many, job, side, quality))
         if len(waiting) > ahead:
