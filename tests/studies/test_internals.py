@@ -1,0 +1,53 @@
+"""Private API of Hydra and torch: each test fails by name if an upgrade removes what studies rely on."""
+
+import gc
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from torch import nn
+
+from alexnet_pl.studies.hydra_callback import StudyCallback
+from alexnet_pl.studies.internals import clear_traced_modules
+
+
+def test_hydra_basic_sweeper_split_arguments():
+    parsed = OverridesParser.create().parse_overrides(["seed=1,2", "model/norm=lrn,none", "x=3"])
+    assert BasicSweeper.split_arguments(parsed, None)[0] == [
+        [f"seed={seed}", f"model/norm={norm}", "x=3"] for seed in (1, 2) for norm in ("lrn", "none")
+    ]
+
+
+def test_hydra_job_return_configs(tmp_path: Path):
+    """Hydra keeps one per trial until a sweep ends; with its configs each holds 1,300 objects."""
+    (tmp_path / "c.yaml").write_text("a: 1")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        cfg = compose("c")
+    kept = JobReturn(overrides=["a=1"], cfg=cfg, hydra_cfg=cfg)
+    StudyCallback().on_job_end(cfg, job_return=kept)
+    assert kept.cfg is None
+    assert kept.hydra_cfg is None
+
+
+def test_torch_jit_class_registry():
+    """torch.jit.trace, with which TensorBoard draws the network's graph, registers one class per module for ever."""
+
+    def wrappers() -> int:
+        gc.collect()
+        return sum(type(thing) is type and thing.__name__ == "QualnameWrapper" for thing in gc.get_objects())
+
+    def trace() -> None:
+        torch.jit.trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.zeros(1, 2))
+
+    trace()
+    clear_traced_modules()
+    before = wrappers()
+    trace()
+    assert wrappers() > before, "torch frees traced modules by itself: clear_traced_modules is no longer needed"
+    clear_traced_modules()
+    assert wrappers() == before
+    trace()  # tracing still works
+    clear_traced_modules()
