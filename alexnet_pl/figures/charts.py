@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from alexnet_pl.runtime.errors import UserError, printable
@@ -99,7 +100,7 @@ def plot_training_curves(curves: Curves) -> Figure:
     return figure
 
 
-def _plot(axes: Axes, curves: Curves, name: str, color: str, style: str):
+def _plot(axes: Axes, curves: Curves, name: str, color: str, style: str) -> Line2D:
     """Draw one column against its epochs. Up to three points get markers, since a single one makes no line."""
     values = curves.get(name, [])
     epochs = curves.get("epoch") or list(range(1, len(values) + 1))

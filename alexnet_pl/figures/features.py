@@ -146,7 +146,8 @@ def pca(features: Tensor) -> Tensor:
     """
     centered = features.double() - features.double().mean(0)
     left, scale, _ = torch.linalg.svd(centered, full_matrices=False)
-    return (left * scale)[:, : max(1, len(features) - 1)].float()
+    coordinates: Tensor = left * scale
+    return coordinates[:, : max(1, len(features) - 1)].float()
 
 
 # --- histograms -----------------------------------------------------------------------------------------------------

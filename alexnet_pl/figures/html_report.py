@@ -4,24 +4,22 @@ A run directory may come from a stranger. Its text is shown, escaped and never o
 """
 
 import base64
-import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from alexnet_pl.figures.charts import Curves, plot_learning_curves, plot_training_curves, read_curves
 from alexnet_pl.figures.image_grids import png
 from alexnet_pl.figures.run_figures import TITLES, save
 from alexnet_pl.runtime.errors import UserError, one_line, printable
 from alexnet_pl.runtime.files import write_atomic
-from alexnet_pl.runtime.run_folder import CONFIG, RESULT, read_commands
+from alexnet_pl.runtime.run_folder import CONFIG, read_commands, read_config, read_result
 from alexnet_pl.runtime.system import package_versions
 
 REPORT = "report.html"
@@ -77,7 +75,7 @@ def render(run_dir: Path, curves: Curves, unavailable: dict[str, str]) -> str:
         unavailable: as for :func:`write_report`.
     """
     config_text = _read(run_dir / CONFIG, MAX_TEXT_BYTES).decode(errors="replace")
-    result, config = _as_dict(_parse(json.loads, _read(run_dir / RESULT, MAX_TEXT_BYTES))), _read_config(config_text)
+    result, config = _read_or_empty(read_result, run_dir), _read_or_empty(read_config, run_dir)
     commands = read_commands(run_dir)
     best_so_far, metrics = _headline(result, curves)
     figures, missing = _load_figures(run_dir / FIGURES, unavailable)
@@ -99,7 +97,7 @@ def render(run_dir: Path, curves: Curves, unavailable: dict[str, str]) -> str:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("alexnet_pl.figures"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_clean,
@@ -199,7 +197,8 @@ def describe_variant(model: dict[str, Any]) -> str:
 
 def _load_figures(folder: Path, unavailable: dict[str, str]) -> tuple[list[Row], list[Row]]:
     """Return title and base64 text of the figures in ``folder``, and title and reason of the others."""
-    figures, missing = [], []
+    figures: list[Row] = []
+    missing: list[Row] = []
     for name, title in TITLES.items():
         content = _read(folder / f"{name}.png", MAX_FIGURE_BYTES)
         if content.startswith(PNG_SIGNATURE):
@@ -221,15 +220,11 @@ def _read(path: Path, limit: int) -> bytes:
         return b""
 
 
-def _read_config(text: str) -> dict[str, Any]:
-    return _as_dict(_parse(yaml.safe_load, text))
-
-
-def _parse(load: Any, text: bytes | str) -> Any:
+def _read_or_empty(read: Callable[[Path], dict[str, Any] | None], run_dir: Path) -> dict[str, Any]:
     try:
-        return load(text)
-    except (ValueError, yaml.YAMLError, RecursionError):  # corrupt: the page goes without it
-        return None
+        return read(run_dir) or {}
+    except UserError:  # corrupt or not found: the page goes without it
+        return {}
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -123,7 +124,7 @@ def plot_nearest_images(
             page[y : y + side, x : x + side] = image
     # Label them.
     figure, axes = _page_figure(page)
-    style = {"va": "top", "fontsize": 8.5, "parse_math": False}
+    style: dict[str, Any] = {"va": "top", "fontsize": 8.5, "parse_math": False}
     axes.text(side / 2, 0, "test image", ha="center", **style)
     title = f"nearest training images by Euclidean distance in {space}; orange: another class"
     axes.text(side + gap, 0, title, ha="left", **style)

@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import NO_FIGURES, SHORT_RUN, config, read_report
+from helpers import SHORT_RUN, config, read_report
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -16,7 +17,9 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from alexnet_pl.figures.run_figures import DRAWN_BY, TITLES
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import finished_result
-from alexnet_pl.training.callbacks.tensorboard import HP_METRICS, LAYOUT, hyperparameters, open_row
+from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint
+from alexnet_pl.training.callbacks.dashboard import Dashboard
+from alexnet_pl.training.callbacks.tensorboard import HP_METRICS, LAYOUT, add_best_accuracy, hyperparameters, open_row
 from alexnet_pl.training.checkpoint_io import read_checkpoint
 from alexnet_pl.training.run import run
 
@@ -180,22 +183,24 @@ def test_a_short_test_limits_the_search_for_neighbors(tmp_path, monkeypatch):
         return None
 
     monkeypatch.setattr("alexnet_pl.training.callbacks.dashboard.extract_features", counting)
-    from alexnet_pl.training.callbacks.dashboard import Dashboard
-
     monkeypatch.setattr(Dashboard, "_sample_features", lambda *arguments: torch.zeros(128, 3))
     run(config(*SHORT_RUN, "callbacks.dashboard.num_neighbor_images=500", run_dir=tmp_path / "a", figures=True))
     run(config(*SHORT_RUN, "callbacks.dashboard.num_neighbor_images=7", run_dir=tmp_path / "b", figures=True))
-    whole = ("trainer.limit_test_batches=1.0", "callbacks.dashboard.num_neighbor_images=500")
+    whole = ("trainer=default", "trainer.max_epochs=1", "callbacks.dashboard.num_neighbor_images=500")
     run(config(*SHORT_RUN, *whole, run_dir=tmp_path / "c", figures=True))
     assert counts == [128, 7, 500]
 
 
 def test_the_best_accuracy_is_that_of_the_best_checkpoint(tmp_path):
     """With another monitor, the highest accuracy of any epoch is not the accuracy of the weights that were kept."""
-    settings = ("callbacks.best.monitor=val/loss", "callbacks.best.mode=max", "trainer.max_epochs=3")
-    run(config(*SHORT_RUN, *settings, NO_FIGURES, "optimizer.lr=0.01", run_dir=tmp_path / "run"))
-    result = finished_result(tmp_path / "run")
-    assert read_events(tmp_path / "run").Scalars("hp/val_acc_best")[-1].value == pytest.approx(result["val/acc"])
+    best = BestCheckpoint(tmp_path, monitor="val/loss", mode="min")
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *arguments: written.append(arguments))
+    trainer = SimpleNamespace(callbacks=[best], callback_metrics={"val/acc": torch.tensor(0.5)})
+    add_best_accuracy(writer, trainer, 1)  # before the first validation
+    best.metrics = {"val/acc": 0.25}
+    add_best_accuracy(writer, trainer, 2)
+    assert written == [("hp/val_acc_best", 0.25, 2)]
 
 
 def test_figures_of_a_ten_crop_test_show_the_center_crop(tmp_path):

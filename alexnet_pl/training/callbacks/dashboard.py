@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from alexnet_pl.data.datamodule import logit_names, plain_batches
+from alexnet_pl.data.datamodule import ImageDataModule, logit_names, plain_batches
 from alexnet_pl.data.transforms import denormalize, normalize, select_center_crop
 from alexnet_pl.distributed.collectives import all_gather
 from alexnet_pl.figures.features import (
@@ -23,6 +23,7 @@ from alexnet_pl.figures.run_figures import NUM_AUGMENTED, FigureInputs, TestPred
 from alexnet_pl.runtime.errors import one_line
 from alexnet_pl.runtime.logging import Heartbeat
 from alexnet_pl.training.callbacks.tensorboard import (
+    add_best_accuracy,
     add_graph,
     add_histogram,
     add_images,
@@ -32,6 +33,7 @@ from alexnet_pl.training.callbacks.tensorboard import (
     describe_run,
     find_writer,
 )
+from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.loggers import MetricsCSV
 
 log = logging.getLogger(__name__)
@@ -71,16 +73,9 @@ class Dashboard(Callback):
         self.num_neighbor_images = num_neighbor_images
         self.unavailable: dict[str, str] = {}
         self.augmented: tuple[Tensor, Tensor] | None = None
-        self._best = 0.0
         self._step = 0
         self._probe: Tensor | None = None
         self._predictions: TestPredictions | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict["best"]
 
     # --- during training --------------------------------------------------------------------------------------------
 
@@ -98,14 +93,8 @@ class Dashboard(Callback):
         if batch_idx == 0 and self._is_histogram_due(trainer):
             self._probe = batch[0][batch[1] >= 0][:PROBE_SIZE]
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        self._best = max(self._best, float(trainer.callback_metrics.get("val/acc", 0.0)))
-        step = trainer.global_step
-        self._write("scalars", trainer, lambda writer: writer.add_scalar("hp/val_acc_best", self._best, step))
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write("scalars", trainer, lambda writer: add_best_accuracy(writer, trainer, trainer.global_step))
         if self._probe is not None:
             self._write("histograms", trainer, lambda writer: self._add_histograms(writer, trainer, pl_module))
         self._probe = None
@@ -116,11 +105,13 @@ class Dashboard(Callback):
 
     def _add_histograms(self, writer: SummaryWriter, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        for name, parameter in pl_module.net.named_parameters():
+        net = _net(pl_module)
+        for name, parameter in net.named_parameters():
             module, _, kind = name.rpartition(".")
             add_histogram(writer, f"{kind}s/{layer_name(module)}", compute_histogram(parameter), step)
+        assert self._probe is not None
         with trainer.precision_plugin.forward_context():
-            stats = activation_stats(pl_module.net, self._probe)
+            stats = activation_stats(net, self._probe)
         for name, layer in stats.items():
             add_histogram(writer, f"activations/{name}", layer.histogram, step)
             if layer.dead is not None:
@@ -132,7 +123,7 @@ class Dashboard(Callback):
     # --- the test and after it --------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._predictions = TestPredictions(trainer.datamodule.mean, trainer.datamodule.std) if self.figures else None
+        self._predictions = TestPredictions(_data(trainer).mean, _data(trainer).std) if self.figures else None
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
@@ -155,6 +146,7 @@ class Dashboard(Callback):
     def _close_row(self, writer: SummaryWriter, trainer: Trainer) -> None:
         rows = [row for logger in trainer.loggers if isinstance(logger, MetricsCSV) for row in logger.rows.values()]
         seconds = sum(row.get("epoch_seconds", 0.0) for row in rows)
+        add_best_accuracy(writer, trainer, self._step)
         close_hparams_row(writer, float(trainer.callback_metrics["test/acc"]), seconds, self._step)
 
     def _draw(self, predictions: TestPredictions, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,7 +169,7 @@ class Dashboard(Callback):
     def _collect_inputs(
         self, predictions: TestPredictions, trainer: Trainer, pl_module: LightningModule
     ) -> FigureInputs:
-        data, missing = trainer.datamodule, {}
+        data, missing = _data(trainer), {}
         augmented = features = training = None
         if self.augmented is not None:
             images, labels = self.augmented
@@ -196,25 +188,26 @@ class Dashboard(Callback):
             except Exception as error:  # the other figures do not need them
                 missing["training"] = missing["features"] = f"feature extraction failed: {one_line(error)[:300]}"
         names = logit_names(pl_module.hparams["class_names"], predictions.probabilities.shape[1])
-        return FigureInputs(pl_module.net, names, predictions, features, training, augmented, missing)
+        return FigureInputs(_net(pl_module), names, predictions, features, training, augmented, missing)
 
     def _sample_features(
         self, predictions: TestPredictions, trainer: Trainer, pl_module: LightningModule
     ) -> Tensor | None:
-        data, sample, device = trainer.datamodule, predictions.sample, pl_module.device
+        data, sample, device = _data(trainer), predictions.sample, pl_module.device
+        assert sample.images is not None
         images = normalize(sample.images.to(device), data.mean, data.std)
         batches = zip(images.split(PROBE_SIZE), sample.labels.to(device).split(PROBE_SIZE), strict=True)
-        bank = extract_features(pl_module.net, batches, data.mean, data.std, len(images))
+        bank = extract_features(_net(pl_module), batches, data.mean, data.std, len(images))
         return bank.features if bank else None
 
     def _training_features(
         self, predictions: TestPredictions, trainer: Trainer, pl_module: LightningModule
     ) -> FeatureBank | None:
-        data, count = trainer.datamodule, self.num_neighbor_images
+        data, count = _data(trainer), self.num_neighbor_images
         if trainer.num_test_batches[0] < len(data.test_dataloader()):
             count = min(count, len(predictions.labels))
         batches = plain_batches(data, data.train_dataloader(), pl_module.device)
-        return extract_features(pl_module.net, _log_progress(batches, count), data.mean, data.std, count)
+        return extract_features(_net(pl_module), _log_progress(batches, count), data.mean, data.std, count)
 
     # --- guards -----------------------------------------------------------------------------------------------------
 
@@ -235,6 +228,14 @@ class Dashboard(Callback):
             if what not in self.unavailable:
                 log.warning(f"warning: {what} unavailable on the dashboard: {one_line(error)[:300]}")
             self.unavailable[what] = f"failed: {one_line(error)[:300]}"
+
+
+def _net(pl_module: LightningModule) -> nn.Module:
+    return cast(ImageClassifier, pl_module).net
+
+
+def _data(trainer: Trainer) -> ImageDataModule:
+    return cast(Any, trainer).datamodule  # type: ignore[no-any-return]  # Lightning does not declare the attribute
 
 
 def _log_progress(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from alexnet_pl.data.loaders import epoch_seed
 from alexnet_pl.runtime.errors import invalid_value
 from alexnet_pl.runtime.logging import Heartbeat
+from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.lightning_internals import loss_scale, unscales_in_step
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,8 @@ class EpochReport(Callback):
         self._recent.append(seconds)
         parts = [_epoch(trainer), f"{seconds:6.1f} s", f"{rate:6,.0f} images/s"]
         # Lightning logs the module's own training metrics after this hook. Computing them here caches the values.
-        parts.append(f"train loss {float(pl_module.train_metrics.compute()['loss']):.4f}")
+        training_metrics = cast(ImageClassifier, pl_module).train_metrics.compute()
+        parts.append(f"train loss {float(training_metrics['loss']):.4f}")
         if self._validated:  # otherwise the values are those of an earlier epoch
             metrics = trainer.callback_metrics
             parts += [f"val {n} {float(metrics[f'val/{n}']):.4f}" for n in ("loss", "acc") if f"val/{n}" in metrics]

@@ -67,6 +67,7 @@ class NaNMonitor(Callback):
                     self._stop(trainer, last_update, "gradient", "nan")
                 self._stop(trainer, self._batch, "loss", self.KINDS[int(loss.isinf())])
             return
+        assert self._first is not None
         loss = loss.detach()
         code = 2 * self._batch + loss.isinf()
         self._first = torch.where(loss.isfinite(), self._first, torch.minimum(self._first, code))
@@ -115,7 +116,7 @@ class NaNMonitor(Callback):
         """Raise the error for a batch of the current epoch, counted from 0."""
         per_step = trainer.accumulate_grad_batches
         step = self._step - (self._batch // per_step - batch // per_step)
-        loader = trainer.train_dataloader
+        loader: Any = trainer.train_dataloader  # a BatchLoader; Lightning declares Any or None
         start = loader.images_before(batch)  # an epoch resumed with another batch size is shifted
         images = torch.cat(loader.batches())[start : start + loader.batch_size].tolist()
         listed = ", ".join(map(str, images[:8])) + (", …" if len(images) > 8 else "")

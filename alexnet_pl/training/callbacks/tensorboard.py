@@ -4,7 +4,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
@@ -20,6 +20,8 @@ from alexnet_pl.figures.features import Histogram, feature_layer, list_layers, p
 from alexnet_pl.figures.run_figures import FigureInputs
 from alexnet_pl.runtime.commands import current_command
 from alexnet_pl.runtime.errors import printable
+from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint
+from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.lightning_internals import add_summary
 from alexnet_pl.training.resume import named_on_the_command_line
 
@@ -76,8 +78,17 @@ def describe_run(writer: SummaryWriter, pl_module: LightningModule, step: int) -
         ("command", current_command()),
     ):
         writer.add_text(title, "\n".join(f"    {line}" for line in text.splitlines()), step)
-    rows = [f"| {name} | {layer} | {count:,} |" for name, layer, count in list_layers(pl_module.net)]
+    rows = [
+        f"| {name} | {layer} | {count:,} |" for name, layer, count in list_layers(cast(ImageClassifier, pl_module).net)
+    ]
     writer.add_text("model", "\n".join(["| layer | | parameters |", "|---|---|---:|", *rows]), step)
+
+
+def add_best_accuracy(writer: SummaryWriter, trainer: Trainer, step: int) -> None:
+    """Write the validation accuracy of the weights in ``best.ckpt``, which result.json reports as ``val/acc``."""
+    for callback in cast(Any, trainer).callbacks:  # Lightning does not declare the attribute
+        if isinstance(callback, BestCheckpoint) and "val/acc" in callback.metrics:
+            writer.add_scalar("hp/val_acc_best", callback.metrics["val/acc"], step)
 
 
 def close_hparams_row(writer: SummaryWriter, accuracy: float, seconds: float, step: int) -> None:
@@ -173,6 +184,8 @@ def add_images(writer: SummaryWriter, drawn: dict[str, bytes], step: int) -> Non
 
 def add_pr_curves(writer: SummaryWriter, inputs: FigureInputs, step: int) -> None:
     """Write a precision-recall curve per class, for the ``PR_CLASSES`` classes with the lowest recall."""
+    if inputs.test is None:
+        return
     labels, probabilities = inputs.test.labels, inputs.test.probabilities.nan_to_num(0)
     is_right = probabilities.argmax(1) == labels
     recall = {label: float(is_right[labels == label].float().mean()) for label in labels.unique().tolist()}
@@ -183,9 +196,10 @@ def add_pr_curves(writer: SummaryWriter, inputs: FigureInputs, step: int) -> Non
 
 def add_projector(writer: SummaryWriter, inputs: FigureInputs, step: int) -> None:
     """Write the sample's features with thumbnails; their principal axes preserve every pairwise distance."""
-    sample = inputs.test.sample
-    if inputs.features is None or not inputs.features.isfinite().all():
+    if inputs.test is None or inputs.features is None or not inputs.features.isfinite().all():
         return
+    sample = inputs.test.sample
+    assert sample.images is not None  # the features are theirs
     names = [printable(" ".join(name.split())) for name in inputs.names]
     images = torch.nn.functional.interpolate(sample.images.float(), [THUMBNAIL, THUMBNAIL], mode="area") / 255
     predictions = sample.probabilities.argmax(1).tolist()
@@ -200,6 +214,8 @@ def add_projector(writer: SummaryWriter, inputs: FigureInputs, step: int) -> Non
 
 def add_graph(writer: SummaryWriter, inputs: FigureInputs) -> None:
     """Write the network's graph, traced with an image of zeros."""
+    if inputs.test is None or inputs.test.sample.images is None:
+        return
     parameter = next(inputs.net.parameters())
     shape = inputs.test.sample.images.shape[1:]
     example = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
