@@ -82,10 +82,10 @@ test-browser: setup ## test the web pages in headless Chromium; installs Gradio,
 test-lowest: setup ## run the security tests with the oldest supported dependencies (downloads an older PyTorch)
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	$(BIN)/uv venv --quiet --python $(BIN)/python "$$scratch/venv" && \
-	$(BIN)/uv pip install --quiet --python "$$scratch/venv/bin/python" --resolution lowest-direct '.[dev]' && \
+	$(BIN)/uv pip install --quiet --python "$$scratch/venv/bin/python" --resolution lowest-direct --editable '.[dev]' && \
 	echo "oldest supported:" && $(BIN)/uv pip list --quiet --python "$$scratch/venv/bin/python" | \
 		grep -E '^(torch|torchvision|lightning|hydra-core|omegaconf|filelock|fsspec|pillow) ' && \
-	"$$scratch/venv/bin/python" -m pytest -m security $(ARGS)
+	"$$scratch/venv/bin/python" -m pytest -m security -W ignore::DeprecationWarning $(ARGS)
 
 lock: setup ## resolve pyproject.toml into requirements.lock, with the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --quiet -o requirements.lock
