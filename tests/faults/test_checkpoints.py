@@ -66,7 +66,7 @@ def test_killed_twenty_times(tmp_path):
     whole = Run(*settings, run_dir=tmp_path / "whole")
     assert whole.wait() == 0
     moments = random.Random(0)
-    run_dir, kills, step = tmp_path / "killed", 0, 0
+    run_dir, kills, step = tmp_path / "killed", 0, -1  # the first checkpoint is of step 0
     while kills < 20 and finished_result(run_dir) is None:
         run = Run(*(["resume=here"] if (run_dir / "config.yaml").exists() else settings), run_dir=run_dir)
         before = step
