@@ -25,8 +25,8 @@ from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.runtime.errors import ConfigError, one_line
 from alexnet_pl.runtime.run_folder import METRICS
 from alexnet_pl.runtime.system import raise_malloc_thresholds
-from alexnet_pl.training.callbacks.averaging import averaging_last, check_supported
-from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, FinalValidation, ResumeCheckpoint
+from alexnet_pl.training.callbacks.averaging import check_supported
+from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint, TrainingEnd
 from alexnet_pl.training.callbacks.dashboard import Dashboard
 from alexnet_pl.training.callbacks.monitoring import EpochReport, Norms, ReseedEachEpoch
 from alexnet_pl.training.checkpoint_io import SafeCheckpointIO
@@ -129,10 +129,10 @@ def build_trainer(cfg: DictConfig, callbacks: dict[str, Callback], loggers: list
 
     on_terminal = get_console().is_terminal
     bar = [EpochProgressBar()] if on_terminal else []
-    # The report counts a batch before the checkpoint callback saves the count, and a run's last validation is requested
-    # before that callback looks at the step.
-    every_run = [EpochReport(), Norms(), FinalValidation()]
-    together = averaging_last([*every_run, *callbacks.values(), ReseedEachEpoch(cfg.seed), *bar])
+    # The resume checkpoint comes last, so that it saves what the other callbacks do after the same step.
+    resume = callbacks["resume"]
+    others = [callback for callback in callbacks.values() if callback is not resume]
+    together = [TrainingEnd(resume), EpochReport(), Norms(), *others, resume, ReseedEachEpoch(cfg.seed), *bar]
     trainer = instantiate(
         cfg.trainer,
         callbacks=together,

@@ -15,7 +15,7 @@ from alexnet_pl.training.run import run
 
 SMALL = (
     *("model=alexnet_lrn", "model.channels=[4,6,8,8,6]", "model.fc_width=16", "data=digits"),
-    *("trainer=smoke", "trainer.limit_train_batches=6", "trainer.accelerator=cpu", "trainer.precision=32-true"),
+    *("trainer=smoke", "trainer.fast_dev_run=6", "trainer.accelerator=cpu", "trainer.precision=32-true"),
 )
 
 
@@ -53,8 +53,8 @@ def test_compilation_keeps_the_loss_curve_even_if_the_compiler_fails(compiler, p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("compile=fast", "compile=fast is not possible: it is null or one of default, reduce-overhead, max-autotune"),
-        ("channels_last=maybe", "channels_last=maybe is not possible: it is true, false or auto"),
+        ("compile=fast", "compile=fast is invalid: expected null or one of: default, reduce-overhead, max-autotune"),
+        ("channels_last=maybe", "channels_last=maybe is invalid: expected true, false or auto"),
         ("callbacks.nan_monitor.check_every_n_steps=0", "callbacks.nan_monitor.check_every_n_steps=0 is not possible"),
         ("callbacks.resume.min_interval_seconds=-1", "callbacks.resume.min_interval_seconds=-1 is not possible"),
     ],

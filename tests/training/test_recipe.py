@@ -154,18 +154,19 @@ def test_the_linear_rule():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("scheduler.warmup_epochs=-1", "scheduler.warmup_epochs=-1 is not possible: it is 0 or more epochs."),
+        ("scheduler.warmup_epochs=-1", "scheduler.warmup_epochs=-1 is invalid: expected 0 or more epochs."),
         ("scheduler.warmup_epochs=inf", "scheduler.warmup_epochs=inf"),
-        ("scheduler.warmup_epochs=soon", "scheduler.warmup_epochs=soon is not possible: it is a number"),
-        ("scheduler.warmup_lr=0", "scheduler.warmup_lr=0 is not possible: it is a number above 0."),
+        ("scheduler.warmup_epochs=soon", "scheduler.warmup_epochs=soon is invalid: expected a number"),
+        ("scheduler.warmup_lr=0", "scheduler.warmup_lr=0 is invalid: expected a number above 0."),
         ("scheduler.max_reductions=-1", "scheduler.max_reductions=-1"),
         ("scheduler.factor=2", "scheduler.factor=2"),
-        ("scheduler.monitor=val/eror", "scheduler.monitor=val/eror is never logged. Did you mean val/error[?]"),
+        ("scheduler.monitor=val/eror", "scheduler.monitor=val/eror is invalid: it is never logged. Did you mean val/error[?]"),
         (
             "scheduler.monitor=val/acc",
-            "scheduler.mode=min takes the worst val/acc for the best: set scheduler.mode=max",
+            "scheduler.mode=min .the default. is invalid: expected max. It would keep the worst val/acc. "
+            "Set .scheduler.mode=max",
         ),
-        ("+scheduler.patients=3", "scheduler.patients=3 is not possible: WarmupPlateau has no argument patients."),
+        ("+scheduler.patients=3", "scheduler.patients=3 is invalid: WarmupPlateau has no argument patients."),
         ("optimizer.momentum=-1", "Invalid momentum value: -1"),
     ],
 )

@@ -150,6 +150,7 @@ def test_latest_checkpoint_is_of_the_last_epoch(finished):
     assert torch.load(run_dir / "checkpoints" / "latest.ckpt", weights_only=True)["position"] == {
         "epoch": 3,
         "batch": 0,
+        "images": 0,
         "step": 60,
     }
 
@@ -195,7 +196,8 @@ def test_settings_that_cannot_work_are_refused_before_data_is_read(tmp_path, mon
 def test_the_learning_rate_falls_when_the_validation_loss_stands_still(tmp_path):
     """After the first epoch and three without improvement (patience 2), as in the tutorial's log."""
     still = "optimizer.lr=1e-6"  # too small to improve the loss by ReduceLROnPlateau's 1 in 10,000
-    run(config(*RUN[:4], "trainer=smoke", "trainer.max_epochs=5", still, run_dir=tmp_path / "run"))
+    few = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+    run(config(*RUN[:4], *few, "trainer.max_epochs=5", still, run_dir=tmp_path / "run"))
     rates = [float(row["lr"]) for row in read_metrics(tmp_path / "run")]
     assert rates == pytest.approx([1e-6, 1e-6, 1e-6, 1e-6, 1e-7])
 
@@ -299,7 +301,7 @@ def test_the_log_reads_well_and_without_control_characters(tmp_path):
         (["data.image_size=32"], "error: model.image_size=32 is invalid: expected 47 pixels or more for AlexNet"),
         (["model/norm=layer"], "error: model/norm=layer is invalid: expected one of: batch, lrn, lrn_printed, none."),
         (["model=vgg"], "error: model=vgg is invalid: expected one of: alexnet_bn, alexnet_imagenet_bn, "),
-        (["+model.depth=8"], "error: model.depth=8 is not possible: AlexNet has no argument depth."),
+        (["+model.depth=8"], "error: model.depth=8 is invalid: AlexNet has no argument depth."),
         (["model.widht=8"], "error: model.widht=8: key model.widht not found. Did you mean model.fc_width?"),
         (["mdoel=lenet5"], "error: mdoel=lenet5: key mdoel not found. Did you mean model?"),
         (["model/nrom=batch"], "error: model/nrom=batch: key model/nrom not found. Did you mean model/norm?"),

@@ -70,11 +70,3 @@ def check_supported(callbacks: dict[str, Callback]) -> None:
                 raise ConfigError(
                     f"callbacks.{name}={refused.__name__} is invalid: {reason}, or leave it out: ~callbacks.{name}"
                 )
-
-
-def averaging_last(callbacks: list[Any]) -> list[Any]:
-    """Return the callbacks with weight averaging at the end: it replaces the raw weights when training ends.
-
-    The resume checkpoint, which needs the raw ones, must be written before.
-    """
-    return sorted(callbacks, key=lambda callback: isinstance(callback, WeightAveraging))

@@ -87,8 +87,15 @@ def _is_fitting(trainer: Trainer) -> bool:
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
-class FinalValidation(Callback):
-    """Validates the final weights, even if ``max_steps`` ends inside an epoch or the last epoch has no validation."""
+class TrainingEnd(Callback):
+    """Validates the final weights, even if ``max_steps`` ends inside an epoch, and has the final state saved.
+
+    Args:
+        resume: saves the state, before a callback that averages weights replaces the raw ones.
+    """
+
+    def __init__(self, resume: "ResumeCheckpoint"):
+        self.resume = resume
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
@@ -100,6 +107,9 @@ class FinalValidation(Callback):
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True  # Lightning then validates before it stops
             trainer.check_val_every_n_epoch = 1
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.resume.save_last(trainer)
 
 
 class ResumeCheckpoint(Callback):
@@ -201,8 +211,11 @@ class ResumeCheckpoint(Callback):
         if _is_fitting(trainer) and batch < trainer.num_training_batches:
             self._unfinished = {"batch": batch, "epoch": trainer.current_epoch, "inside": self._state(pl_module)}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def save_last(self, trainer: Trainer) -> None:
+        """Save the state at the end of training."""
         self._save(trainer, force=self._unfinished is not None)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop.wait = False
         self._stop_if(self._agree(self.every_seconds)[0])
 

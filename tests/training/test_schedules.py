@@ -1,0 +1,111 @@
+"""Learning-rate schedules of conf/scheduler in whole runs: closed forms as oracles, also after a resume."""
+
+import math
+
+import pytest
+import torch
+from helpers import config, run_until_stopped
+from hydra.utils import instantiate
+from torch import nn
+
+from alexnet_pl.config.schedules import RunLength, schedule_factory
+from alexnet_pl.config.validate import validate
+from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.training.callbacks.checkpoint import TrainingEnd
+from alexnet_pl.training.run import run
+
+# 1,293 images: 10 batches of 128 per epoch.
+RUN = (
+    *("model=lenet5", "data=digits", "data.batch_size=128", "optimizer=sgd", "optimizer.lr=0.1"),
+    *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=3"),
+    "callbacks.resume.min_interval_seconds=0",
+)
+
+
+@pytest.fixture
+def rates(monkeypatch) -> list[float]:
+    """Collect the learning rate of every optimizer step that runs take."""
+    seen: list[float] = []
+
+    def record(self, trainer, pl_module, optimizer):
+        seen.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(TrainingEnd, "on_before_optimizer_step", record, raising=False)
+    return seen
+
+
+def one_cycle(step: int, total: int, peak: float) -> float:
+    """Return the rate of ``step`` as Smith and Topin's cycle with cosine annealing has it, from 0."""
+    rise = 0.3 * total - 1
+    start, end = peak / 25, peak / 25 / 1e4
+
+    def cosine(a: float, b: float, fraction: float) -> float:
+        return b + (a - b) / 2 * (1 + math.cos(math.pi * fraction))
+
+    return cosine(start, peak, step / rise) if step <= rise else cosine(peak, end, (step - rise) / (total - 1 - rise))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["scheduler=one_cycle"], [one_cycle(k, 30, 0.1) for k in range(30)]),
+        (["scheduler=one_cycle", "trainer.limit_train_batches=4"], [one_cycle(k, 12, 0.1) for k in range(12)]),
+        (["scheduler=one_cycle", "+trainer.max_steps=17"], [one_cycle(k, 17, 0.1) for k in range(17)]),
+        (["scheduler=one_cycle", "+trainer.accumulate_grad_batches=4"], [one_cycle(k, 9, 0.1) for k in range(9)]),
+        (["scheduler=cosine"], [0.05 * (1 + math.cos(math.pi * (k // 10) / 3)) for k in range(30)]),
+        (["scheduler=cosine", "scheduler.interval=step"], [0.05 * (1 + math.cos(math.pi * k / 30)) for k in range(30)]),
+        (["scheduler=step", "scheduler.step_size=1"], [0.1 * 0.1 ** (k // 10) for k in range(30)]),
+        (["scheduler=step", "scheduler.interval=step"], [0.1 * 0.1 ** (k // 10) for k in range(30)]),
+        (["scheduler=constant"], [0.1] * 30),
+        (["~scheduler"], [0.1] * 30),
+    ],
+)  # fmt: skip
+def test_every_step_has_the_rate_of_the_closed_form(overrides, expected, rates, tmp_path):
+    run(config(*RUN, *overrides, run_dir=tmp_path / "run"))
+    assert rates == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("step", [7, 10, 20])
+def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(name, step, rates, tmp_path, monkeypatch):
+    run(config(*RUN, f"scheduler={name}", run_dir=tmp_path / "whole"))
+    whole = rates.copy()
+    rates.clear()
+    run_until_stopped(config(*RUN, f"scheduler={name}", run_dir=tmp_path / "run"), monkeypatch, step)
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    assert rates == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scheduler=one_cycle", "scheduler.interval=epoch"], "scheduler.interval=epoch is invalid: OneCycleLR expects"),
+        (["scheduler.interval=step"], "scheduler.interval=step is invalid: ReduceLROnPlateau expects epoch"),
+        (["scheduler.interval=batch"], "scheduler.interval=batch is invalid: expected epoch or step"),
+        (["scheduler=cosine", "scheduler.T_max=soon"], "scheduler.T_max=soon is invalid"),
+        (["scheduler.patience=auto"], "scheduler.patience=auto is invalid"),
+        (["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "~scheduler.factor", "~scheduler.patience",
+          "+scheduler.max_lr=0.01", "+scheduler.total_steps=40"], "scheduler.interval=epoch is invalid: OneCycleLR"),
+    ],
+)  # fmt: skip
+def test_intervals_that_cannot_work_are_refused_before_data_is_read(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(config(*RUN, *overrides))
+
+
+def test_a_cycle_shorter_than_the_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="scheduler.total_steps=20 is invalid: expected at least 30, the steps of this"):
+        run(config(*RUN, "scheduler=one_cycle", "scheduler.total_steps=20", run_dir=tmp_path / "run"))
+
+
+def test_a_schedule_of_the_users_own_needs_no_interval():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    described = "{_target_:torch.optim.lr_scheduler.MultiStepLR,_partial_:true,milestones:[1,2]}"
+    factory = schedule_factory(instantiate(config("~scheduler", f"+scheduler={described}").scheduler))
+    assert (factory.interval, factory.auto) == ("epoch", ())
+    assert type(factory(optimizer, RunLength(3, 30))).__name__ == "MultiStepLR"
+
+
+def test_every_option_states_its_interval():
+    for name in ("plateau", "warmup_plateau", "cosine", "one_cycle", "step", "constant"):
+        assert config(f"scheduler={name}").scheduler.interval in ("epoch", "step")
