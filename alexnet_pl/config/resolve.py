@@ -1,4 +1,4 @@
-"""config.resolve."""
+"""Resolution of a config: what ``auto`` stands for on this machine, and settings that follow from others."""
 
 from pathlib import Path
 
@@ -7,19 +7,27 @@ from omegaconf import DictConfig, open_dict
 
 from alexnet_pl.distributed.environment import get_world, is_launched
 
+FAST_EPOCHS = 2
+"""Epochs of a run with ``trainer.fast_dev_run``: the second one shows that an epoch can follow another."""
+
+MIXED_PRECISION = ("16-mixed", "bf16-mixed", "16", "bf16", 16)
+
 
 def resolve_auto(cfg: DictConfig) -> None:
-    """Replace what is left to the machine or to another key by what it comes to, so that config.yaml says it.
+    """Replace, in place, every value that depends on the machine or on other keys, so that config.yaml is complete.
 
-    ``trainer.precision=auto`` and ``channels_last=auto`` become what suits the device; a ``data.image_size`` of its
-    own becomes the size that the network is built for; ``trainer.devices=auto`` the processes that this machine has or
-    is to have.
+    - ``data``: paths become absolute, because a run may be resumed from another directory.
+    - ``model.image_size`` becomes ``data.image_size``.
+    - ``trainer.fast_dev_run`` becomes limits on epochs, batches and neighbor images; see :func:`shorten`.
+    - ``trainer.devices``, ``trainer.precision`` and ``channels_last``: ``auto`` becomes what suits the machine.
+    - ``optimizer.fused=true`` becomes false if the trainer clips gradients in mixed precision.
     """
     with open_dict(cfg):
         cfg.model.image_size = cfg.data.image_size
-        for key in ("root", "shards", "cache"):  # a resumed run may be called from another folder
+        for key in ("root", "shards", "cache"):
             if (path := cfg.data.get(key)) is not None and "://" not in path:
                 cfg.data[key] = str(Path(path).expanduser().absolute())
+        shorten(cfg)
         if cfg.trainer.get("devices") in ("auto", -1):
             group = get_world()
             if group.size > 1:
@@ -30,26 +38,51 @@ def resolve_auto(cfg: DictConfig) -> None:
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
         if cfg.channels_last == "auto":
             cfg.channels_last = cfg.trainer.precision in ("16-mixed", "bf16-mixed") and on_cuda(cfg.trainer.accelerator)
+        # A fused optimizer unscales gradients inside its step, so Lightning cannot clip them before it.
+        clips = cfg.trainer.get("gradient_clip_val") and cfg.trainer.precision in MIXED_PRECISION
+        if clips and cfg.optimizer.get("fused"):
+            cfg.optimizer.fused = False
+
+
+def shorten(cfg: DictConfig) -> None:
+    """Apply ``trainer.fast_dev_run=N`` (true: 1): at most two epochs of N batches per split, whatever else is set.
+
+    Unlike in Lightning, checkpoints, loggers and the test are kept, because a smoke run is to exercise them as well.
+    The key becomes false, so that the trainer does not apply its own meaning.
+    """
+    batches = int(cfg.trainer.get("fast_dev_run") or 0)
+    if batches == 0:
+        return
+    trainer = cfg.trainer
+    trainer.fast_dev_run = False
+    epochs = trainer.get("max_epochs")
+    trainer.max_epochs = FAST_EPOCHS if epochs in (None, -1) else min(epochs, FAST_EPOCHS)
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        limit = trainer.get(key)
+        trainer[key] = min(limit, batches) if type(limit) is int else batches  # a fraction may leave no batch
+    for callback in (cfg.get("callbacks") or {}).values():
+        if callback.get("num_neighbor_images"):
+            callback.num_neighbor_images = min(callback.num_neighbor_images, batches * cfg.data.batch_size)
 
 
 def on_cuda(accelerator: str) -> bool:
-    """Whether ``trainer.accelerator`` comes to a CUDA GPU on this machine."""
+    """Return True if ``trainer.accelerator`` selects a CUDA GPU on this machine."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def processes(cfg: DictConfig) -> int:
-    """``devices`` × ``num_nodes`` of the trainer, once :func:`resolve_auto` has replaced ``auto``."""
+    """Return the world size, ``devices`` × ``num_nodes`` of the trainer, after :func:`resolve_auto`."""
     devices = cfg.trainer.get("devices", 1)
     if isinstance(devices, str):
         devices = int(devices) if devices.isdecimal() else devices.split(",")
-    return (devices if isinstance(devices, int) else len(devices)) * cfg.trainer.get("num_nodes", 1)
+    return (devices if isinstance(devices, int) else len(devices)) * int(cfg.trainer.get("num_nodes", 1))
 
 
 def default_precision(accelerator: str) -> str:
-    """``16-mixed`` on a CUDA GPU, ``bf16-mixed`` on a CPU with bf16 instructions, else ``32-true``.
+    """Return ``16-mixed`` for a CUDA GPU, ``bf16-mixed`` for a CPU with bf16 instructions, ``32-true`` otherwise.
 
-    A CPU without AMX or AVX512-bf16 emulates bf16, many times slower than float32. So does one whose instruction set
-    is capped by ``ONEDNN_MAX_CPU_ISA``: the kernels follow that cap, not the CPU.
+    A CPU without AMX or AVX512-bf16 emulates bf16, many times slower than float32. The same holds for one whose
+    instruction set is capped by ``ONEDNN_MAX_CPU_ISA``, because the kernels follow the cap.
     """
     if on_cuda(accelerator):
         return "16-mixed"

@@ -51,9 +51,7 @@ def check_arguments(path: str, node: Any) -> None:
         check_arguments(f"{path}.{key}", value)
 
 
-def _check_argument(
-    path: str, value: Any, make: Callable[..., Any], accepted: dict[str, Any], takes_any: bool
-) -> None:
+def _check_argument(path: str, value: Any, make: Callable[..., Any], accepted: dict[str, Any], takes_any: bool) -> None:
     """Check one argument: its name against ``accepted``, its value against the annotation.
 
     Raises:

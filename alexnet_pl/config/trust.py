@@ -18,12 +18,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from alexnet_pl.config.schema import HYDRA_KEYS, locate
-from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.errors import ConfigError, one_line
 
 LIGHTNING_CALLBACKS = (
-    "DeviceStatsMonitor", "EarlyStopping", "EMAWeightAveraging", "GradientAccumulationScheduler",
-    "LearningRateMonitor", "ModelSummary", "RichModelSummary", "RichProgressBar", "StochasticWeightAveraging",
-    "Timer", "TQDMProgressBar",
+    "DeviceStatsMonitor", "EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor", "ModelSummary",
+    "RichModelSummary", "RichProgressBar", "Timer", "TQDMProgressBar",
 )  # fmt: skip
 """Lightning's callbacks that write no files. ModelCheckpoint, for one, writes wherever its ``dirpath`` points."""
 
@@ -145,7 +144,7 @@ def load_plain(path: Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except Exception as error:  # PyYAML's and OmegaConf's own, in dozens of types
-        raise ConfigError(f"{path} is corrupt: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"{path} is corrupt: {one_line(error)[:200]}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} is corrupt: expected a mapping.")
     return {str(key): value for key, value in plain.items()}

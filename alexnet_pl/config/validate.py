@@ -1,5 +1,6 @@
-"""What cannot work in a configuration, found before any data is read; and what a stranger's configuration may name."""
+"""Validation of a config before any data is read: keys, types, ranges, trainer, monitors, device, optimizer."""
 
+import copy
 import inspect
 import re
 import tempfile
@@ -14,13 +15,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from alexnet_pl.config.resolve import processes
 from alexnet_pl.config.schedules import schedule_factory
 from alexnet_pl.config.schema import Settings, check_arguments, format_value, locate
 from alexnet_pl.distributed.collectives import broadcast_from_rank0
 from alexnet_pl.distributed.environment import World, get_world, is_launched
-from alexnet_pl.runtime.errors import ConfigError, did_you_mean
+from alexnet_pl.runtime.commands import hydra_override
+from alexnet_pl.runtime.errors import ConfigError, did_you_mean, invalid_value, one_line
 
 SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
 """Top-level keys that describe one object each; ``augment`` and ``scheduler`` may be null."""
@@ -28,16 +31,16 @@ SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
 COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
-VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "allow_changes",
+VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "allow_changes", "trust",
           "init_from")  # fmt: skip
-"""Top-level keys that are plain values."""
+"""Top-level keys with plain values."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""What ``torch.compile`` takes as its mode."""
+"""Modes of ``torch.compile``."""
 
-NEEDED = ("seed", "split_seed", "run_dir", "model.num_classes", "data.image_size", "callbacks.best", "callbacks.resume",
-          "logger.csv")  # fmt: skip
-"""What a run reads by name, some of it only after training."""
+REQUIRED = ("seed", "split_seed", "run_dir", "model.num_classes", "data.image_size", "callbacks.best",
+            "callbacks.resume")  # fmt: skip
+"""Keys that every run reads."""
 
 MONITORS = (
     *(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc", "acc_top5", "error", "error_top5")),
@@ -47,43 +50,44 @@ MONITORS = (
     "epoch_seconds",
     "images_per_second",
 )
-"""What :class:`alexnet_pl.training.classifier.ImageClassifier`, ``EpochReport`` and ``Norms`` log while training."""
+"""Metrics that are logged during training."""
 
 LOGGED_BEFORE_SAVING = tuple(name for name in MONITORS if name.startswith("val/"))
-"""What there is when ``BestCheckpoint`` looks, at the end of validation: the figures of training come after it."""
+"""Metrics that ``BestCheckpoint`` can monitor: it compares at the end of validation, before an epoch's others exist."""
 
 BEST_CHECKPOINT = "alexnet_pl.training.BestCheckpoint"
 
 
 def validate(cfg: DictConfig) -> None:
-    """Check everything about a run's configuration that can be known without its data.
+    """Check everything about the config of a run that can be known without its data.
 
-    What the constructors check themselves (``data.val_fraction``, ``model.dropout``, …) is left to them: they are
-    called before data is read as well.
+    Ranges that constructors check themselves (``data.val_fraction``, ``model.dropout``, …) are left to them, because
+    they are called before data is read as well.
 
     Raises:
-        ConfigError: names the first key that cannot work, its value and what is allowed.
+        ConfigError: names the first invalid key, its value and what is expected.
     """
     check_sections(cfg)
     settings: Settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_ranges(settings)
-    # The data borrow values of other sections: what is wrong there is to be named there.
+    check_trainer(settings["trainer"])
+    # The data section borrows values of others: an error in those is reported with its original key.
     for section in sorted((*SECTIONS, *COLLECTIONS), key=lambda name: name == "data"):
         check_arguments(section, settings.get(section))
     check_monitors({f"callbacks.{name}": callback for name, callback in settings["callbacks"].items()})
     check_monitors({"scheduler": settings.get("scheduler") or {}})
     check_device(settings["trainer"])
-    rehearse_optimizer(cfg)
+    rehearse_optimizer(settings)
 
 
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
 def check_sections(cfg: DictConfig) -> None:
-    """Refuse a top-level key that nothing reads, and a section that is absent or describes nothing.
+    """Check that every top-level key is used, and that every section is there and has a ``_target_``.
 
-    A key of one's own is read where another key refers to it: ``width: 64`` and ``model.fc_width: ${width}``. In a
-    configuration from a run folder the references are resolved already; it was checked before it was written.
+    A key of the user's own is used if another key refers to it, as in ``width: 64`` and ``model.fc_width: ${width}``.
+    In a config from a run directory these references are already resolved; it was checked before it was saved.
 
     Raises:
         ConfigError: names the key.
@@ -92,22 +96,24 @@ def check_sections(cfg: DictConfig) -> None:
     references = set(re.findall(r"\$\{\.*([^.:}[]+)", OmegaConf.to_yaml(cfg)))
     for key in cfg:
         if references and key not in known and key not in references:
-            hint = f" Leave it out: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(str(key), known)
-            raise ConfigError(f"{key}={format_value(cfg[key])}: nothing reads a key {key}.{hint}")
+            hint = f" Remove it: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(str(key), known)
+            raise ConfigError(f"{key}={format_value(cfg[key])} is invalid: no other key refers to {key}.{hint}")
     for key in (*SECTIONS, *(f"{name}.{entry}" for name in COLLECTIONS for entry in cfg.get(name) or ())):
         described = OmegaConf.select(cfg, key)
         if described is None and key in ("augment", "scheduler"):
             continue
         if described is None and key in SECTIONS:
-            raise ConfigError(f"{key} is missing: every run needs it.")
+            raise ConfigError(f"{key} not found: every run needs it.")
+        if isinstance(described, str):
+            raise invalid_value(key, described, "a mapping with _target_")
         if not isinstance(described, DictConfig) or "_target_" not in described:
             section, _, entry = key.rpartition(".")
             named = [name for name, value in cfg[section].items() if value and "_target_" in value] if section else []
             hint = did_you_mean(entry, (f"{section}.{name}" for name in named)) if section else ""
-            raise ConfigError(f"{key} has no _target_, so it describes nothing.{hint}")
-    for key in NEEDED:
+            raise ConfigError(f"{key}._target_ not found: every section names a class.{hint}")
+    for key in REQUIRED:
         if OmegaConf.select(cfg, key) is None:
-            raise ConfigError(f"{key} is missing: every run needs it.")
+            raise ConfigError(f"{key} not found: every run needs it.")
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
@@ -117,56 +123,120 @@ def _is_seed(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**32
 
 
-def _is_share(value: Any) -> bool:
+def _is_limit(value: Any) -> bool:
     return value >= 1 if type(value) is int else 0 < value <= 1
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+SEEDS = "a whole number from 0 to 4294967295"
+
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (_is_seed, "a whole number from 0 to 4294967295"),
-    "split_seed": (_is_seed, "a whole number from 0 to 4294967295"),
+    "seed": (_is_seed, SEEDS),
+    "split_seed": (_is_seed, SEEDS),
     "channels_last": (lambda value: value in (True, False, "auto"), "true, false or auto"),
-    "compile": (lambda mode: mode in COMPILE_MODES, f"null or one of {', '.join(COMPILE_MODES)}"),
-    "data.seed": (_is_seed, "a whole number from 0 to 4294967295"),
-    "data.split_seed": (_is_seed, "a whole number from 0 to 4294967295"),
-    "data.mean": (lambda values: len(values) == 3, "three numbers, one a channel"),
-    "data.std": (lambda values: len(values) == 3 and min(values) > 0, "three numbers above 0, one a channel"),
+    "compile": (lambda mode: mode in COMPILE_MODES, f"null or one of: {', '.join(COMPILE_MODES)}"),
+    "trust": (
+        lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names),
+        "a list of module names, as in trust=[my_module]",
+    ),
+    "data.seed": (_is_seed, SEEDS),
+    "data.split_seed": (_is_seed, SEEDS),
+    "data.mean": (lambda values: len(values) == 3, "three numbers, one per channel"),
+    "data.std": (lambda values: len(values) == 3 and min(values) > 0, "three numbers above 0, one per channel"),
     "optimizer.lr": (lambda rate: 0 < rate < float("inf"), "a number above 0"),
-    "scheduler.factor": (lambda factor: 0 < factor < 1, "above 0 and below 1"),
+    "scheduler.factor": (lambda factor: 0 < factor <= 1, "a number above 0 and up to 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),
-    "callbacks.dashboard.histogram_every_n_epochs": (lambda epochs: epochs >= 0, "a number of epochs; 0 for none"),
-    "callbacks.dashboard.num_neighbor_images": (lambda count: count >= 0, "a number of images; 0 for none"),
-    "trainer.max_epochs": (lambda epochs: epochs >= 1, "a whole number, 1 or more"),
+    "scheduler.total_steps": (lambda steps: steps == "auto" or _is_count(steps), "auto, or a number of steps ≥ 1"),
+    "scheduler.T_max": (lambda length: length == "auto" or _is_count(length), "auto, or a number of intervals ≥ 1"),
+    "callbacks.dashboard.histogram_every_n_epochs": (lambda epochs: epochs >= 0, "a number of epochs, or 0 for none"),
+    "callbacks.dashboard.num_neighbor_images": (lambda count: count >= 0, "a number of images, or 0 for none"),
+    "trainer.max_epochs": (lambda epochs: epochs >= 1 or epochs == -1, "a whole number ≥ 1, or -1 with max_steps"),
+    "trainer.max_steps": (lambda steps: steps >= 1 or steps == -1, "a whole number ≥ 1, or -1 for no limit"),
+    "trainer.fast_dev_run": (lambda batches: batches >= 0, "true, false or a number of batches"),
+    "trainer.check_val_every_n_epoch": (_is_count, "a number of epochs ≥ 1"),
+    "trainer.accumulate_grad_batches": (_is_count, "a number of batches ≥ 1"),
+    "trainer.gradient_clip_val": (lambda norm: 0 <= norm < float("inf"), "a number ≥ 0, or null"),
+    "trainer.gradient_clip_algorithm": (lambda name: name in ("norm", "value"), "norm or value"),
+    "trainer.num_sanity_val_steps": (lambda steps: steps >= -1, "a number of batches, or -1 for all"),
     **{
-        f"trainer.limit_{split}_batches": (_is_share, "a number of batches from 1, or a share above 0 up to 1.0")
+        f"trainer.limit_{split}_batches": (_is_limit, "a number of batches ≥ 1, or a fraction above 0 up to 1.0")
         for split in ("train", "val", "test")
     },
 }
-"""Values that their types allow and nothing else would refuse before training. Each: the test, and what is allowed."""
+"""Key → predicate and description of the values that types alone do not exclude and nothing refuses before training."""
 
 
 def check_ranges(settings: Settings) -> None:
-    """Hold the values of ``RANGES`` that are there against their ranges.
+    """Check the values of the keys in ``RANGES``, if they are set.
 
     Raises:
-        ConfigError: names the key, its value and what is allowed.
+        ConfigError: names the key, its value and what is expected.
     """
-    for path, (allowed, words) in RANGES.items():
+    for path, (is_valid, words) in RANGES.items():
         value: Any = settings
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         try:
-            possible = value is None or allowed(value)
-        except TypeError:  # text, where a constructor of the user's own declares no type
-            possible = False
-        if not possible:
-            raise ConfigError(f"{path}={value} is not possible: it is {words}.")
+            valid = value is None or is_valid(value)
+        except TypeError:  # text, if a constructor of the user's own declares no type
+            valid = False
+        if not valid:
+            raise invalid_value(path, value, words)
+
+
+# --- trainer --------------------------------------------------------------------------------------------------------
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+
+REFUSED_BY_TRAINER: dict[str, tuple[tuple[Any, ...], str]] = {
+    "logger": ((), "Loggers belong into the section logger."),
+    "callbacks": ((), "Callbacks belong into the section callbacks."),
+    "plugins": ((), "The run sets its own, which keeps checkpoints safe to load."),
+    "enable_checkpointing": ((), "Remove callbacks of yours to save less; best and resume are needed."),
+    "enable_progress_bar": ((), "A bar is shown on terminals."),
+    "barebones": ((False,), "Without logging and checkpoints a run has no result."),
+    "overfit_batches": ((0, 0.0), "Validation would use training images. Set trainer.limit_train_batches."),
+    "val_check_interval": ((None, 1.0), "Every validation belongs to an epoch. Set trainer.check_val_every_n_epoch."),
+    "max_time": ((None,), "How far a run gets would depend on the machine. Set trainer.max_epochs or max_steps."),
+    "reload_dataloaders_every_n_epochs": ((0,), "A resumed run could not continue inside an epoch."),
+    "limit_predict_batches": ((None, 1.0), "Training predicts nothing."),
+    "inference_mode": ((True,), "Validation needs no gradients."),
+    "model_registry": ((None,), "Checkpoints stay in the run directory."),
+}
+"""Trainer arguments that would break what a run promises → values that are harmless, and the reason or alternative."""
+
+
+def check_trainer(trainer: Settings) -> None:
+    """Check the trainer's settings against what a run supports.
+
+    Raises:
+        ConfigError: names the key, and the supported alternative if there is one.
+    """
+    for key, (harmless, reason) in REFUSED_BY_TRAINER.items():
+        # Types are compared as well: val_check_interval=1 means one batch and 1.0 an epoch.
+        if key in trainer and not any(
+            trainer[key] == value and isinstance(trainer[key], type(value)) for value in harmless
+        ):
+            expected = " or ".join(map(format_value, harmless)) or "no such key"
+            raise invalid_value(f"trainer.{key}", trainer[key], expected, reason)
+    if isinstance(strategy := trainer.get("strategy"), str) and strategy not in STRATEGIES:
+        raise invalid_value("trainer.strategy", strategy, f"one of: {', '.join(STRATEGIES)}")
+    if str(trainer.get("strategy")).startswith("ddp") and trainer.get("use_distributed_sampler", True):
+        raise invalid_value(
+            "trainer.use_distributed_sampler", True, "false", "The loaders split the batches. Set trainer=ddp."
+        )
+    if trainer.get("max_epochs", -1) in (None, -1) and trainer.get("max_steps", -1) == -1:
+        raise invalid_value("trainer.max_epochs", trainer.get("max_epochs"), "a whole number ≥ 1, or a max_steps")
 
 
 def check_monitors(watching: Settings) -> None:
-    """Refuse a monitored quantity that is never logged, and a ``mode`` that would keep its worst value.
+    """Check that monitored metrics are logged, and that ``mode`` does not keep their worst value.
 
     Args:
-        watching: key → the settings of what may monitor something.
+        watching: dotted key → settings of an object that may monitor a metric.
 
     Raises:
         ConfigError: names the key.
@@ -178,141 +248,170 @@ def check_monitors(watching: Settings) -> None:
         logged = LOGGED_BEFORE_SAVING if settings["_target_"] == BEST_CHECKPOINT else MONITORS
         if monitor not in logged:
             raise ConfigError(
-                f"{path}.monitor={monitor} is never logged{' in time' * (monitor in MONITORS)}."
+                f"{path}.monitor={monitor} is invalid: it is never logged{' in time' * (monitor in MONITORS)}."
                 f"{did_you_mean(monitor, logged)}\nLogged: {', '.join(logged)}."
             )
         best = "max" if "/acc" in monitor else "min" if "/" in monitor else None
         parameters = inspect.signature(locate(path, settings["_target_"])).parameters
         mode = settings.get("mode", parameters["mode"].default if "mode" in parameters else best)
         if best and mode != best:
-            key = f"{path}.mode"
-            raise ConfigError(f"{key}={mode} takes the worst {monitor} for the best: set {key}={best}.")
+            plus, by_default = ("", "") if "mode" in settings else ("+", " (the default)")
+            fix = f"It would keep the worst {monitor}. Set {plus}{path}.mode={best}"
+            raise invalid_value(f"{path}.mode", f"{mode}{by_default}", best, fix)
 
 
 def check_device(trainer: Settings) -> None:
-    """Refuse an accelerator or a number of devices that this machine lacks, and float16 on a CPU.
+    """Check that this machine has the accelerator and the devices, and that a CPU is not asked for float16.
 
     Raises:
-        ConfigError: names the key, its value and what there is.
+        ConfigError: names the key, its value and what is available.
     """
     wanted, devices, precision = (trainer.get(key) for key in ("accelerator", "devices", "precision"))
     known = {"cuda": CUDAAccelerator, "mps": MPSAccelerator, "cpu": CPUAccelerator}
     present = [name for name, accelerator in known.items() if accelerator.is_available()]
     names = ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
     if wanted is not None and wanted not in names:
-        raise ConfigError(f"trainer.accelerator={wanted} does not exist.{did_you_mean(wanted, names)}")
+        raise invalid_value(
+            "trainer.accelerator", wanted, f"one of: {', '.join(names)}", did_you_mean(str(wanted), names).strip()
+        )
     choices = {None: present, "auto": present, "gpu": [name for name in present if name != "cpu"]}
     found = choices.get(wanted, [name for name in present if name == wanted])
     if not found and wanted in ("gpu", *known):
-        raise ConfigError(
-            f"trainer.accelerator={wanted} is not possible: torch {torch.__version__} finds no such device here. "
-            f"Available: {', '.join(['auto', *present])}."
-        )
-    if not found:  # a kind of accelerator that only Lightning knows
+        reason = f"torch {torch.__version__} finds no such device here."
+        raise invalid_value("trainer.accelerator", wanted, f"one of: {', '.join(['auto', *present])}", reason)
+    if not found:  # an accelerator that only Lightning knows
         return
     try:
         known[found[0]].parse_devices(1 if devices in (None, "auto") else devices)
     except (MisconfigurationException, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"trainer.devices={devices} is not possible on {found[0]}: {reason}") from error
+        raise ConfigError(f"trainer.devices={devices} is invalid on {found[0]}: {one_line(error)}") from error
     if found[0] == "cpu" and trainer.get("sync_batchnorm"):
-        raise ConfigError("trainer.sync_batchnorm=true is not possible on a CPU: torch has it for GPUs only.")
+        raise invalid_value("trainer.sync_batchnorm", True, "false on a CPU", "Torch has it for GPUs only.")
     if found[0] == "cpu" and str(precision) in ("16", "16-mixed"):
-        raise ConfigError(
-            f"trainer.precision={precision} is not possible on a CPU: it is auto, bf16-mixed, 32-true or 64-true."
-        )
+        raise invalid_value("trainer.precision", precision, "auto, bf16-mixed, 32-true or 64-true on a CPU")
 
 
-def rehearse_optimizer(cfg: DictConfig) -> None:
-    """Make the optimiser and the scheduler for a single weight, so that torch refuses now what it refuses later.
+def rehearse_optimizer(settings: Settings) -> None:
+    """Create the optimizer and the schedule for the real network, so that torch refuses now what it refuses later.
+
+    The network is built on the meta device, without memory for its weights. First comes a single weight on the CPU,
+    because the meta device has no fused optimizers.
 
     Raises:
         ConfigError: with torch's reason, which names the value.
     """
-    weight = nn.Parameter(torch.zeros(1, 1))
     section = "optimizer"
+    unfused = {key: value for key, value in settings["optimizer"].items() if key != "fused"}
     try:
-        optimizer = instantiate(cfg.optimizer)([weight])
-        section = "scheduler"
-        if (schedule := schedule_factory(instantiate(cfg.get(section)))) is not None:
-            schedule(optimizer)
+        for optimizer, weights in (
+            (settings["optimizer"], [nn.Parameter(torch.zeros(1, 1))]),
+            (unfused, _meta_weights(settings)),
+        ):
+            section = "optimizer"
+            if not weights:
+                continue
+            made = instantiate(optimizer)(weights)
+            section = "scheduler"
+            if (schedule := schedule_factory(instantiate(settings.get(section)))) is not None:
+                schedule(made)
     except (InstantiationException, ConfigError):
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{section}={cfg[section]._target_} is not possible: {reason}") from error
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        target = settings[section]["_target_"]
+        raise ConfigError(f"{section}._target_={target} is invalid: {one_line(error)}") from error
+
+
+def _meta_weights(settings: Settings) -> list[nn.Parameter]:
+    """Return the parameters of the configured network on the meta device; none if it cannot be built there."""
+    model = {**copy.deepcopy(settings["model"])}
+    if "image_size" in model:
+        model["image_size"] = settings["data"]["image_size"]
+    try:
+        with torch.device("meta"):
+            weights = [*instantiate(model).parameters()]
+    except (InstantiationException, ConfigError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__
+        if cause is not None:  # an invalid argument of one of our networks
+            raise cause from None
+        return []  # a network of the user's own may need real tensors to be built
+    return [] if any(isinstance(weight, UninitializedParameter) for weight in weights) else weights
+
+
+# --- ranks and directories ------------------------------------------------------------------------------------------
 
 
 def refuse_in_sweep(trainer: Mapping[str, Any]) -> None:
-    """A sweep runs its points in one process each.
+    """Refuse distributed training in a sweep, whose trials run in one process each.
 
     Raises:
-        ConfigError: this process is one of several, or the trainer asks for several.
+        ConfigError: this process is one of several ranks, or the trainer asks for several.
     """
     devices = trainer.get("devices", 1)
     if trainer.get("strategy") == "ddp" and devices in ("auto", -1):
-        import torch
-
         devices = torch.cuda.device_count()
     count = devices if isinstance(devices, int) else len(devices.split(",") if isinstance(devices, str) else devices)
     count = max(count * trainer.get("num_nodes", 1), get_world().size)
     if count > 1:
         raise ConfigError(
-            f"{count} processes are not possible in a sweep (-m): each of them would run the whole sweep. "
-            "Give every point one device, or start the points one by one."
+            f"{count} ranks are invalid in a sweep (-m): each of them would run the whole sweep. "
+            "Give every trial one device, or start the trials one by one."
         )
 
 
 def check_processes(cfg: DictConfig, group: World) -> None:
-    """Hold the processes that are there, or are to be started, against the configuration.
+    """Check that the world size matches the config.
 
     Raises:
-        ConfigError: several machines without torchrun or srun; another number than was started; a batch that
-            they cannot share; different folders.
+        ConfigError: several nodes without torchrun or srun; another world size than was started; a batch that the
+            ranks cannot split; ranks with different run directories.
     """
     count, local = processes(cfg), group.local_size
     if is_launched() and count != group.size:
         raise ConfigError(
-            f"{group.size} processes were started, and trainer.devices × trainer.num_nodes is {count}. Set "
-            f"trainer=ddp, and leave both out or set trainer.devices={local} trainer.num_nodes={group.size // local}."
+            f"the world size is {group.size}, but trainer.devices × trainer.num_nodes is {count}. Set "
+            f"trainer=ddp, and omit both or set trainer.devices={local} trainer.num_nodes={group.size // local}."
         )
     if not is_launched() and cfg.trainer.get("num_nodes", 1) > 1:
         raise ConfigError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}: the processes of several machines are started by torchrun or "
-            "srun. See docs/scaling.md."
+            f"trainer.num_nodes={cfg.trainer.num_nodes} is invalid: expected 1, or a start by torchrun or srun. "
+            "See docs/scaling.md."
         )
     if cfg.data.batch_size % count:
         raise ConfigError(
-            f"data.batch_size={cfg.data.batch_size} cannot be shared by {count} processes: it counts the images of all "
-            f"of them together, and is a multiple of {count}."
+            f"data.batch_size={cfg.data.batch_size} is invalid: expected a multiple of the {count} ranks, because it "
+            "counts the images of all of them."
         )
     if (first := broadcast_from_rank0("run_dir", str(cfg.run_dir))) != str(cfg.run_dir):
-        raise ConfigError(f"process {group.rank} was given the folder {cfg.run_dir}, and process 0 {first}.")
+        raise ConfigError(f"rank {group.rank} has the run directory {cfg.run_dir}, and rank 0 {first}.")
 
 
 def refuse_used_folder(run_dir: Path) -> None:
-    """A second run in a folder would mix its files with the first one's.
+    """Refuse a directory that holds a run already: the files of both runs would mix.
 
     Raises:
-        ConfigError: the folder holds a run.
+        ConfigError: the directory is in use.
     """
     if (run_dir / "config.yaml").exists():
         raise ConfigError(
-            f"{run_dir} already holds a run.\nGo on with it by resume={run_dir}, or choose another hydra.run.dir."
+            f"{run_dir} already holds a run.\n"
+            f"Resume it with {hydra_override('resume', run_dir)}, or choose another hydra.run.dir."
         )
 
 
 def refuse_unwritable(run_dir: Path) -> None:
-    """Find out now, not when the first checkpoint is due.
+    """Refuse a run directory that cannot be written, now instead of at the first checkpoint.
 
     Raises:
-        ConfigError: nothing can be written where the run folder is or would be.
+        ConfigError: names the directory and the reason.
     """
-    folder = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    parent = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}): a run there would be lost.\nChoose another hydra.run.dir."
+            f"{parent} cannot be written ({error.strerror}), so a run there would be lost.\n"
+            "Choose another hydra.run.dir."
         ) from error
