@@ -1,4 +1,4 @@
-"""AlexNet in PyTorch Lightning: train it, take it apart, check the 2012 paper's claims."""
+"""AlexNet in PyTorch Lightning: train it, take it apart, check the claims of the 2012 paper."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Find ``load_run`` on its first use: ``import alexnet_pl`` alone does not wait for torch."""
+    """Import ``load_run`` on first use, so that ``import alexnet_pl`` does not load torch."""
     if name == "load_run":
         from alexnet_pl.inference.trained_run import load_run
 

@@ -1,37 +1,30 @@
-"""cli.card."""
+"""Model card command: ``alexnet card RUN``."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexnet_pl.cli.parser import add_run, make_parser, write_output
 from alexnet_pl.inference.model_card import card
 from alexnet_pl.inference.trained_run import load_run
-from alexnet_pl.runtime.errors import UserError
 
 DESCRIPTION = """\
-A model card in Markdown, with the usual sections (Mitchell et al. 2019): the model, its use, data, recipe, results,
-limits and licence, filled from the run. Nothing is measured anew: every figure is from the run's result.json."""
+Write a model card in Markdown with the usual sections (Mitchell et al. 2019): model, intended use, data, recipe,
+results, limitations and license. Nothing is measured again: every number comes from the run's result.json."""
 
 EPILOG = """\
 examples:
-  python -m alexnet_pl card runs/alexnet_lrn_cifar10/2026-11-22_10-00-00_000000
-  python -m alexnet_pl card RUN --out README.md"""
+  alexnet card runs/alexnet_lrn_cifar10/2026-11-22_10-00-00_000000
+  alexnet card RUN --out README.md"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_pl card", description=DESCRIPTION, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser = make_parser("card", DESCRIPTION, EPILOG)
+    add_run(parser, "run directory")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
-    given = parser.parse_args(arguments)
-    text = card(load_run(given.run))
-    if given.out is None:
+    args = parser.parse_args(arguments)
+    text = card(load_run(args.run, args.trust))
+    if args.out is None:
         print(text, end="")
-        return
-    try:
-        given.out.write_text(text)
-    except OSError as error:
-        raise UserError(f"{given.out} cannot be written: {error}") from error
-    print(given.out)
+    else:
+        write_output(args.out, text)
+        print(args.out)

@@ -1,29 +1,48 @@
-"""cli.figures."""
+"""Learning-curve command: ``alexnet figures RUN… --out learning-curves.png``."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_pl.figures.charts import learning_curves, read_curves
+from alexnet_pl.cli.parser import make_parser
+from alexnet_pl.figures.charts import plot_learning_curves, read_curves
+from alexnet_pl.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_pl figures", description="Draw the learning curves of runs."
-    )
-    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run folder, with the name to show for it")
+    parser = make_parser("figures", "Draw the learning curves of finished or running runs.")
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run directory and its name in the legend")
     parser.add_argument(
-        "--out", type=Path, default=Path("learning-curves.png"), help="picture to write: png, svg or pdf"
+        "--out", type=Path, default=Path("learning-curves.png"), metavar="FILE", help="image to write: png, svg or pdf"
     )
     parser.add_argument(
-        "--published", nargs="*", default=[], metavar="NAME=ACCURACY", help="accuracies to compare with"
+        "--published", nargs="*", default=[], metavar="NAME=ACCURACY", help="published accuracies to compare with"
     )
-    arguments = parser.parse_args(arguments)
-    runs = {}
-    for run in arguments.runs:
-        name, _, folder = run.rpartition("=")
-        runs[name or Path(folder).name] = read_curves(Path(folder))
-    published = {name: float(value) for name, _, value in (line.rpartition("=") for line in arguments.published)}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    learning_curves(runs, published).savefig(arguments.out, dpi=130)
-    print(arguments.out)
+    args = parser.parse_args(arguments)
+    runs = dict(named_run(text) for text in args.runs)
+    published = dict(named_accuracy(text) for text in args.published)
+    figure = plot_learning_curves({name: read_curves(run) for name, run in runs.items()}, published)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.out, dpi=130)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not write
+        raise UserError(f"{args.out} cannot be written: {error}") from error
+    print(args.out)
+
+
+def named_run(text: str) -> tuple[str, Path]:
+    """Return legend name and directory of ``NAME=RUN``; a path that exists is taken whole, ``=`` included."""
+    name, _, folder = ("", "", text) if Path(text).exists() else text.rpartition("=")
+    return name or Path(folder).name, Path(folder)
+
+
+def named_accuracy(text: str) -> tuple[str, float]:
+    """Return name and accuracy of ``NAME=ACCURACY``.
+
+    Raises:
+        UserError: the accuracy is not a number.
+    """
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise UserError(f"--published={text} is invalid: expected NAME=ACCURACY, such as Caffe=0.82.") from error

@@ -1,6 +1,15 @@
-"""The argument parser that all commands share."""
+"""Building blocks of all commands: argument parser, shared arguments, output files, waiting for Ctrl-C."""
 
 import argparse
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.files import write_atomic
 
 RUN_HELP = "run directory (its best checkpoint is used) or a checkpoint file"
 
@@ -13,3 +22,68 @@ def make_parser(command: str, description: str, epilog: str = "") -> argparse.Ar
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_run(parser: argparse.ArgumentParser, text: str = RUN_HELP) -> None:
+    """Add RUN and ``--trust``, the arguments of every command that loads a trained run."""
+    parser.add_argument("run", metavar="RUN", help=text)
+    parser.add_argument(
+        "--trust",
+        type=_module,
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module of your own that the run may import, for a network from your own file (repeatable)",
+    )
+
+
+def _module(name: str) -> str:
+    """Return ``name``, importable from the current directory as well, which the ``alexnet`` script does not search."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that no file there can shadow an installed package
+    return name
+
+
+def add_data_root(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--data-root``; a URL stays a string, because a path would collapse its slashes."""
+    parser.add_argument("--data-root", type=_path_or_url, metavar="DIR", help=text)
+
+
+def _path_or_url(text: str) -> str | Path:
+    return text if "://" in text else Path(text)
+
+
+def positive_int(text: str) -> int:
+    """Return ``text`` as an integer of at least 1; a type for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is invalid: expected an integer of at least 1")
+    return value
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write the file that the user asked for, atomically and as UTF-8.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def stop_event() -> threading.Event:
+    """Return an event that Ctrl-C, SIGTERM or SIGHUP sets, for commands that serve until they are stopped."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    return stopped

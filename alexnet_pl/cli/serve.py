@@ -1,48 +1,44 @@
-"""cli.serve."""
+"""Web page command: ``alexnet serve RUN``."""
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from alexnet_pl.inference.trained_run import RUN_HELP, load_run
-from alexnet_pl.inference.web_app import MAX_PIXELS, MAX_UPLOAD, build_page, import_gradio, launch, training_images
+from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, stop_event
+from alexnet_pl.inference.trained_run import load_run
+from alexnet_pl.inference.web_app import MAX_PIXELS, MAX_UPLOAD, import_gradio, serve, training_images
 from alexnet_pl.runtime.errors import DataError
 
 DESCRIPTION = f"""\
-A web page on this machine: drop a picture in and see the five likeliest classes, what the first convolution answers,
-and the training images with the nearest features in front of the last layer (as in figure 4 of the paper).
+Open a local web page: drop in an image to see its top-5 predictions, the response of the first convolution, and the
+training images with the nearest penultimate features (as in figure 4 of the paper).
 
-The page is at 127.0.0.1, so that no other machine reaches it. Uploads of more than {MAX_UPLOAD} or
-{MAX_PIXELS:,} pixels and files that are no pictures are refused, and nothing is sent elsewhere."""
+The page is served at 127.0.0.1, which no other machine can reach, and answers only requests addressed to it by IP
+address or by --host. Uploads above {MAX_UPLOAD} or {MAX_PIXELS:,} pixels and files that are not images are refused.
+Uploads are deleted on exit, and nothing is sent elsewhere."""
 
 EPILOG = """\
-It needs the extra "serve": pip install 'alexnet_pl[serve]'. Without the training data it works, but shows no
-neighbours."""
+Needs the extra "serve": pip install 'alexnet_pl[serve]'. Without the training data the page works, but shows no
+neighbors."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_pl serve", description=DESCRIPTION, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser = make_parser("serve", DESCRIPTION, EPILOG)
+    add_run(parser)
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the training data is now")
+    add_data_root(parser, "current location of the training data")
     parser.add_argument(
-        "--neighbours",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="training images to search (default: 10000; 0: none)",
+        "--neighbors", type=int, default=10_000, metavar="N", help="training images to search (default: 10000; 0: none)"
     )
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     import_gradio()
-    run = load_run(given.run)
+    run = load_run(args.run, args.trust)
     training = None
-    if given.neighbours > 0:
+    if args.neighbors > 0:
         try:
-            training = training_images(run, given.neighbours, given.data_root)
+            training = training_images(run, args.neighbors, args.data_root)
         except DataError as error:
-            print(f"no neighbours: {error}")
-    launch(build_page(run, training), given.host, given.port)
+            print(f"no neighbors: {error}")
+    stopped = stop_event()
+    with serve(run, training, args.host, args.port) as address:
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        stopped.wait()

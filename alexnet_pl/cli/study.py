@@ -1,31 +1,28 @@
-"""cli.study."""
+"""Study command: ``alexnet study DIR [DIR]`` writes tables, statistics and plots."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from alexnet_pl.cli.parser import make_parser
 from alexnet_pl.studies.report import configurations, write_report
+
+DESCRIPTION = "Write report.md, results.csv and plots of a study, or of two studies and the difference between them."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m alexnet_pl study",
-        description="Write report.md, results.csv and plots of a study, or of two and the difference between them.",
-    )
+    parser = make_parser("study", DESCRIPTION)
+    parser.add_argument("studies", nargs="+", type=Path, metavar="DIR", help="study, such as multirun/norm_x_pool")
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="of a study, such as multirun/norm_x_pool"
+        "--out", type=Path, metavar="DIR", help="default: the study's; for two: A_B in the current directory"
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: the study's; of two: A_B in the working folder"
-    )
-    given = parser.parse_args(arguments)
-    if len(given.folders) > 2:
+    args = parser.parse_args(arguments)
+    if len(args.studies) > 2:
         parser.error("give one study, or two to compare")
-    if len(given.folders) == 2 and given.folders[0].resolve() == given.folders[1].resolve():
+    if len(args.studies) == 2 and args.studies[0].resolve() == args.studies[1].resolve():
         parser.error("give two different studies")
-    out = given.out or given.folders[0]
-    if given.out is None and len(given.folders) == 2:
-        out = Path("_".join(folder.resolve().name for folder in given.folders))
-    table = write_report(given.folders, out)
+    out = args.out or args.studies[0]
+    if args.out is None and len(args.studies) == 2:
+        out = Path("_".join(study.resolve().name for study in args.studies))
+    table = write_report(args.studies, out)
     print(configurations(table))
-    print(f"\n{len(table.counted)} of {len(table.points)} points; {out / 'report.md'}")
+    print(f"\n{len(table.counted)} of {len(table.points)} trials; {out / 'report.md'}")

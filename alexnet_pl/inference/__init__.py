@@ -1,1 +1,1 @@
-"""Trained runs: loading, evaluation, prediction, export, model card, web app."""
+"""Inference with trained runs: loading, evaluation, prediction, export, model card, web page."""

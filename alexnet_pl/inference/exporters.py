@@ -1,26 +1,28 @@
-"""Write a trained run as one file for other programs: ``python -m alexnet_pl export RUN --format onnx``."""
+"""Export of a trained run as ONNX, torch.export or safetensors, checked against the original network."""
 
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from alexnet_pl.data.image_io import image_files, read_image
 from alexnet_pl.data.transforms import scale_and_shift
 from alexnet_pl.inference.trained_run import TrainedRun, build_net
 from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.files import replacing
 
 TOLERANCE = 1e-4
-"""Largest difference in a logit or a probability that passes."""
+"""Largest accepted difference in a logit or a probability."""
 
 CHECKED = 64
-"""Images of each kind that an export is checked on."""
+"""Random images and real images that an export is checked on, each."""
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 
@@ -29,7 +31,7 @@ Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Deployable(nn.Module):
-    """A network with the normalisation before it and the softmax behind it."""
+    """A network between the normalization of its input and the softmax of its logits."""
 
     def __init__(self, run: TrainedRun):
         super().__init__()
@@ -39,27 +41,27 @@ class Deployable(nn.Module):
         self.register_buffer("shift", shift.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 ``(N, 3, S, S)`` → logits and probabilities, float32 ``(N, num_classes)`` each."""
+        """Return logits and probabilities, float32 ``(N, num_classes)`` each, of uint8 ``(N, 3, S, S)``."""
         logits = self.net(images.float() * self.scale + self.shift)
         return logits, logits.softmax(1)
 
 
 def export(run: TrainedRun, form: str, path: Path, images: Tensor) -> dict[str, float]:
-    """Write ``path`` in a format of :data:`SUFFIXES`, whole and checked or not at all.
+    """Write ``path`` in a format of :data:`SUFFIXES`, complete and checked or not at all.
 
     Args:
-        images: real ones to check on, uint8 ``(N, 3, S, S)``.
+        images: real images to check on, uint8 ``(N, 3, S, S)``.
 
     Returns:
-        The largest absolute difference from the original on ``random`` and on ``real`` images.
+        Largest absolute difference from the original on ``random`` and on ``real`` images.
 
     Raises:
-        UserError: a package is missing, the file cannot be written, or it differs from the original.
+        UserError: a package is missing, the file cannot be written, or its outputs differ from the original's.
     """
     write, read = {
         "onnx": (write_onnx, read_onnx),
         "torch_export": (write_torch_export, read_torch_export),
-        "safetensors": (write_safetensors, read_safetensors),
+        "safetensors": (write_safetensors, lambda file: read_safetensors(file, run.trust)),
     }[form]
     original = Deployable(run).eval()
     random = torch.randint(
@@ -67,14 +69,14 @@ def export(run: TrainedRun, form: str, path: Path, images: Tensor) -> dict[str, 
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as scratch:
-            draft = Path(scratch) / f"model{SUFFIXES[form]}"  # torch asks for its own suffix
+        with replacing(path) as scratch:
+            draft = scratch.with_suffix(SUFFIXES[form])  # torch insists on its own suffix
             write(original, metadata(run), draft)
             copy = read(draft)
             differences = {"random": difference(original, copy, random), "real": difference(original, copy, images)}
             if not max(differences.values()) <= TOLERANCE:
                 raise UserError(f"{path} was not written: its outputs differ by {differences}, more than {TOLERANCE}.")
-            os.replace(draft, path)
+            draft.replace(scratch)
     except ImportError as error:
         raise UserError(f"{form} needs the package {error.name}: pip install 'alexnet_pl[export]'.") from error
     except OSError as error:
@@ -82,8 +84,29 @@ def export(run: TrainedRun, form: str, path: Path, images: Tensor) -> dict[str, 
     return differences
 
 
+def real_images(paths: Sequence[Path] = ()) -> list[Image.Image]:
+    """Return the first :data:`CHECKED` images of ``paths``, by default as many crops of scikit-learn's two photographs.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    if paths:
+        return [read_image(path) for path in image_files(paths)[:CHECKED]]
+    from sklearn.datasets import load_sample_images  # takes a second, which other callers of this module need not wait
+
+    random = np.random.default_rng(0)
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    crops = []
+    for index in range(CHECKED):
+        photograph = photographs[index % len(photographs)]
+        side = int(random.integers(32, min(photograph.size) + 1))
+        left, top = (int(random.integers(0, length - side + 1)) for length in photograph.size)
+        crops.append(photograph.crop((left, top, left + side, top + side)))
+    return crops
+
+
 def metadata(run: TrainedRun) -> dict[str, str]:
-    """What a user of the file must know, each value as JSON."""
+    """Return what a user of the file has to know, each value as JSON."""
     steps = run.preprocess
     values: dict[str, Any] = {
         "class_names": run.class_names,
@@ -92,7 +115,7 @@ def metadata(run: TrainedRun) -> dict[str, str]:
         "mean": steps.mean,
         "std": steps.std,
         "preprocessing": f"RGB; {'the central square; ' * steps.keep_ratio}bilinear antialiased resize to "
-        "resize_size × resize_size in uint8; the centre of image_size × image_size; (x / 255 - mean) / std",
+        "resize_size × resize_size in uint8; the center crop of image_size × image_size; (x / 255 - mean) / std",
         "model": run.config["model"],
         "run": {"name": run.name, "epoch": run.epoch, "alexnet_pl": version("alexnet_pl")},
     }
@@ -100,7 +123,7 @@ def metadata(run: TrainedRun) -> dict[str, str]:
 
 
 def difference(original: nn.Module, copy: Runner, images: Tensor) -> float:
-    """Largest absolute difference in logits and probabilities, over one batch of one image and one of the others."""
+    """Return the largest absolute difference in logits and probabilities, over one image and a batch of the rest."""
     largest = 0.0
     for batch in (images[:1], images[1:]):
         if len(batch) == 0:
@@ -116,13 +139,13 @@ def difference(original: nn.Module, copy: Runner, images: Tensor) -> float:
 
 
 def _example(model: Deployable, about: dict[str, str]) -> tuple[Tensor, dict[str, Any]]:
-    """A batch to trace with, and that its first dimension may be of any size from 1."""
+    """Return a batch to trace with, and the dynamic shapes that make its first dimension arbitrary."""
     side = int(about["image_size"])
     return torch.zeros(2, 3, side, side, dtype=torch.uint8), {"images": {0: torch.export.Dim("batch", min=1)}}
 
 
 def write_onnx(model: Deployable, about: dict[str, str], path: Path) -> None:
-    """With the weights inside: a protobuf of up to 2 GB."""
+    """Write ONNX with the weights inside, a protobuf of at most 2 GB."""
     import onnx
 
     batch, shapes = _example(model, about)
@@ -138,6 +161,7 @@ def write_onnx(model: Deployable, about: dict[str, str], path: Path) -> None:
 
 
 def read_onnx(path: Path) -> Runner:
+    """Return the exported network, run by ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -150,29 +174,33 @@ def read_onnx(path: Path) -> Runner:
 
 
 def write_torch_export(model: Deployable, about: dict[str, str], path: Path) -> None:
+    """Write a ``torch.export`` program with the metadata as an extra file."""
     batch, shapes = _example(model, about)
     program = torch.export.export(model, (batch,), dynamic_shapes=shapes)
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about, ensure_ascii=False)})
 
 
 def read_torch_export(path: Path) -> Runner:
-    return torch.export.load(path).module()
+    """Return the exported program as a callable."""
+    program: Runner = torch.export.load(path).module()
+    return program
 
 
 def write_safetensors(model: Deployable, about: dict[str, str], path: Path) -> None:
+    """Write the network's weights; the metadata describes the network."""
     from safetensors.torch import save
 
     weights = {name: value.contiguous() for name, value in model.net.state_dict().items()}
     path.write_bytes(save(weights, metadata={**about, "format": "pt"}))
 
 
-def read_safetensors(path: Path) -> Runner:
-    """The network made anew from the file alone."""
+def read_safetensors(path: Path, trust: Sequence[str] = ()) -> Runner:
+    """Return the network rebuilt from the file alone."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         about = {name: json.loads(value) for name, value in file.metadata().items() if name != "format"}
-        net = build_net(about["model"])
+        net = build_net(about["model"], trust)
         net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, not a dict
     net.eval()
     scale, shift = scale_and_shift(tuple(about["mean"]), tuple(about["std"]), torch.device("cpu"))

@@ -1,196 +1,158 @@
-"""Write a model card for a trained run: ``python -m alexnet_pl card RUN``; see ``--help``."""
+"""Model card of a trained run: Markdown with a YAML header, filled from the run's config and result.json."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
+from scipy.stats import binomtest
+
 from alexnet_pl.inference.trained_run import TrainedRun
-from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.errors import UserError, one_line, printable
 
 DATA_SOURCES = {
     "cifar10": (
-        "CIFAR-10: 60,000 colour images of 32×32 pixels in ten classes, a labelled part of the 80 Million Tiny Images "
-        "(A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009). Its authors name no licence; "
-        "the pictures were collected from the web, and the collection they are from was withdrawn in 2020 for "
-        "offensive labels and pictures."
+        "CIFAR-10: 60,000 color images of 32×32 pixels in ten classes, a labeled part of the 80 Million Tiny Images "
+        "(A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009). Its authors name no license; "
+        "the images were collected from the web, and the collection they come from was withdrawn in 2020 for "
+        "offensive labels and images."
     ),
     "digits": (
-        "scikit-learn's handwritten digits: 1,797 grey images of 8×8 pixels, the test part of the UCI set *Optical "
-        "Recognition of Handwritten Digits* (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0)."
+        "scikit-learn's handwritten digits: 1,797 grayscale images of 8×8 pixels, the test part of the UCI dataset "
+        "*Optical Recognition of Handwritten Digits* (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0)."
     ),
 }
-"""What a data module's name stands for, with its source and licence."""
+"""Name of a data module → description, source and license of its dataset, as Markdown."""
+
+
+class Markdown(str):
+    """Text that is Markdown already and is not escaped again."""
 
 
 def card(run: TrainedRun) -> str:
-    """The model card of a finished run, Markdown with a YAML header.
+    """Return the model card of a finished run.
 
     Raises:
-        UserError: the run has no result.json to take the figures from.
+        UserError: the run has no result.json beside this checkpoint, or a corrupt one.
     """
     if run.result is None:
         raise UserError(
-            f"{run.folder} has no result.json beside this checkpoint, which a card takes its figures from: "
-            "the run has not ended, or this is not its best checkpoint."
+            f"{run.folder}: no result.json for this checkpoint, which the card takes its numbers from. "
+            "Either the run has not finished, or this is not its best checkpoint."
         )
-    result, config = run.result, run.config
-    sections = [
-        ("Model", model_section(run)),
-        ("Intended use", use_section(run)),
-        ("Training data", data_section(result)),
-        ("Training recipe", recipe_section(config, result)),
-        ("Results", results_section(run)),
-        ("Limits", limits_section(run)),
-        ("How to use it", how_section(run)),
-        ("Licence", "The code and these weights: MIT. The licence of the data is its own: see *Training data*."),
-    ]
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections)
-    return f"{header(run)}\n\n# {run.name}\n\n{body}\n"
+    try:
+        return _template().render(**_values(run, run.result))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{run.folder}/result.json is corrupt or incomplete: {one_line(error)[:200]}") from error
 
 
-def header(run: TrainedRun) -> str:
-    """The YAML block that model hubs read."""
-    result = run.result
-    return "\n".join(
-        [
-            "---",
-            "license: mit",
-            "library_name: pytorch",
-            "pipeline_tag: image-classification",
-            "tags: [image-classification, alexnet, pytorch-lightning]",
-            "model-index:",
-            f"- name: {run.name}",
-            "  results:",
-            "  - task: {type: image-classification}",
-            f"    dataset: {{name: {result['data']['name']}, type: {result['data']['name']}, split: test}}",
-            "    metrics:",
-            f"    - {{type: accuracy, value: {result['test/acc']:.4f}}}",
-            "---",
-        ]
-    )
-
-
-def model_section(run: TrainedRun) -> str:
-    size, names = run.preprocess.image_size, ", ".join(run.class_names)
-    result = run.result
-    return table(
-        [
-            ("network", f"{result['model']}, {result['parameters']:,} parameters"),
-            ("input", f"RGB, resized to {size}×{size}, bilinear with antialiasing"),
-            ("normalisation", f"(x / 255 − mean) / std, mean {[*run.preprocess.mean]}, std {[*run.preprocess.std]}"),
-            ("output", f"logits of {len(run.class_names)} classes: {names}"),
-            ("layers", ", ".join(f"{key}: {value}" for key, value in layers(run.config["model"]).items())),
-            ("checkpoint", f"epoch {run.epoch} of {result['epochs']}, the best by validation accuracy"),
-            (
-                "code",
-                f"alexnet_pl {result['versions'].get('alexnet_pl', '')}, commit {result['git_commit'] or 'unknown'}",
-            ),
-        ]
-    )
-
-
-def use_section(run: TrainedRun) -> str:
-    return (
-        f"Sorting pictures like those of {run.result['data']['name']} into its {len(run.class_names)} classes; "
-        "study of the 2012 network. Not for decisions about people, nor where a mistake is costly."
-    )
-
-
-def data_section(result: dict[str, Any]) -> str:
-    data = result["data"]
-    known = DATA_SOURCES.get(data["name"], f"{data['name']}; its source and licence are not known to this program.")
-    copy = data["source"].partition(" in ")[0]  # without the folder, which is of one machine
-    return (
-        f"{known}\n\nCopy used: {copy}. {data['train']:,} images to train on, {data['val']:,} held out for validation "
-        f"by a stratified split (`split_seed={result['split_seed']}`), {data['test']:,} to test on, read once, "
-        "with the best checkpoint."
-    )
-
-
-def recipe_section(config: dict[str, Any], result: dict[str, Any]) -> str:
-    scheduler = config.get("scheduler")
-    return table(
-        [
-            ("optimiser", described(config["optimizer"])),
-            ("learning rate schedule", described(scheduler) if scheduler else "constant"),
-            ("batch", f"{config['data']['batch_size']} images"),
-            ("epochs", str(result["epochs"])),
-            ("augmentation", described(config["augment"])),
-            ("precision", result["precision"]),
-            ("seed", str(result["seed"])),
-            ("hardware", result["device"]),
-            ("time", f"{result['seconds']:,.0f} s, {result['images_per_second']:,.0f} images/s in training"),
-            ("versions", ", ".join(f"{name} {number}" for name, number in result["versions"].items())),
-        ]
-    )
-
-
-def results_section(run: TrainedRun) -> str:
-    result = run.result
-    lines = ["| split | images | loss (nats) | top-1 error | top-5 error |", "|---|---|---|---|---|"]
-    for split, name in (("val", "validation"), ("test", "test")):
-        loss, top1, top5 = (result[f"{split}/{key}"] for key in ("loss", "acc", "acc_top5"))
-        lines.append(f"| {name} | {result['data'][split]:,} | {loss:.4f} | {1 - top1:.4f} | {1 - top5:.4f} |")
-    low, high = wilson_interval(result["test/acc"], result["data"]["test"])
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Test accuracy {result['test/acc']:.4f}, 95% interval {low:.4f} to {high:.4f} (Wilson), which counts the "
-            f"chance in the choice of {result['data']['test']:,} test images and nothing else: this is one seed. The "
-            "checkpoint was chosen by its validation accuracy, so that the validation figures are optimistic.",
-        ]
-    )
-
-
-def limits_section(run: TrainedRun) -> str:
-    side, kept = run.preprocess.resize_size or run.preprocess.image_size, run.preprocess.image_size
-    cut = f", and only the middle {kept}×{kept} of that is looked at" if kept < side else ""
-    return "\n".join(
-        [
-            "- It answers with one of its classes whatever the picture shows; there is no *none of these*.",
-            f"- Pictures are squeezed to {side}×{side}{cut}: small things vanish.",
-            "- Probabilities are the softmax as trained; `alexnet_pl.evaluate` gives its calibration error.",
-            "- Nothing was measured on other data, on corrupted pictures, or by groups of people.",
-            "- `result.json` is from the device and precision above; another device may differ in the last digits.",
-        ]
-    )
-
-
-def how_section(run: TrainedRun) -> str:
-    return (
-        "```python\nfrom alexnet_pl import load_run\nfrom PIL import Image\n\n"
-        'run = load_run("best.ckpt")\n'
-        'probabilities = run.probabilities(run.preprocess(Image.open("picture.jpg")))[0]\n'
-        "print(dict(zip(run.class_names, probabilities.tolist())))\n```"
-    )
-
-
-def layers(model: dict[str, Any]) -> dict[str, str]:
-    """The network's settings, factories by their class's name."""
+def _values(run: TrainedRun, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the template's variables."""
+    config, data, preprocess = run.config, result["data"], run.preprocess
+    side = preprocess.resize_size or preprocess.image_size
+    size = preprocess.image_size
+    cropped = f", and only the middle {size}×{size} of that is used" if size < side else ""
+    low, high = wilson_interval(result["test/acc"], data["test"])
+    unknown = f"{escape(data['name'])}; its source and license are not known to this program."
     return {
-        name: described(value) if isinstance(value, dict) else str(value)
+        "result": result,
+        "data": data,
+        "name": run.name,
+        "epoch": run.epoch,
+        "class_names": run.class_names,
+        "side": side,
+        "cropped": cropped,
+        "mean": [*preprocess.mean],
+        "std": [*preprocess.std],
+        "layers": ", ".join(f"{key}: {value}" for key, value in layers(config["model"]).items()),
+        "source": Markdown(DATA_SOURCES.get(data["name"], unknown)),
+        "copy": data["source"].partition(" in ")[0],  # without the directory, which belongs to one machine
+        "limits": ", ".join(f"{key}={value}" for key, value in (data.get("limits") or {}).items()),
+        "optimizer": describe(config["optimizer"]),
+        "scheduler": describe(config["scheduler"]) if config.get("scheduler") else "constant",
+        "batch_size": config["data"]["batch_size"],
+        "augmentation": describe(config["augment"]),
+        "versions": ", ".join(f"{package} {version}" for package, version in result["versions"].items()),
+        "results": results(result),
+        "low": low,
+        "high": high,
+    }
+
+
+def results(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the results table: validation, test and, if the run measured it, ten-crop test."""
+    rows = []
+    for split, suffix, label in (
+        ("val", "", "validation"),
+        ("test", "", "test"),
+        ("test", "_ten_crop", "test, ten-crop"),
+    ):
+        if suffix and f"{split}/acc{suffix}" not in result:
+            continue
+        loss, top1, top5 = (float(result[f"{split}/{name}{suffix}"]) for name in ("loss", "acc", "acc_top5"))
+        images = int(result["data"][split])
+        rows.append({"split": label, "images": images, "loss": loss, "top1": 1 - top1, "top5": 1 - top5})
+    return rows
+
+
+def layers(model: Mapping[str, Any]) -> dict[str, str]:
+    """Return the network's settings; layer factories are named by their class."""
+    return {
+        name: describe(value) if isinstance(value, dict) else str(value)
         for name, value in model.items()
         if name not in ("_target_", "num_classes", "image_size")
     }
 
 
-def described(section: dict[str, Any]) -> str:
-    """A configuration section in one line: ``Adam (lr 0.001, fused True)``."""
-    name = section["_target_"].rpartition(".")[2]
+def describe(section: Mapping[str, Any]) -> str:
+    """Return a config section in one line: ``Adam (lr 0.001, fused True)``."""
+    name = str(section["_target_"]).rpartition(".")[2]
     if name == "Identity":
         return "none"
     settings = ", ".join(f"{key} {value}" for key, value in section.items() if not key.startswith("_"))
     return f"{name} ({settings})" if settings else name
 
 
-def wilson_interval(fraction: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a fraction of ``count`` trials (E. B. Wilson 1927)."""
-    centre = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * (fraction * (1 - fraction) / count + z**2 / (4 * count**2)) ** 0.5
-    return centre - half, centre + half
+def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a fraction of ``count`` trials (E. B. Wilson 1927).
+
+    Raises:
+        ValueError: a fraction outside [0, 1], or no trials.
+    """
+    interval = binomtest(round(fraction * count), count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def table(rows: Sequence[tuple[str, str]]) -> str:
-    """A Markdown table without a head."""
-    cells = [f"| {name} | {value.replace('|', '∣')} |" for name, value in rows]
-    return "\n".join(["| | |", "|---|---|", *cells])
+# --- template -------------------------------------------------------------------------------------------------------
+
+
+def escape(value: Any) -> str:
+    """Return a value as Markdown text on one line that renders as itself: no markup, links, HTML or table cells."""
+    if isinstance(value, Markdown | Undefined):
+        return str(value)  # an undefined value raises
+    text = printable(" ".join(str(value).split()))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
+    return re.sub(r"(?i)\b(https?|ftp|www)(:|\.)", r"\1\\\2", text)  # GitHub links plain addresses
+
+
+def _quote(value: Any) -> Markdown:
+    """Return a value as a quoted YAML string, which is JSON's, without HTML."""
+    return Markdown(json.dumps(printable(str(value))).replace("<", "\\u003c"))
+
+
+@lru_cache
+def _template() -> Any:
+    """Return the template; every value it prints is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates", encoding="utf-8"),
+        autoescape=False,  # that would be HTML's; finalize escapes Markdown instead
+        finalize=escape,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["yaml"] = _quote
+    return environment.get_template("model_card.md.jinja")

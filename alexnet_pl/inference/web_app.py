@@ -1,6 +1,9 @@
-"""A local web page for a trained run: ``python -m alexnet_pl serve RUN``; see ``--help``."""
+"""Local web page of a trained run, built with Gradio: top-5 predictions, conv1 responses, nearest training images."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from alexnet_pl.data.datamodule import plain_batches
-from alexnet_pl.data.image_io import read_picture
+from alexnet_pl.data.image_io import read_image
 from alexnet_pl.figures.features import FeatureBank, capture_activations, extract_features
 from alexnet_pl.figures.image_grids import response_grid
-from alexnet_pl.inference.evaluation import find_data
+from alexnet_pl.inference.model_card import escape
+from alexnet_pl.inference.run_data import find_data
 from alexnet_pl.inference.trained_run import TrainedRun
-from alexnet_pl.runtime.errors import DataError, UserError
+from alexnet_pl.inference.web_guard import RequestGuard
+from alexnet_pl.runtime.errors import DataError, UserError, printable
 
 if TYPE_CHECKING:
     import gradio
@@ -24,12 +29,15 @@ if TYPE_CHECKING:
 MAX_UPLOAD = "10mb"
 
 MAX_PIXELS = 40_000_000
-"""Largest picture that a visitor may have decoded."""
+"""Largest image, in pixels, that a visitor may have decoded."""
+
+UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
+"""Environment variable that tells Gradio where to keep uploads."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a network does with images.
+    """Response of a network to images.
 
     Attributes:
         probabilities: ``(N, classes)``.
@@ -43,25 +51,26 @@ class Response:
 
 
 def respond(run: TrainedRun, images: Tensor) -> Response:
-    """One pass of normalised images ``(N, 3, S, S)`` through the network.
+    """Pass normalized images ``(N, 3, S, S)`` through the network once.
 
     Raises:
         UserError: the network has no convolution or no linear layer.
     """
-    with capture_activations(run.net) as seen:
+    with capture_activations(run.net) as captured:
         probabilities = run.probabilities(images)
-    if len(seen) < 2:
+    if len(captured) < 2:
         raise UserError(f"{run.name} has no convolution or no linear layer to show.")
-    return Response(probabilities, seen["conv1"], seen["features"])
+    return Response(probabilities, captured["conv1"], captured["features"])
 
 
-def training_images(run: TrainedRun, count: int, data_root: Path | None = None) -> FeatureBank:
-    """``count`` of the run's training images with their features.
+def training_images(run: TrainedRun, count: int, data_root: str | Path | None = None) -> FeatureBank:
+    """Return ``count`` of the run's training images with their features.
 
     Raises:
-        DataError: the data is not where the run had it, or not in ``data_root``.
+        DataError: the data is neither at its recorded location nor in ``data_root``.
+        UserError: the network has no linear layer.
     """
-    data = find_data(run, "val", data_root, run.preprocess)
+    data: Any = find_data(run, "val", data_root, run.preprocess)
     data.setup()
     found = extract_features(
         run.net, plain_batches(data, data.train_dataloader()), run.preprocess.mean, run.preprocess.std, count
@@ -72,60 +81,66 @@ def training_images(run: TrainedRun, count: int, data_root: Path | None = None) 
 
 
 def build_page(run: TrainedRun, training: FeatureBank | None) -> "gradio.Blocks":
-    """The page, not yet served."""
+    """Return the page, not yet served.
+
+    Args:
+        training: images to search for nearest neighbors; None shows no neighbors.
+    """
     gr = import_gradio()
+    names = [printable(name) for name in run.class_names]
 
     def answer(path: str | None) -> tuple[Any, Any, Any, Any]:
         if path is None:
             return None, None, None, []
         try:
-            picture = read_picture(path, MAX_PIXELS)
-            images = run.preprocess(picture)
+            image = read_image(path, MAX_PIXELS)
+            images = run.preprocess(image)
         except DataError as error:
-            # Not the path: it is of the server's disk.
+            # The path on the server's disk is not the visitor's business.
             raise gr.Error(str(error).replace(str(path), "This file"), print_exception=False) from error
+        image.thumbnail((1024, 1024))
         response = respond(run, images)
-        probabilities = dict(zip(run.class_names, response.probabilities[0].tolist(), strict=True))
-        maps = enlarged(response_grid(response.conv1[0].numpy()))
-        return picture, probabilities, maps, neighbours(response.features[0])
+        probabilities = dict(zip(names, response.probabilities[0].tolist(), strict=True))
+        maps = enlarge(response_grid(response.conv1[0].numpy()))
+        return image, probabilities, maps, neighbors(response.features[0])
 
-    def neighbours(features: Tensor) -> list[tuple[Image.Image, str]]:
+    def neighbors(features: Tensor) -> list[tuple[Image.Image, str]]:
         if training is None:
             return []
-        distances, places = training.nearest(features)
+        distances, indices = training.nearest(features)
         return [
-            (as_picture(training.images[place]), f"{run.class_names[training.labels[place]]}, distance {distance:.1f}")
-            for distance, place in zip(distances.tolist(), places.tolist(), strict=True)
+            (as_image(training.images[index]), f"{names[training.labels[index]]}, distance {distance:.1f}")
+            for distance, index in zip(distances.tolist(), indices.tolist(), strict=True)
         ]
 
     searched = "no training data here" if training is None else f"of {len(training.labels):,} training images"
-    with gr.Blocks(title=run.name, analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown(f"# {run.name}\n{len(run.class_names)} classes: {', '.join(run.class_names)}")
+    with gr.Blocks(title=printable(run.name), analytics_enabled=False, delete_cache=(600, 600)) as page:
+        gr.Markdown(f"# {escape(run.name)}\n{len(names)} classes: {escape(', '.join(names))}")
         with gr.Row():
             # Not gr.Image: it opens the file itself, with every reader that Pillow has, and fails with a traceback.
-            upload = gr.File(type="filepath", file_types=["image"], label="drop a picture here", elem_id="upload")
-            shown = gr.Image(label="picture", interactive=False, elem_id="picture")
+            upload = gr.File(type="filepath", file_types=["image"], label="drop an image here", elem_id="upload")
+            shown = gr.Image(label="image", interactive=False, elem_id="picture")
             label = gr.Label(num_top_classes=5, label="top 5", elem_id="top")
         with gr.Row():
             conv1 = gr.Image(label="conv1 response, each map on its own scale", interactive=False, elem_id="conv1")
             gallery = gr.Gallery(label=f"nearest ({searched})", columns=3, interactive=False, elem_id="nearest")
         upload.change(answer, upload, [shown, label, conv1, gallery], api_name="predict")
-    return page
+    return page.queue(max_size=20)
 
 
-def enlarged(grey: np.ndarray, width: int = 600) -> Image.Image:
-    """Blown up in whole steps without smoothing, to about ``width`` pixels."""
-    factor = max(1, width // grey.shape[1])
-    return Image.fromarray(grey.repeat(factor, 0).repeat(factor, 1))
+def enlarge(gray: np.ndarray, width: int = 600) -> Image.Image:
+    """Return a gray ``(H, W)`` array enlarged by a whole factor, without smoothing, to about ``width`` pixels."""
+    factor = max(1, width // gray.shape[1])
+    return Image.fromarray(gray.repeat(factor, 0).repeat(factor, 1))
 
 
-def as_picture(image: Tensor) -> Image.Image:
-    """A ``(3, S, S)`` uint8 tensor as a picture."""
+def as_image(image: Tensor) -> Image.Image:
+    """Return a ``(3, S, S)`` uint8 tensor as a PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
 def import_gradio() -> Any:
-    """Gradio, told to keep to itself.
+    """Import Gradio with its telemetry off.
 
     Raises:
         UserError: it is not installed.
@@ -139,25 +154,39 @@ def import_gradio() -> Any:
     return gradio
 
 
-def launch(page: "gradio.Blocks", host: str, port: int, block: bool = True) -> str:
-    """Serve the page, until Ctrl-C where ``block``.
-
-    Returns:
-        Its address.
+@contextmanager
+def serve(run: TrainedRun, training: FeatureBank | None, host: str, port: int) -> Iterator[str]:
+    """Serve the page while the context is open, and yield its address. Uploads are deleted when it closes.
 
     Raises:
-        UserError: the port is taken, or the host is not one of this machine's.
+        UserError: the port is in use, or the host is not one of this machine's.
     """
     gr = import_gradio()
+    before = os.environ.get(UPLOADS_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="alexnet-serve-", ignore_cleanup_errors=True) as uploads:
+        os.environ[UPLOADS_VARIABLE] = uploads
+        page = build_page(run, training)
+        try:
+            yield _launch(gr, page, host, port, Path(uploads))
+        finally:
+            page.close(verbose=False)
+            os.environ.pop(UPLOADS_VARIABLE)
+            if before is not None:
+                os.environ[UPLOADS_VARIABLE] = before
+
+
+def _launch(gr: Any, page: Any, host: str, port: int, uploads: Path) -> str:
+    """Start the server in a thread of its own and return its address."""
+    from starlette.middleware import Middleware
+
     system = ("system-ui", "sans-serif")  # Gradio's own themes fetch fonts from the web
+    guard = Middleware(RequestGuard, host=host, uploads=uploads)
     try:
         _, address, _ = page.launch(
             server_name=host, server_port=port, share=False, max_file_size=MAX_UPLOAD, prevent_thread_lock=True,
             quiet=True, ssr_mode=False, footer_links=[], theme=gr.themes.Base(font=system, font_mono=("monospace",)),
+            app_kwargs={"middleware": [guard]},
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"{host}:{port} cannot be used ({error}). Try another --port.") from error
-    print(f"{address}  (Ctrl-C ends it)", flush=True)
-    if block:
-        page.block_thread()
-    return address
+    return str(address)

@@ -1,0 +1,108 @@
+"""Command line: the table of commands, help without torch, messages for wrong input, arguments that all share."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from alexnet_pl.__main__ import COMMANDS, main
+from alexnet_pl.cli.evaluate import main as evaluate_command
+from alexnet_pl.runtime.errors import one_line_errors
+
+
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment or None, encoding="utf-8"
+    )
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, alexnet_pl; assert 'torch' not in sys.modules; assert 'load_run' in alexnet_pl.__all__"
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_help_lists_every_command_without_torch(arguments):
+    done = fresh(
+        f"import sys; from alexnet_pl.__main__ import main; main({arguments!r})\n"
+        "assert not {'torch', 'lightning', 'hydra', 'numpy'} & set(sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr
+    for name, text in COMMANDS.items():
+        assert any(line.split() == [name, *text.split()] for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_of_the_table_exists_and_explains_itself(name, capsys):
+    module = import_module(f"alexnet_pl.cli.{name}")
+    assert callable(module.main)
+    if name == "train":
+        return  # Hydra's own
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: alexnet {name} ")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("evalute", "error: command evalute not found. Did you mean evaluate?"),
+        ("tensorbord", "error: command tensorbord not found. Did you mean tensorboard?"),
+        ("\x1b[2Jx", "error: command [2Jx not found. "),
+    ],
+)
+def test_an_unknown_command_gets_a_suggestion(name, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_commands_fail_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        evaluate_command([str(tmp_path)])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_help_survives_an_ascii_locale(name):
+    if name not in ("evaluate", "shards", "benchmark"):  # the ones with characters beyond ASCII in their help
+        pytest.skip("ASCII only")
+    code = f"from alexnet_pl.__main__ import main; main([{name!r}, '--help'])"
+    done = fresh(code, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PATH="/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "RUN", "x.png", "--top", "0"], "0 is invalid: expected an integer of at least 1"),
+        (["predict", "RUN", "x.png", "--top", "all"], "all is invalid: expected an integer of at least 1"),
+        (["shards", "A", "B", "--quality", "101"], "101 is invalid: expected an integer from 1 to 100"),
+        (["shards", "B"], "TREE and OUT are required"),
+        (["shards", "--verify", "A", "B"], "--verify takes the shard directory only"),
+        (["benchmark", "--repeats", "0"], "0 is invalid: expected an integer of at least 1"),
+        (["study", "A", "B", "C"], "give one study, or two to compare"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_learning_curves_are_named_by_equals_unless_the_path_exists(tmp_path):
+    from alexnet_pl.cli.figures import named_run
+
+    run = tmp_path / "lr=0.01"
+    run.mkdir()
+    assert named_run(str(run)) == ("lr=0.01", run)
+    assert named_run(f"slow={tmp_path}") == ("slow", tmp_path)
