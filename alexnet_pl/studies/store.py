@@ -25,8 +25,8 @@ STUDY = "study.json"
 
 LOCKS = ".locks"
 
-UNHASHED = ("run_dir", "study", "resume", "allow_changes", "logger")
-"""Top-level keys that cannot affect a run's numbers: its directory, its study, its name and its logs."""
+UNHASHED = ("run_dir", "study", "resume", "allow_changes", "trust", "logger")
+"""Top-level keys that cannot affect a run's numbers: its directory, study and logs, and how it may be resumed."""
 
 PASSIVE_CALLBACKS = (
     "alexnet_pl.training.Dashboard",
@@ -57,7 +57,7 @@ def config_hash(cfg: DictConfig) -> str:
     settings["callbacks"] = {
         name: callback
         for name, callback in callbacks.items()
-        if callback and not str(callback.get("_target_")).startswith(PASSIVE_CALLBACKS)
+        if callback and callback.get("_target_") not in PASSIVE_CALLBACKS
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 

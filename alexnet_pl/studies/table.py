@@ -20,8 +20,8 @@ from alexnet_pl.runtime.run_folder import CONFIG, RESULT, read_trial
 from alexnet_pl.studies.statistics import SEED, Cell, epochs_to
 from alexnet_pl.studies.store import STUDY, Study
 
-NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "hydra", "logger", "callbacks.dashboard",
-               "callbacks.resume", "callbacks.nan_monitor")  # fmt: skip
+NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "trust", "hydra", "logger",
+               "callbacks.dashboard", "callbacks.resume", "callbacks.nan_monitor")  # fmt: skip
 """Keys, and all below them, that may differ between trials without being what the study is about."""
 
 METRIC_KEYS = ("val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss")
@@ -336,16 +336,20 @@ def notes(table: Table) -> list[str]:
             found.append(f"mixed {what}: {'; '.join(values)}")
     dirty = [trial for trial in table.counted if str(trial.result.get("git_commit")).endswith("-dirty")]
     if dirty:
-        found.append(f"{len(dirty)} trials ran from a checkout with uncommitted changes")
+        found.append(f"{_count(dirty, 'trial')} ran from a checkout with uncommitted changes")
     present = {table.cell(trial) for trial in table.trials}
     absent = [cell for cell in itertools.product(*(factor.levels for factor in table.factors)) if cell not in present]
     if absent:
         listed = "; ".join(table.title(cell) for cell in absent[:6]) + ("; …" if len(absent) > 6 else "")
-        found.append(f"the axes are not fully crossed: {len(absent)} combinations have no trial ({listed})")
+        found.append(f"the axes are not fully crossed: no trial for {_count(absent, 'combination')} ({listed})")
     lengths = {trial.result["epochs"] for trial in table.counted}
     if len(lengths) > 1 and target_of(table) is None and "trainer.max_epochs" not in {f.key for f in table.factors}:
         found.append(f"runs of different lengths: {', '.join(map(str, sorted(lengths)))} epochs")
     return found
+
+
+def _count(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def versions(trial: Trial) -> str:

@@ -209,7 +209,7 @@ def test_what_mixes_is_flagged(make_study):
         table = tabulate([make_study(what.replace(" ", "_"), trials + other)])
         assert [note.partition(":")[0] for note in table.notes] == [f"mixed {what}"]
     dirty = tabulate([make_study("dirty", norms({"none": [0.7]}, git_commit="abc-dirty"))])
-    assert dirty.notes == ["1 trials ran from a checkout with uncommitted changes"]
+    assert dirty.notes == ["1 trial ran from a checkout with uncommitted changes"]
     lengths = trials + [({"model/norm": "lrn", "seed": 1}, result(0.7, 1, epochs=3))]
     assert tabulate([make_study("lengths", lengths)]).notes == ["runs of different lengths: 2, 3 epochs"]
 
@@ -221,7 +221,7 @@ def test_axes_that_do_not_cross_are_said_and_what_can_be_paired_is(make_study):
         for seed in (1, 2)
     ]
     text = report(tabulate([make_study("s", trials)]))
-    assert "the axes are not fully crossed: 1 combinations have no trial (lrn, b)" in text
+    assert "the axes are not fully crossed: no trial for 1 combination (lrn, b)" in text
     assert rows_of(text, "| lrn instead of none")[0][1:3] == ["2", "+0.00 [+0.00, +0.00]"]
     assert "## Interactions" not in text
     apart = [({"model/norm": "none", "seed": 1}, result(0.7, 1)), ({"model/norm": "lrn", "seed": 2}, result(0.7, 2))]

@@ -259,5 +259,5 @@ def test_stop_at_training_error_also_after_a_resume(tmp_path):
     run(config("resume=here", run_dir=tmp_path / "run"))
     assert metrics(tmp_path / "run") == whole
     assert result_of(tmp_path / "run")["epochs"] == len(errors)
-    with pytest.raises(Exception, match="error=1.5 is not possible"):
+    with pytest.raises(Exception, match="error=1.5 is invalid: expected a number above 0"):
         run(config(*digits, "callbacks.learned.error=1.5", run_dir=tmp_path / "refused"))

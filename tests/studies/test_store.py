@@ -21,7 +21,7 @@ from alexnet_pl.studies.store import config_hash, trial_name
         ["callbacks.nan_monitor.max_skipped=3"],
         ["+callbacks.images={_target_:alexnet_pl.training.Dashboard}"],
         ["~logger.tensorboard"],
-        ["resume=x", "allow_changes=true"],
+        ["resume=x", "allow_changes=true", "trust=[my_module]"],
     ],
     ids=" ".join,
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults.processes import DIGITS, Command, wait_for
+from helpers import REPOSITORY
 
 from alexnet_pl.studies.store import Study
 
@@ -56,7 +57,7 @@ def test_stopped_evaluation_continues_and_finished_one_is_skipped(trained):
     text = (root / "report.md").read_text(encoding="utf-8")
     (effect,) = (line for line in text.splitlines() if line.startswith("| 10 instead of 1 (test_crops) | 2 |"))
     assert "−1.5 / −1.3" in effect
-    assert "python train.py experiment=ten_crop ten_crop_of=multirun/s" in text
+    assert f"- command: `python {REPOSITORY / 'train.py'} experiment=ten_crop ten_crop_of=multirun/s`" in text
 
     before = results(root)
     assert Command(*TEN_CROP, cwd=trained).wait() == 0
