@@ -22,6 +22,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alexnet_pl.figures.image_grids import png
+from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.run_folder import finished_result
 from alexnet_pl.training.checkpoint_io import read_checkpoint
 from alexnet_pl.training.classifier import ImageClassifier
@@ -34,23 +35,34 @@ PATIENCE = 1800
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+SHORT_RUN = ("model=lenet5", "data=digits", "trainer=smoke", "trainer.accelerator=cpu", "trainer.precision=32-true")
+"""Overrides of the shortest run: two epochs of two batches each, two test batches."""
+
 NO_FIGURES = "callbacks.dashboard.figures=false"
 """Only the tests of figures draw them: they take two seconds per run."""
+
+KEEP = "callbacks.resume.keep=true"
+"""Tests compare the final training state, which a finished run removes by default."""
 
 
 # --- running --------------------------------------------------------------------------------------------------------
 
 
+def _kept(overrides: Sequence[str]) -> list[str]:
+    return [] if any("callbacks.resume.keep" in override for override in overrides) else [KEEP]
+
+
 def config(*overrides: str, run_dir: Path = Path("unused"), figures: bool = False) -> DictConfig:
     """Return the config that ``train.py`` composes from these overrides, without figures unless asked for."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        lean = [] if figures else [NO_FIGURES]
-        return compose("train", overrides=[*overrides, *lean, f"run_dir={run_dir}"])
+        lean = _kept(overrides) + ([] if figures else [NO_FIGURES])
+        return compose("train", overrides=[*overrides, *lean, hydra_override("run_dir", run_dir)])
 
 
 def train(*overrides: str, cwd: Path, figures: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``train.py`` as a user does, from the directory ``cwd``, without figures unless asked for."""
     lean = [] if figures or any("callbacks.dashboard" in override for override in overrides) else [NO_FIGURES]
+    lean += _kept(overrides)
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "train.py"), *overrides, *lean],
         cwd=cwd,

@@ -4,10 +4,20 @@ Tests of a fault are marked ``@pytest.mark.fault("name of the fault", "promised 
 such as the cases of a parametrized test, share a row.
 """
 
+from collections.abc import Iterator
+
 import pytest
+
+from .processes import kill_started
 
 VERDICTS = ("passed", "skipped", "failed", "error")
 """Outcomes of a test, worst last. A row shows the worst of its tests."""
+
+
+@pytest.fixture(autouse=True)
+def _kill_started() -> Iterator[None]:
+    yield
+    kill_started()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ A fork server imports torch and Lightning once. Every run is then a process of i
 seconds of imports.
 """
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -25,6 +26,19 @@ EVERY_EPOCH = "callbacks.resume.min_interval_seconds=0"
 DIGITS = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", EVERY_EPOCH)
 
 
+_started: list[multiprocessing.process.BaseProcess] = []
+
+
+@atexit.register
+def kill_started() -> None:
+    """Kill what a test has left running, such as a run of many epochs after a failed assertion."""
+    while _started:
+        process = _started.pop()
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
 class Started:
     """A process forked from the fork server, with its output in a file.
 
@@ -38,6 +52,7 @@ class Started:
         self.output.touch()
         self.process = CONTEXT.Process(target=_redirected, args=(target, arguments, output))
         self.process.start()
+        _started.append(self.process)
 
     def wait(self) -> int:
         """Wait for the end and return the exit status, negative after a signal without a handler."""

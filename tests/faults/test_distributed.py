@@ -225,7 +225,7 @@ def test_torchrun(started, tmp_path):
     assert process.returncode == 0, errors
     (run_dir,) = (tmp_path / "runs" / "lenet5_digits").iterdir()
     assert finished_result(run_dir)["status"] == "finished"
-    assert re.findall("^run folder (.*)$", said, re.MULTILINE) == [str(run_dir)]
+    assert re.findall("^run directory (.*)$", said, re.MULTILINE) == [str(run_dir)]
     assert FILES | {".hydra", "train.log"} == {path.name for path in run_dir.iterdir()}
 
 
@@ -243,9 +243,9 @@ def test_refusals(tmp_path):
     for each, message in zip(
         done,
         [
-            "data.batch_size=64 cannot be shared by 3 processes",
-            "trainer.num_nodes=2: the processes of several machines are started by torchrun or srun.",
-            "trainer.sync_batchnorm=true is not possible on a CPU",
+            "data.batch_size=64 is invalid: expected a multiple of the 3 ranks",
+            "trainer.num_nodes=2 is invalid: expected 1, or a start by torchrun or srun.",
+            "trainer.sync_batchnorm=true is invalid: expected false on a CPU",
         ],
         strict=True,
     ):
@@ -259,7 +259,7 @@ def test_sweep_with_several_ranks(tmp_path):
     settings = ("model=lenet5", "data=digits", "trainer=ddp", *DIGITS[2:], "trainer.devices=2", "seed=1,2")
     (done,) = train_many([["-m", "study=s", *settings]], tmp_path)
     assert done.returncode == 2
-    message = "error: 2 processes are not possible in a sweep (-m): each of them would run the whole sweep."
+    message = "error: 2 ranks are invalid in a sweep (-m): each of them would run the whole sweep."
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
     assert not [*tmp_path.glob("multirun/s/*/checkpoints")]

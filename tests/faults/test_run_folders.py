@@ -1,12 +1,13 @@
 """Faults around the run directory."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 from helpers import train_many
 
-from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.runtime.run_folder import finished_result, run_lock
 
 from .processes import DIGITS, Command, Run, wait_for
 
@@ -22,20 +23,30 @@ def test_simultaneous_runs_have_their_own_directories(tmp_path: Path):
 
 
 @pytest.mark.fault("two processes on one run directory", "the second is refused with the first's pid, exit 2")
-@pytest.mark.parametrize("second", ["fresh", "resumed"])
-def test_second_process_is_refused(second, tmp_path):
+def test_second_fresh_process_is_refused(tmp_path):
+    """The first has not written its config yet."""
+    with run_lock(tmp_path / "run"):
+        second = Run(*DIGITS, run_dir=tmp_path / "run")
+        assert second.wait() == 2, second.text
+    assert second.errors[0].startswith(
+        f"error: run_dir={tmp_path}/run is in use by another process (pid {os.getpid()})."
+    )
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.fault("two processes on one run directory", "the second is refused with the first's pid, exit 2")
+def test_second_resuming_process_is_refused(tmp_path):
     first = Run(*DIGITS, "trainer.max_epochs=5000", run_dir=tmp_path / "run")
     wait_for((tmp_path / "run" / "metrics.csv").exists, first)
-    overrides = DIGITS if second == "fresh" else ("resume=here",)
-    other = Run(*overrides, run_dir=tmp_path / "run")
-    assert other.wait() == 2, other.text
-    (error,) = other.errors
-    assert error.startswith(
-        f"error: run_dir={tmp_path / 'run'} is in use by another process (pid {first.process.pid})."
-    )
+    second = Run("resume=here", run_dir=tmp_path / "run")
+    assert second.wait() == 2, second.text
+    (error,) = second.errors
+    assert error.startswith(f"error: run_dir={tmp_path}/run is in use by another process (pid {first.process.pid}).")
     first.process.kill()
     first.process.join()
-    assert Run("resume=here", "trainer.max_epochs=5000", run_dir=tmp_path / "run").process.is_alive()
+    written = (tmp_path / "run" / "metrics.csv").stat().st_mtime_ns
+    third = Run("resume=here", run_dir=tmp_path / "run")
+    wait_for(lambda: (tmp_path / "run" / "metrics.csv").stat().st_mtime_ns > written, third)
 
 
 @pytest.mark.fault("a link in a run directory that leads out of it", "resuming is refused before anything is written")
