@@ -35,7 +35,8 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        return "metrics"
+        """Return "", so that Lightning's ModelCheckpoint writes to ``checkpoints`` if this is the only logger."""
+        return ""
 
     @property
     def version(self) -> str:
