@@ -14,7 +14,6 @@ Images and labels are random, which affects no timing.
 """
 
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -340,4 +339,6 @@ def peak_memory(device: str) -> int:
     """Return the peak memory in bytes: allocated on the GPU, or resident in this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    import resource  # Windows has none, and the package must import there
+
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
