@@ -5,11 +5,9 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
-import yaml
 from lightning import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
@@ -18,7 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from alexnet_pl.config.schema import HYDRA_KEYS, locate
-from alexnet_pl.runtime.errors import ConfigError, one_line
+from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.run_folder import MAX_DEPTH
 
 LIGHTNING_CALLBACKS = (
     "DeviceStatsMonitor", "EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor", "ModelSummary",
@@ -31,11 +30,8 @@ LIGHTNING_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 
 DATA_MODULES = ("CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "ShardedDataModule")
 
-MAX_DEPTH, MAX_VALUES = 32, 200_000
-"""Nesting and number of values in a foreign config; a checkpoint's may hold 22,000 class names."""
-
-MAX_FILE_BYTES, MAX_FILE_VALUES = 2**18, 10_000
-"""Limits of a YAML file, which is parsed slowly; a run's config.yaml has about 3 KB and 150 values."""
+MAX_VALUES = 200_000
+"""Number of values in a foreign config; a checkpoint's may hold 22,000 class names."""
 
 Allowed = dict[str, tuple[type, tuple[str, ...] | None]]
 
@@ -112,42 +108,6 @@ def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
             raise ConfigError(_refusal(path, value))
         if isinstance(key, str) and re.fullmatch("_.*_", key) and key not in HYDRA_KEYS:
             raise ConfigError(f"{name} is refused: Hydra keys are {', '.join(HYDRA_KEYS)}.")
-
-
-def load_plain(path: Path) -> dict[str, Any]:
-    """Load a YAML mapping from a run folder as plain values, with limits on size, nesting and aliases.
-
-    Interpolations stay text. Nothing is checked but the form: see :func:`check_targets`.
-
-    Raises:
-        ConfigError: the file is corrupt, exceeds a limit, or has aliases, which could expand to any size.
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} is corrupt: a config has at most {MAX_FILE_BYTES // 1024} KiB.")
-    depth = count = 0
-    try:
-        text = content.decode("utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # lazy: stops at the first event that is refused
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(f"{path} is corrupt: a config has no YAML aliases (*{event.anchor}).")
-            if isinstance(event, yaml.CollectionStartEvent | yaml.CollectionEndEvent):
-                depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
-            if depth > MAX_DEPTH:
-                raise ConfigError(f"{path} is corrupt: it is nested more than {MAX_DEPTH} levels deep.")
-            count += isinstance(event, yaml.ScalarEvent)
-            if count > 2 * MAX_FILE_VALUES:  # keys are scalars, too
-                raise ConfigError(f"{path} is corrupt: it has more than {MAX_FILE_VALUES:,} values.")
-        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except ConfigError:
-        raise
-    except Exception as error:  # PyYAML's and OmegaConf's own, in dozens of types
-        raise ConfigError(f"{path} is corrupt: {one_line(error)[:200]}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{path} is corrupt: expected a mapping.")
-    return {str(key): value for key, value in plain.items()}
 
 
 def _walk(root: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import os
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,15 +16,20 @@ from typing import Any
 
 import yaml
 
-from alexnet_pl.runtime.errors import UserError, one_line
+from alexnet_pl.runtime.errors import ConfigError, UserError, one_line
 from alexnet_pl.runtime.files import InUseError, exclusive_lock, write_atomic
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
 COMMANDS, LOCK = "commands.txt", ".lock"
 
-MAX_CONFIG_BYTES = 256 * 2**10  # a config.yaml has about 4 KiB
 MAX_BYTES = 16 * 2**20
-MAX_DEPTH = 32  # of lists and mappings within each other
+"""Size of metrics.csv and of result.json."""
+
+MAX_DEPTH = 32
+"""Nesting in a foreign config."""
+
+MAX_FILE_BYTES, MAX_FILE_VALUES = 2**18, 10_000
+"""Limits of a YAML file, which is parsed slowly; a run's config.yaml has about 3 KB and 150 values."""
 
 
 @contextmanager
@@ -49,62 +53,71 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Check that nothing a resumed run writes is a symbolic link out of its directory, as one planted by a stranger.
+    """Check that no symbolic link inside a run directory leads out of it: resuming would write through it.
+
+    The directory itself may be a link.
 
     Raises:
-        UserError: there is such a link.
+        ConfigError: there is such a link, which a stranger may have planted.
     """
     root = run_dir.resolve()
-    for folder in (run_dir, *(run_dir / name for name in _WRITTEN)):
-        for path in folder.iterdir() if folder.is_dir() else ():
+    for folder, folders, files in os.walk(root):
+        for path in (Path(folder) / name for name in (*folders, *files)):
             if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise UserError(
-                    f"{path} is invalid: expected a file of the run, found a symbolic link to {path.resolve()}. "
-                    "Resuming would write there. Remove the link."
+                raise ConfigError(
+                    f"resume={run_dir} is refused: {path} is a link that leaves the run directory. Remove the link."
                 )
-
-
-_WRITTEN = (".hydra", "checkpoints", "figures", "tensorboard")
-"""Subdirectories that a run writes to."""
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """Return ``config.yaml`` as plain values: nothing is instantiated, imported or interpolated.
 
     Raises:
-        UserError: the file is not found or corrupt, has aliases, or is nested too deeply.
+        ConfigError: the file is not found, or as :func:`load_plain`.
     """
-    from omegaconf import OmegaConf  # start-up time: the other readers do without
-
     path = run_dir / CONFIG
-    text = _read_text(path, MAX_CONFIG_BYTES)
-    if text is None:
-        raise UserError(f"{path} not found: {run_dir} is not a run directory.")
-    try:
-        _check_yaml(text)
-        # Unlike yaml.safe_load, OmegaConf reads 1e-5 as a number.
-        plain = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-        if not isinstance(plain, dict):
-            raise ValueError("expected a mapping")
-    except Exception as error:  # yaml's and OmegaConf's own
-        raise UserError(f"{path} is corrupt: {one_line(error)}") from error
-    return {str(key): value for key, value in plain.items()}
+    if not path.is_file():
+        raise ConfigError(f"{path} not found: {run_dir} is not a run directory.")
+    return load_plain(path)
 
 
-def _check_yaml(text: str) -> None:
-    """Check the events of a YAML document before anything is built from it.
+def load_plain(path: Path) -> dict[str, Any]:
+    """Load a YAML mapping from a run folder as plain values, with limits on size, nesting and aliases.
+
+    Interpolations stay text. Nothing is checked but the form: see :func:`check_targets`.
 
     Raises:
-        ValueError: aliases, or nesting deeper than :data:`MAX_DEPTH`.
-        yaml.YAMLError: invalid syntax.
+        ConfigError: the file is corrupt, exceeds a limit, or has aliases, which could expand to any size.
+        OSError: the file cannot be read.
     """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("YAML aliases are not supported")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is corrupt: a config has at most {MAX_FILE_BYTES // 1024} KiB.")
+    from omegaconf import OmegaConf  # start-up time: the other readers do without
+
+    depth = count = 0
+    try:
+        text = content.decode("utf-8")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # lazy: stops at the first event that is refused
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{path} is corrupt: a config has no YAML aliases (*{event.anchor}).")
+            if isinstance(event, yaml.CollectionStartEvent | yaml.CollectionEndEvent):
+                depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{path} is corrupt: it is nested more than {MAX_DEPTH} levels deep.")
+            count += isinstance(event, yaml.ScalarEvent)
+            if count > 2 * MAX_FILE_VALUES:  # keys are scalars, too
+                raise ConfigError(f"{path} is corrupt: it has more than {MAX_FILE_VALUES:,} values.")
+        # Unlike yaml.safe_load, OmegaConf reads 1e-5 as a number.
+        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # PyYAML's and OmegaConf's own, in dozens of types
+        raise ConfigError(f"{path} is corrupt: {one_line(error)[:200]}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} is corrupt: expected a mapping.")
+    return {str(key): value for key, value in plain.items()}
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
@@ -221,13 +234,3 @@ def _read_text(path: Path, limit: int) -> str | None:
         return content.decode("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is corrupt: {one_line(error)}") from error
-
-
-def foreign_links(run_dir: Path) -> list[Path]:
-    """Return symbolic links inside a run directory that lead out of it: writing through them would change other files.
-
-    The directory itself may be a link.
-    """
-    root = run_dir.resolve()
-    entries = (Path(folder) / name for folder, folders, files in os.walk(root) for name in (*folders, *files))
-    return [path for path in entries if path.is_symlink() and not path.resolve().is_relative_to(root)]

@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
-from alexnet_pl.config.trust import check_targets, load_plain
+from alexnet_pl.config.trust import check_targets
 from alexnet_pl.runtime.errors import ConfigError
-from alexnet_pl.runtime.run_folder import CONFIG, foreign_links
+from alexnet_pl.runtime.run_folder import CONFIG, load_plain, refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
     path = run_dir / CONFIG
     if not path.is_file():
         raise ConfigError(f"resume={run_dir} is not a run directory: {CONFIG} not found in it.")
-    if links := foreign_links(run_dir):
-        raise ConfigError(f"resume={run_dir} is refused: {links[0]} is a link that leaves the run directory.")
+    refuse_links(run_dir)
     plain = load_plain(path)
     before = plain.get("run_dir")
     if not isinstance(before, str):

@@ -9,8 +9,9 @@ from helpers import config
 from omegaconf import OmegaConf
 from torch import nn
 
-from alexnet_pl.config.trust import MAX_DEPTH, MAX_FILE_BYTES, MAX_FILE_VALUES, MAX_VALUES, check_targets, load_plain
+from alexnet_pl.config.trust import MAX_VALUES, check_targets
 from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.run_folder import MAX_DEPTH, MAX_FILE_BYTES, MAX_FILE_VALUES, load_plain
 
 
 class OwnNet(nn.Module):
