@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from alexnet_pl.runtime.commands import train_command
 from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors, printable
 from alexnet_pl.runtime.run_folder import read_trial
+from alexnet_pl.runtime.system import usable_cores
 from alexnet_pl.studies.disk import disk_estimate
 from alexnet_pl.studies.internals import expand_sweep
 from alexnet_pl.studies.session import RESUME_HINT, Session, current_session, print_line, print_resume_hint
@@ -78,9 +79,17 @@ def register_trials(config: DictConfig) -> None:
     session.print_progress()
     left = {digits: cfg for digits, cfg in configs.items() if study.state(digits) != "finished"}
     if left:
-        line, warning = disk_estimate(study.root, left, parallel=int(config.hydra.launcher.get("n_jobs", 1)))
-        print_line(line) if line else None
-        print(warning, file=sys.stderr) if warning else None
+        line, warning = disk_estimate(study.root, left, parallel_trials(config.hydra.launcher))
+        if line:
+            print_line(line)
+        if warning:
+            print(warning, file=sys.stderr)
+
+
+def parallel_trials(launcher: DictConfig) -> int:
+    """Return how many trials a launcher runs at the same time: joblib's and submitit's options, 1 for the basic one."""
+    count = int(launcher.get("n_jobs") or launcher.get("array_parallelism") or 1)
+    return count if count > 0 else usable_cores()  # joblib: n_jobs=-1
 
 
 def compose_trials(config: DictConfig) -> dict[str, DictConfig]:

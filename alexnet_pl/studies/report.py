@@ -318,7 +318,7 @@ def results_frame(table: Table) -> pd.DataFrame:
         is_counted = not trial.excluded
         row: dict[str, Any] = {"run_dir": str(trial.run_dir), "config_hash": trial.config_hash, "counts": is_counted}
         row |= {factor.key: trial.settings[factor.key] for factor in table.factors} | {"seed": trial.seed}
-        row |= {"why_not": trial.excluded}
+        row |= {"reason": trial.excluded}
         if is_counted:
             row |= {name: trial.result[name] for name in METRIC_KEYS}
             row |= {f"{split}/error": measured(trial, f"{split}/error") for split in ("val", "test")}

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,16 @@ def prepare(cfg: DictConfig, run_dir: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if (run_dir / CONFIG).is_file():
         cfg.resume = str(run_dir)
+        # A run directory may be a stranger's, but the classes that this very command names are the user's own choice.
+        cfg.trust = [*(cfg.get("trust") or ()), *_targets(OmegaConf.to_container(cfg))]
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Yield every ``_target_`` of a config given as plain dicts and lists."""
+    if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+        yield node["_target_"]
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _targets(value)
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, error: Exception) -> None:

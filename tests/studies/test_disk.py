@@ -5,8 +5,11 @@ from collections import namedtuple
 
 import pytest
 from helpers import config
+from omegaconf import OmegaConf
 
+from alexnet_pl.runtime.system import usable_cores
 from alexnet_pl.studies.disk import OTHER_BYTES, disk_estimate, parameter_count, size
+from alexnet_pl.studies.hydra_callback import parallel_trials
 
 ALEXNET, LENET = 21_622_154, 62_006
 """Parameters of the default network, 50×50 in (docs/facts), and of LeNet-5."""
@@ -58,3 +61,11 @@ def test_sizes_have_units():
     assert [size(count) for count in (0, 86_488_616, 999_999_999, 1_556_000_000)] == [
         "1 MB", "86 MB", "1000 MB", "1.6 GB"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("launcher", "expected"),
+    [({}, 1), ({"n_jobs": 4}, 4), ({"n_jobs": -1}, usable_cores()), ({"array_parallelism": 256}, 256)],
+)
+def test_parallel_trials_of_launchers(launcher, expected):
+    assert parallel_trials(OmegaConf.create(launcher)) == expected

@@ -15,8 +15,10 @@ from filelock import FileLock
 from helpers import KEEP, config
 from omegaconf import OmegaConf
 
-from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.config.trust import check_targets
+from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.signals import exit_on_signal, raise_if_interrupted
+from alexnet_pl.studies.runner import prepare
 from alexnet_pl.studies.store import STUDY, Study, progress
 from alexnet_pl.training.checkpoint_io import LATEST, read_checkpoint
 from alexnet_pl.training.run import run
@@ -143,6 +145,20 @@ def test_retry_starts_from_scratch_unless_the_disk_was_at_fault(study, finished,
         assert_same_numbers(
             *(trial_of(root, f"-pool_{pool}-", "-seed_1-") for root in (study, finished / "multirun" / "s"))
         )
+
+
+def test_interrupted_trials_resume_with_classes_that_the_command_names(tmp_path):
+    """Config files of run directories may not name a user's own modules, unless the study's command does."""
+    (tmp_path / "config.yaml").write_text("model: {_target_: my_module.Net}")
+    cfg = config("model._target_=my_module.Net", "trust=[other]")
+    saved = {"model": {"_target_": "my_module.Net"}}
+    with pytest.raises(ConfigError, match="is refused"):
+        check_targets(saved, cfg.trust)
+    prepare(cfg, tmp_path)
+    assert cfg.resume == str(tmp_path)
+    check_targets(saved, cfg.trust)
+    with pytest.raises(ConfigError, match="is refused"):
+        check_targets({"model": {"_target_": "my_module.Other"}}, cfg.trust)
 
 
 def test_trial_in_another_process_is_left_to_it(study, tmp_path):
