@@ -108,7 +108,7 @@ def plot_nearest_images(
         neighbors: ``(Q, K, H, W, 3)`` uint8, the nearest first.
         neighbor_names: Q times K class names; those that differ from the query's are highlighted.
         distances: ``(Q, K)`` Euclidean distances.
-        space: name of the space they were compared in, for the title.
+        space: features that were compared, for the title.
     """
     count, nearest = neighbors.shape[:2]
     queries = _resize(queries, 100)
@@ -126,7 +126,7 @@ def plot_nearest_images(
     figure, axes = _page_figure(page)
     style: dict[str, Any] = {"va": "top", "fontsize": 8.5, "parse_math": False}
     axes.text(side / 2, 0, "test image", ha="center", **style)
-    title = f"nearest training images by Euclidean distance in {space}; orange: another class"
+    title = f"nearest training images by Euclidean distance between {space}; orange: another class"
     axes.text(side + gap, 0, title, ha="left", **style)
     for row, query in enumerate(query_names):
         y = top + row * step_y + side + 4

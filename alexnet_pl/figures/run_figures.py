@@ -194,7 +194,7 @@ def draw_nearest(inputs: FigureInputs) -> Figure:
         _channels_last(inputs.training.images[neighbors]),
         [[_name(inputs, label) for label in row] for row in inputs.training.labels[neighbors]],
         torch.stack([distances for distances, _ in found]).numpy(),
-        f"{layer} features ({width:,}), among {len(inputs.training.labels):,} images",
+        f"{layer} features ({width:,} values), among {len(inputs.training.labels):,} images",
     )
 
 

@@ -13,14 +13,24 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
-from alexnet_pl.figures.run_figures import DRAWN_BY, TITLES
+from alexnet_pl.figures.run_figures import DRAWN_BY, TITLES, FigureInputs, TestPredictions
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import finished_result
 from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint
 from alexnet_pl.training.callbacks.dashboard import Dashboard
-from alexnet_pl.training.callbacks.tensorboard import HP_METRICS, LAYOUT, add_best_accuracy, hyperparameters, open_row
+from alexnet_pl.training.callbacks.tensorboard import (
+    HP_METRICS,
+    LAYOUT,
+    add_best_accuracy,
+    add_graph,
+    hyperparameters,
+    open_row,
+)
 from alexnet_pl.training.checkpoint_io import read_checkpoint
+from alexnet_pl.training.lightning_internals import free_traced_types
 from alexnet_pl.training.run import run
 
 
@@ -127,6 +137,29 @@ def test_the_projector_has_features_thumbnails_and_names(drawn_run):
     assert 'tensor_name: "fc4:00004"' in settings
     side = 32 * 12  # 128 thumbnails in a square of 12 × 12
     assert Image.open(folder / "sprite.png").size == (side, side)
+
+
+def test_traced_types_are_freed_unless_a_scripted_module_needs_them(tmp_path):
+    """``torch._C._jit_clear_class_registry``: without it, a study's process grows with every graph."""
+
+    def traced_name() -> str:
+        """Name of a traced class, which is mangled if a traced class of that name is still registered."""
+        return torch.jit.trace(nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2))._c._type().qualified_name()
+
+    free_traced_types()
+    plain = traced_name()
+    assert traced_name() != plain
+    predictions = TestPredictions((0.5,) * 3, (0.5,) * 3)
+    predictions.add(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2))
+    inputs = FigureInputs(nn.Sequential(nn.Conv2d(3, 2, 3)), ["a", "b"], predictions)
+    with SummaryWriter(tmp_path) as writer:
+        add_graph(writer, inputs)
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["graph"]
+    assert traced_name() == plain
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    free_traced_types()
+    assert scripted(torch.zeros(1, 2)).shape == (1, 2)
+    assert traced_name() != plain
 
 
 # --- runs with and without it ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from alexnet_pl.runtime.commands import current_command
 from alexnet_pl.runtime.errors import printable
 from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint
 from alexnet_pl.training.classifier import ImageClassifier
-from alexnet_pl.training.lightning_internals import add_summary
+from alexnet_pl.training.lightning_internals import add_summary, free_traced_types
 from alexnet_pl.training.resume import named_on_the_command_line
 
 CHARTS = {
@@ -219,6 +219,9 @@ def add_graph(writer: SummaryWriter, inputs: FigureInputs) -> None:
     parameter = next(inputs.net.parameters())
     shape = inputs.test.sample.images.shape[1:]
     example = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # add_graph prints what it raises
-        warnings.simplefilter("ignore")  # tracing is deprecated, but TensorBoard's graph has no other source
-        writer.add_graph(inputs.net, example)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # add_graph prints what it raises
+            warnings.simplefilter("ignore")  # tracing is deprecated, but TensorBoard's graph has no other source
+            writer.add_graph(inputs.net, example)
+    finally:
+        free_traced_types()
