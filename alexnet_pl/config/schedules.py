@@ -70,8 +70,8 @@ class ScheduleFactory:
         # Torch raises an error in the step after the last, hours into a run.
         if length is not None and (last := getattr(scheduler, "total_steps", total)) < total:
             raise ConfigError(
-                f"scheduler.total_steps={last} is invalid: expected at least {total}, the {self.interval}s of this run. "
-                "Set scheduler.total_steps=auto"
+                f"scheduler.total_steps={last} is invalid: expected at least {total}, the {self.interval}s of this "
+                "run. Set scheduler.total_steps=auto"
             )
         return scheduler
 

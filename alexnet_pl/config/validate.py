@@ -131,6 +131,9 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)
+"""Supported precisions with Lightning's aliases; weights of another type than float32 would not fit the images."""
+
 SEEDS = "a whole number from 0 to 4294967295"
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -158,6 +161,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.fast_dev_run": (lambda batches: batches >= 0, "true, false or a number of batches"),
     "trainer.check_val_every_n_epoch": (_is_count, "a number of epochs ≥ 1"),
     "trainer.accumulate_grad_batches": (_is_count, "a number of batches ≥ 1"),
+    "trainer.precision": (lambda name: name in PRECISIONS, "one of: auto, 32-true, 16-mixed, bf16-mixed"),
+    "trainer.profiler": (lambda name: name in ("simple", "advanced", "pytorch"), "simple, advanced, pytorch or null"),
     "trainer.gradient_clip_val": (lambda norm: 0 <= norm < float("inf"), "a number ≥ 0, or null"),
     "trainer.gradient_clip_algorithm": (lambda name: name in ("norm", "value"), "norm or value"),
     "trainer.num_sanity_val_steps": (lambda steps: steps >= -1, "a number of batches, or -1 for all"),
@@ -288,7 +293,7 @@ def check_device(trainer: Settings) -> None:
     if found[0] == "cpu" and trainer.get("sync_batchnorm"):
         raise invalid_value("trainer.sync_batchnorm", True, "false on a CPU", "Torch has it for GPUs only.")
     if found[0] == "cpu" and str(precision) in ("16", "16-mixed"):
-        raise invalid_value("trainer.precision", precision, "auto, bf16-mixed, 32-true or 64-true on a CPU")
+        raise invalid_value("trainer.precision", precision, "auto, bf16-mixed or 32-true on a CPU")
 
 
 def rehearse_optimizer(settings: Settings) -> None:

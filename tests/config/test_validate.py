@@ -143,9 +143,11 @@ def test_a_function_of_the_users_own_creates_the_network():
         ("+trainer.max_steps=0", "trainer.max_steps=0 is invalid: expected a whole number ≥ 1"),
         ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0 is invalid"),
         ("trainer.limit_val_batches=1.5", "trainer.limit_val_batches=1.5 is invalid"),
-        ("trainer.precision=15", "trainer.precision=15 is invalid: expected .*16-mixed.* or auto"),
+        ("trainer.precision=15", "trainer.precision=15 is invalid: expected one of: auto, 32-true, 16-mixed, bf16-mi"),
         ("trainer.accelerator=cpu trainer.precision=16-mixed", "trainer.precision=16-mixed is invalid: expected auto, "
-         "bf16-mixed, 32-true or 64-true on a CPU"),
+         "bf16-mixed or 32-true on a CPU"),
+        *((f"trainer.precision={name}", f"trainer.precision={name} is invalid: expected one of: auto, 32-true")
+          for name in ("64-true", "bf16-true", "16-true", "transformer-engine")),
         ("trainer.accelerator=gup", "trainer.accelerator=gup is invalid: expected one of: .*Did you mean gpu?"),
         ("trainer.accelerator=cpu trainer.devices=0", "trainer.devices=0 is invalid on cpu"),
         ("trainer=ddp trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler=true is invalid: "
@@ -183,8 +185,8 @@ def test_a_missing_callback_that_every_run_needs_is_refused(name):
         "overfit_batches=2", "val_check_interval=1", "val_check_interval=0.5", "max_time='00:00:00:10'",
         "barebones=true", "reload_dataloaders_every_n_epochs=1", "inference_mode=false", "limit_predict_batches=3",
         "logger=false", "callbacks=null", "plugins=null", "enable_checkpointing=false", "enable_progress_bar=true",
-        "model_registry=x", "check_val_every_n_epoch=0", "accumulate_grad_batches=0", "gradient_clip_val=-1",
-        "gradient_clip_algorithm=max", "fast_dev_run=-1", "max_steps=-5",
+        "model_registry=x", "check_val_every_n_epoch=0", "profiler=nope", "accumulate_grad_batches=0",
+        "gradient_clip_val=-1", "gradient_clip_algorithm=max", "fast_dev_run=-1", "max_steps=-5",
     ],
 )  # fmt: skip
 def test_a_trainer_setting_that_a_run_does_not_support_is_refused(setting):
