@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from alexnet_pl.figures.charts import Curves, read_curves
 from alexnet_pl.runtime.errors import UserError, printable
-from alexnet_pl.runtime.run_folder import CONFIG, RESULT, read_trial
+from alexnet_pl.runtime.run_folder import RESULT, read_config, read_trial
 from alexnet_pl.studies.statistics import SEED, Cell, epochs_to
 from alexnet_pl.studies.store import STUDY, Study
 
@@ -103,10 +103,9 @@ def _read(study: Study, digits: str) -> Trial:
     trial = Trial(study.root.name, digits, run_dir, dict(known["overrides"]), known["choices"])
     state, trial.result = study.state(digits), read_trial(run_dir)
     try:
-        config = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG), resolve=True)
-    except Exception:  # of yaml or OmegaConf; settings that are missing here are looked up elsewhere
-        config = {}
-    trial.config = {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+        trial.config = read_config(run_dir)
+    except (UserError, OSError):  # settings that are missing here are looked up elsewhere
+        trial.config = {}
     if state == "finished":
         trial.excluded = _exclusion_reason(trial.result)
     elif state == "failed":
