@@ -25,4 +25,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path("_".join(study.resolve().name for study in args.studies))
     table = write_report(args.studies, out)
     print(configurations(table))
-    print(f"\n{len(table.counted)} of {len(table.points)} trials; {out / 'report.md'}")
+    print(f"\n{len(table.counted)} of {len(table.trials)} trials; {out / 'report.md'}")

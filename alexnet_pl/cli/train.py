@@ -56,14 +56,15 @@ def train(cfg: DictConfig) -> float | None:
     """Run what the config describes: a ten-crop evaluation, a trial of a study, or a single run.
 
     Returns:
-        The score that a sweeper maximizes: the best validation accuracy, in [0, 1].
+        The score that a sweeper maximizes: the best validation accuracy, in [0, 1]. None for a ten-crop evaluation.
     """
     # torch is imported only once Hydra knows that there is something to run.
     with one_line_errors():
         if "ten_crop_of" in cfg:
             from alexnet_pl.studies import ten_crop
 
-            return ten_crop.run(cfg, HydraConfig.get().overrides.task)
+            ten_crop.run(cfg, HydraConfig.get().overrides.task)
+            return None
         if is_sweep_trial():
             from alexnet_pl.config.validate import refuse_in_sweep
 

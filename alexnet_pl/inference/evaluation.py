@@ -106,8 +106,9 @@ def evaluate(
 def uncropped(preprocess: Preprocess) -> Preprocess:
     """Return the preprocessing that keeps the larger image for ten-crop: the run's own size, or 256 for every 224."""
     size = preprocess.image_size
-    has_margin = preprocess.resize_size is not None and preprocess.resize_size > size
-    larger = preprocess.resize_size if has_margin else round(size * 256 / 224)
+    larger = preprocess.resize_size
+    if larger is None or larger <= size:
+        larger = round(size * 256 / 224)
     return replace(preprocess, image_size=larger, resize_size=None)
 
 
@@ -121,7 +122,7 @@ def make_trainer(run: TrainedRun, callbacks: Sequence[Callback] = ()) -> tuple[T
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     settings = run.config.get("trainer") or {}
     accelerator = "gpu" if torch.cuda.is_available() and settings.get("accelerator") != "cpu" else "cpu"
-    precision = str(settings.get("precision", "32-true"))
+    precision: Any = str(settings.get("precision", "32-true"))  # Lightning's type lists every value
     needs_gpu, needs_bf16 = precision.startswith("16"), precision.startswith("bf16")
     if accelerator == "cpu" and (needs_gpu or (needs_bf16 and default_precision("cpu") != "bf16-mixed")):
         precision = default_precision("cpu")

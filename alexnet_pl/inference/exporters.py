@@ -33,6 +33,9 @@ Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Deployable(nn.Module):
     """A network between the normalization of its input and the softmax of its logits."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, run: TrainedRun):
         super().__init__()
         self.net = run.net
@@ -154,6 +157,7 @@ def write_onnx(model: Deployable, about: dict[str, str], path: Path) -> None:
         model, (batch,), input_names=["images"], output_names=["logits", "probabilities"], dynamic_shapes=shapes,
         dynamo=True, external_data=False, verbose=False,
     )  # fmt: skip
+    assert program is not None  # torch returns None without dynamo
     proto = program.model_proto
     onnx.helper.set_model_props(proto, about)
     onnx.checker.check_model(proto)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Undefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 from scipy.stats import binomtest
 
 from alexnet_pl.inference.trained_run import TrainedRun
@@ -145,7 +145,7 @@ def _quote(value: Any) -> Markdown:
 
 
 @lru_cache
-def _template() -> Any:
+def _template() -> Template:
     """Return the template; every value it prints is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates", encoding="utf-8"),

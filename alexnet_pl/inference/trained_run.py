@@ -73,7 +73,8 @@ class TrainedRun:
         """Return the softmax ``(N, len(class_names))`` in float32 of normalized images ``(N, 3, S, S)``."""
         with torch.inference_mode():
             # Training allows more logits than classes; the surplus ones never had an example.
-            return self.net(images).float().softmax(1)[:, : len(self.class_names)]
+            logits: Tensor = self.net(images)
+            return logits.float().softmax(1)[:, : len(self.class_names)]
 
 
 def load_run(run: str | Path, trust: Sequence[str] = ()) -> TrainedRun:

@@ -1,6 +1,6 @@
-"""What a person sees: TensorBoard on a study of digits and the page of a run, in headless Chromium.
+"""TensorBoard on a study of digits and the report of a run, as a person sees them in headless Chromium.
 
-The screenshots stay in browser-screenshots/.
+The screenshots are kept in browser-screenshots/.
 """
 
 import os
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.browser
 
 SHOTS = REPOSITORY / "browser-screenshots"
 WAIT = 60_000
-"""Milliseconds: a busy machine takes its time, and TensorBoard reads its files in the background."""
+"""Milliseconds. The machine may be busy, and TensorBoard reads its files in the background."""
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
-    """Two runs of LeNet-5 that differ in their pooling, long enough to learn something."""
+    """Train LeNet-5 twice with different pooling, long enough to learn something."""
     folder = tmp_path_factory.mktemp("study") / "pooling"
     done = train("-m", "model=lenet5", "model/pool=overlapping,non_overlapping", "data=digits", "augment=crop_flip",
                  "trainer.max_epochs=4", f"hydra.sweep.dir={folder}", figures=True, cwd=folder.parent)  # fmt: skip
@@ -36,15 +36,15 @@ def study(tmp_path_factory) -> Path:
     return folder
 
 
-def point(study: Path, pool: str) -> Path:
-    """The folder of the run with that pooling."""
+def run_with(study: Path, pool: str) -> Path:
+    """Return the directory of the run with that pooling."""
     (folder,) = study.glob(f"pool_{pool}-*")
     return folder
 
 
 @pytest.fixture(scope="module")
 def address(study) -> Iterator[str]:
-    """TensorBoard as ``make dashboard`` starts it."""
+    """Start TensorBoard as ``make dashboard`` does, and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,7 +59,7 @@ def address(study) -> Iterator[str]:
 
 @pytest.fixture
 def tab() -> Iterator:
-    """A page of a browser that notes which hosts it asked, and fails the test where that is another machine."""
+    """Yield a browser tab; fail the test if it contacts another machine or a script on a page fails."""
     from playwright.sync_api import sync_playwright
 
     chromium = next(filter(None, map(shutil.which, BROWSERS)))
@@ -82,11 +82,11 @@ def tab() -> Iterator:
 
 def go(tab, address: str, page: str) -> None:
     tab.goto(f"{address}?darkMode=false#{page}")
-    tab.reload()  # the part behind # alone loads nothing
+    tab.reload()  # a change of the fragment alone loads nothing
 
 
 def assert_drawn(locator, width: float = 100, height: float = 50) -> None:
-    """Its box on the page is of at least this size in pixels."""
+    """Check that an element has at least this size on the page, in pixels."""
     box = locator.bounding_box()
     assert box is not None
     assert box["width"] >= width, box
@@ -94,7 +94,7 @@ def assert_drawn(locator, width: float = 100, height: float = 50) -> None:
 
 
 def lines(chart) -> int:
-    """Curves in a chart: paths that go somewhere."""
+    """Return the number of curves in a chart: paths that extend over it."""
     return chart.locator("svg path").evaluate_all(
         "paths => paths.filter(path => /M.*L/.test(path.getAttribute('d') || '') && path.getBBox().width > 50).length"
     )
@@ -142,7 +142,7 @@ def test_images_are_the_figures_of_both_runs(tab, address):
     go(tab, address, "images")
     images = tab.locator("tf-image-loader img")
     expect(images).to_have_count(2 * len(DRAWN_BY), timeout=WAIT)
-    wait_until(tab, lambda: all(width > 100 for width, _ in natural_sizes(images)), "every image has loaded")
+    wait_until(tab, lambda: all(width > 100 for width, _ in natural_sizes(images)), "all images to load")
     for name in DRAWN_BY:
         loaders = tab.locator("tf-image-loader").filter(has=tab.get_by_text(f"figures/{name}"))
         expect(loaders).to_have_count(2)
@@ -150,7 +150,7 @@ def test_images_are_the_figures_of_both_runs(tab, address):
     tab.screenshot(path=SHOTS / "images.png")
 
 
-def test_hparams_have_a_row_for_each_run_of_the_study(tab, address, study):
+def test_hparams_have_one_row_per_run_of_the_study(tab, address, study):
     from playwright.sync_api import expect
 
     go(tab, address, "hparams")
@@ -158,7 +158,7 @@ def test_hparams_have_a_row_for_each_run_of_the_study(tab, address, study):
     expect(table).to_be_visible(timeout=WAIT)
     cells = tab.locator("vaadin-grid-cell-content")
     for option, pool in (("overlapping", "OverlappingMaxPool2d"), ("non_overlapping", "NonOverlappingMaxPool2d")):
-        folder = point(study, option)
+        folder = run_with(study, option)
         result = finished_result(folder)
         for text in (f"{folder.name}/tensorboard", pool, f"{result['test/acc']:.5g}"):
             cell = cells.filter(has_text=re.compile(rf"^\s*{re.escape(text)}\s*$")).first
@@ -179,12 +179,12 @@ def test_the_projector_shows_features_as_thumbnails(tab, address):
     frame = tab.frame_locator("iframe").frame_locator("iframe")
     expect(frame.get_by_text(re.compile(r"Points:\s*300")).first).to_be_visible(timeout=WAIT)
     assert_drawn(frame.locator("vz-projector canvas").first, 400, 400)
-    wait_until(tab, lambda: sprites == [200], "the thumbnails have loaded")
-    tab.wait_for_timeout(3000)  # it moves the points into place
+    wait_until(tab, lambda: sprites == [200], "the thumbnails to load")
+    tab.wait_for_timeout(3000)  # for the animation that moves the points into place
     tab.screenshot(path=SHOTS / "projector.png")
 
 
-def test_the_other_pages_have_something_on_them(tab, address):
+def test_the_other_pages_are_not_empty(tab, address):
     from playwright.sync_api import expect
 
     for page, shown in (
@@ -202,9 +202,9 @@ def test_the_other_pages_have_something_on_them(tab, address):
     tab.screenshot(path=SHOTS / "graphs.png")
 
 
-def test_the_report_opens_from_the_disk_without_a_network(tab, study):
+def test_the_report_opens_from_disk_without_a_network(tab, study):
     tab.context.set_offline(True)
-    folder = point(study, "non_overlapping")
+    folder = run_with(study, "non_overlapping")
     tab.goto((folder / "report.html").as_uri())
     images = tab.locator("figure img")
     assert images.count() == len(TITLES)
@@ -215,14 +215,14 @@ def test_the_report_opens_from_the_disk_without_a_network(tab, study):
     result = finished_result(folder)
     assert f"{result['test/acc']:.4f}" in tab.locator("table").first.inner_text()
     widest = tab.evaluate("() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert widest[0] <= widest[1]  # nothing sticks out
+    assert widest[0] <= widest[1]  # no horizontal scrolling
     tab.screenshot(path=SHOTS / "report.png", full_page=True)
 
 
 def wait_until(tab, holds, what: str) -> None:
-    """Until ``holds()`` does, or a minute is over."""
+    """Wait for ``holds()``, at most a minute."""
     for _ in range(WAIT // 250):
         if holds():
             return
         tab.wait_for_timeout(250)
-    pytest.fail(f"not within {WAIT // 1000} s: {what}")
+    pytest.fail(f"waited {WAIT // 1000} s for {what}")
