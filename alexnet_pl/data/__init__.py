@@ -1,17 +1,19 @@
-"""Datasets as Lightning data modules, and the batch transforms they apply."""
+"""Datasets as Lightning data modules, and the transforms that they apply to batches."""
 
 from alexnet_pl.data.cifar10 import CIFAR10DataModule
 from alexnet_pl.data.digits import DigitsDataModule
 from alexnet_pl.data.image_folder import ImageFolderDataModule
 from alexnet_pl.data.shards.datamodule import ShardedDataModule
-from alexnet_pl.data.transforms import Compose, PCAColor, RandomCropFlip
+from alexnet_pl.data.transforms import BatchTransform, Compose, PCAColor, PerImage, RandomCropFlip
 
 __all__ = [
+    "BatchTransform",
     "CIFAR10DataModule",
     "Compose",
     "DigitsDataModule",
     "ImageFolderDataModule",
     "PCAColor",
+    "PerImage",
     "RandomCropFlip",
     "ShardedDataModule",
 ]

@@ -95,9 +95,7 @@ class StreamLoader(BatchLoader):
             if self.shards.remote and parts:
                 needed = torch.cat([part for part, _ in parts]).numpy()
                 for shard in dict.fromkeys(self.shards.splits[self.split].shard[needed].tolist()):
-                    fetchers.submit(
-                        self.shards.fetch, self.split, shard
-                    )  # read() raises what failed
+                    fetchers.submit(self.shards.fetch, self.split, shard)  # read() raises what failed
             ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
             for part, missing in parts:
                 ahead.append(decoders.submit(self._batch, part, missing))

@@ -6,6 +6,7 @@ A shard directory holds ``train-00000.tar``, ``train-00001.tar``, …, the same 
 ``<key>.jpg`` then ``<key>.cls``, which other programs read as well. Images are stored in shuffled order.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -178,10 +179,10 @@ class Shards:
                     chunks.append(chunk)
                     size += len(chunk)
                 return b"".join(chunks)
-        except FileNotFoundError:
-            raise
         except Exception as error:  # every store raises its own exceptions
-            raise DataError(f"{self.root}/{name} cannot be read: {one_line(error)}") from error
+            if _is_missing(error):
+                raise FileNotFoundError(name) from error
+            raise DataError(f"{self.root}/{name} cannot be read: {one_line(error.__cause__ or error)}") from error
 
     def fetch(self, split: str, shard: int) -> Path:
         """Return the local path of a shard. One thread of one process downloads it first if it is remote.
@@ -218,14 +219,12 @@ class Shards:
             try:
                 with filesystem.open(f"{root}/{name}", "rb") as source, scratch.open("xb") as target:
                     _copy_at_most(source, target, size)
-            except FileNotFoundError as error:
-                raise DataError(f"{self.root}/{name} not found: the shards are incomplete.") from error
-            except OSError as error:
-                if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+            except Exception as error:  # every store raises its own exceptions
+                if isinstance(error, OSError) and (error.errno in _DISK_ERRORS or error.filename == str(scratch)):
                     raise
-                raise DataError(f"{self.root}/{name} cannot be downloaded: {one_line(error)}") from error
-            except Exception as error:
-                raise DataError(f"{self.root}/{name} cannot be downloaded: {one_line(error)}") from error
+                if _is_missing(error):
+                    raise DataError(f"{self.root}/{name} not found: the shards are incomplete.") from error
+                raise DataError(f"{self.root}/{name} cannot be downloaded: {one_line(error.__cause__ or error)}") from error
             if sha256_of(scratch) != sha256:
                 raise DataError(f"{self.root}/{name} is corrupt: its SHA-256 differs from {INDEX}.")
             os.replace(scratch, path)
@@ -404,6 +403,20 @@ def _filesystem(root: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise DataError(f"{root} cannot be opened: {one_line(error)}") from error
     return filesystem, path.rstrip("/")
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors of the local disk during a download; others come from the store."""
+
+
+def _is_missing(error: Exception) -> bool:
+    """Return True if a store says that a file does not exist, False if the store could not be asked.
+
+    fsspec raises FileNotFoundError in both cases over HTTP.
+    """
+    cause = error.__cause__
+    is_unreachable = isinstance(cause, OSError) or getattr(cause, "status", 404) not in (404, 410)
+    return isinstance(error, FileNotFoundError) and not is_unreachable
 
 
 def _copy_at_most(source: Any, target: Any, size: int) -> None:

@@ -1,0 +1,243 @@
+"""Reading shards: object stores, and indexes that must not be trusted."""
+
+import io
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet_pl.data.shards import datamodule, reader
+from alexnet_pl.data.shards.datamodule import decode_into
+from alexnet_pl.data.shards.reader import ARRAYS, INDEX, MAX_SIDE, Shards
+from alexnet_pl.runtime.errors import DataError
+
+from .corruption import flip, make_loader, wait_for_threads
+
+# --- object stores --------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_fetched_once_from_a_url(store, out, tmp_path):
+    url, requests = store
+    local = list(make_loader(Shards(out), batch_size=7))
+    for _ in range(2):
+        for ours, theirs in zip(make_loader(Shards(url, tmp_path / "cache"), batch_size=7), local, strict=True):
+            assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(ours[1], theirs[1])
+    assert sorted(name for name in requests if name.endswith(".tar")) == [f"train-{i:05}.tar" for i in range(4)]
+
+
+@pytest.mark.parametrize(("damage", "message"), [(flip, "is corrupt: its SHA-256"), (Path.unlink, "not found")])
+def test_faults_of_the_store_are_named(store, out, tmp_path, damage, message):
+    url, _ = store
+    damage(out / "train-00001.tar")
+    with pytest.raises(DataError, match=f"{url}/train-00001.tar {message}"):
+        list(make_loader(Shards(url, tmp_path / "cache")))
+    wait_for_threads()
+    assert not list((tmp_path / "cache").rglob("*train-00001.tar"))
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_stores_that_do_not_respond_are_refused(tmp_path):
+    for url, message in [
+        ("http://127.0.0.1:9/shards", "shards.json cannot be read"),
+        ("nosuch://bucket/shards", "nosuch://bucket/shards cannot be opened"),
+        ("memory://empty", "shards.json not found"),
+        ("reference://http://x/shards.json", "is refused: expected the URL of a plain store"),
+        ("simplecache::http://127.0.0.1:9/shards", "is refused"),
+    ]:
+        with pytest.raises(DataError, match=message) as refusal:
+            Shards(url, tmp_path)
+        assert "\n" not in str(refusal.value)
+
+
+def test_url_without_a_home_directory_names_the_option(store, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home")))
+    with pytest.raises(DataError, match="no home directory.*data.cache=DIR") as refusal:
+        Shards(store[0])
+    assert "\n" not in str(refusal.value)
+    assert len(list(make_loader(Shards(store[0], tmp_path / "cache")))) == 5
+
+
+def test_oversized_shard_of_a_store_does_not_fill_the_disk(store, out, tmp_path, monkeypatch):
+    """The index says how large a shard is; the download stops one byte beyond."""
+    size = (out / "train-00001.tar").stat().st_size
+    with (out / "train-00001.tar").open("ab") as file:
+        file.truncate(100 * 2**20)
+    written = []
+    monkeypatch.setattr(reader, "sha256_of", lambda path: written.append(path.stat().st_size) or "")
+    with pytest.raises(DataError, match="train-00001.tar is corrupt: its SHA-256"):
+        Shards(store[0], tmp_path / "cache").fetch("train", 1)
+    assert written == [size + 1]
+
+
+# --- untrusted indexes ----------------------------------------------------------------------------------------------
+
+
+def edit(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the content of shards.json."""
+    index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+    change(index)
+    (out / INDEX).write_text(json.dumps(index), encoding="utf-8")
+
+
+def shard(index: dict[str, Any], number: int = 0) -> dict[str, Any]:
+    return index["splits"]["train"]["shards"][number]
+
+
+NAMES = ("./../../newdir/x", "../train-00000.tar", "/etc/passwd", "train-00000.tar/../x", "val-00000.tar",
+         "train-0.tar", "train-00000.tar\n", "train-00000.TAR", "train-\u0660\u0660\u0660\u0660\u0660.tar", "", ".",
+         "train-00000.tar\0", 7, None, ["x"])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("where", ["local", "store"])
+def test_shard_names_that_leave_the_directory_are_refused(store, out, tmp_path, name, where):
+    edit(out, lambda index: shard(index).update(name=name))
+    root, cache = (store[0], tmp_path / "a" / "b" / "cache") if where == "store" else (out, None)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(DataError, match=r"shards.json is corrupt: .* is not a shard name such as train-0") as error:
+        Shards(root, cache).fetch("train", 0)
+    assert str(error.value).isprintable()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_planted_links_in_the_cache_are_not_written_through(store, tmp_path):
+    """Lock and scratch files of a download replace a link instead of truncating what it points to."""
+    shards = Shards(store[0], tmp_path / "cache")
+    shards.folder.mkdir(parents=True)
+    victim = tmp_path / "precious"
+    victim.write_text("precious")
+    (shards.folder / ".train-00000.tar.part").symlink_to(victim)
+    shards.fetch("train", 0)
+    assert victim.read_text() == "precious"
+
+
+INVALID = {
+    "many images": lambda index: shard(index).update(images=10**13),
+    "negative images": lambda index: shard(index).update(images=-1),
+    "images as float": lambda index: shard(index).update(images=1e13),
+    "images as bool": lambda index: shard(index).update(images=True),
+    "many images in many bytes": lambda index: shard(index).update(images=10**11, bytes=2**50),
+    "more images than there are": lambda index: shard(index).update(images=10),
+    "negative bytes": lambda index: shard(index).update(bytes=-1),
+    "no bytes": lambda index: shard(index).pop("bytes"),
+    "fewer bytes": lambda index: shard(index).update(bytes=20_000),
+    "no digest": lambda index: shard(index).update(sha256="abc"),
+    "huge side": lambda index: index.update(side=MAX_SIDE + 1),
+    "side 0": lambda index: index.update(side=0),
+    "side as text": lambda index: index.update(side="16"),
+    "unknown split": lambda index: index["splits"].update({"../x": index["splits"]["train"]}),
+    "no splits": lambda index: index.update(splits={}),
+    "splits as list": lambda index: index.update(splits=[]),
+    "no shards": lambda index: index["splits"]["train"].update(shards=[]),
+    "shards as text": lambda index: index["splits"]["train"].update(shards="train-00000.tar"),
+    "one shard twice": lambda index: shard(index).update(name="train-00001.tar"),
+    "no classes": lambda index: index.update(class_names=[]),
+    "fewer classes": lambda index: index.update(class_names=["ant", "bee"]),
+    "equal classes": lambda index: index.update(class_names=["ant", "bee", "bee"]),
+    "classes as numbers": lambda index: index.update(class_names=[1, 2, 3]),
+    "no skipped": lambda index: index.pop("skipped"),
+    "no array digest": lambda index: index.pop("arrays_sha256"),
+}
+
+
+@pytest.mark.parametrize("change", INVALID)
+def test_invalid_indexes_are_refused_before_allocating(out, change):
+    edit(out, INVALID[change])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="(shards.json|shards.npz) is corrupt: ") as refusal:
+        Shards(out)
+    assert "\n" not in str(refusal.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10
+
+
+def replace_arrays(out: Path, change: Callable[[dict[str, np.ndarray]], None], save: Callable = np.savez) -> None:
+    """Change the arrays of shards.npz, and its digest with them."""
+    arrays = dict(np.load(out / ARRAYS))
+    change(arrays)
+    buffer = io.BytesIO()
+    save(buffer, **arrays)
+    (out / ARRAYS).write_bytes(buffer.getvalue())
+    edit(out, lambda index: index.update(arrays_sha256=sha256(buffer.getvalue()).hexdigest()))
+
+
+ARRAY_CHANGES = {
+    "beyond the shard": lambda arrays: arrays["train_offset"].__setitem__(3, 10**7),
+    "offset overflow": lambda arrays: arrays["train_offset"].__setitem__(3, 2**64 - 1),
+    "huge image": lambda arrays: arrays["train_size"].__setitem__(3, 2**32 - 1),
+    "empty image": lambda arrays: arrays["train_size"].__setitem__(3, 0),
+    "label beyond the classes": lambda arrays: arrays["train_label"].__setitem__(3, 3),
+    "negative label": lambda arrays: arrays["train_label"].__setitem__(3, -1),
+    "missing column": lambda arrays: arrays.pop("train_crc32"),
+    "short column": lambda arrays: arrays.update(train_crc32=arrays["train_crc32"][:-1]),
+    "two dimensions": lambda arrays: arrays.update(train_label=arrays["train_label"].reshape(6, 6)),
+    "floating point": lambda arrays: arrays.update(train_label=arrays["train_label"].astype(float)),
+    "objects": lambda arrays: arrays.update(train_label=arrays["train_label"].astype(object)),
+}
+
+
+@pytest.mark.parametrize("change", ARRAY_CHANGES)
+def test_invalid_arrays_are_refused(out, change):
+    replace_arrays(out, ARRAY_CHANGES[change])
+    with pytest.raises(DataError, match="shards.npz is corrupt: ") as refusal:
+        Shards(out)
+    assert "\n" not in str(refusal.value)
+
+
+READ = """
+import resource, sys
+from alexnet_pl.data.shards.reader import Shards
+from alexnet_pl.runtime.errors import DataError
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    Shards(sys.argv[1])
+except DataError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("bomb", ["compressed arrays", "nested lists", "large index"])
+def test_peak_memory_of_index_bombs_is_bounded(out, bomb):
+    if bomb == "compressed arrays":  # 1 MB that unpack to 1 GB
+        zeros = np.zeros(2**27, np.uint64)
+        replace_arrays(out, lambda arrays: arrays.update(test_offset=zeros), np.savez_compressed)
+        assert (out / ARRAYS).stat().st_size < 2**21
+    elif bomb == "nested lists":
+        (out / INDEX).write_text("[" * 1_000_000, encoding="utf-8")
+    else:
+        with (out / INDEX).open("wb") as file:
+            file.truncate(2**35)
+    done = subprocess.run([sys.executable, "-c", READ, out], capture_output=True, text=True, check=True, timeout=600)
+    message, added = done.stdout.splitlines()
+    assert "corrupt" in message or "is larger than 256 MB, too large for an index" in message
+    assert int(added) < 700
+
+
+@pytest.mark.parametrize("with_simplejpeg", [True, False])
+def test_images_of_another_size_are_refused_before_decoding(monkeypatch, with_simplejpeg):
+    if not with_simplejpeg:
+        monkeypatch.setattr(datamodule, "simplejpeg", None)
+    file = io.BytesIO()
+    Image.new("L", (5000, 5000)).save(file, "JPEG")
+    with pytest.raises(ValueError, match="5000×5000 pixels"):
+        decode_into(np.empty((16, 16, 3), np.uint8), bytearray(file.getvalue()))
+
+
+def test_valid_shards_pass_every_check(out, tmp_path):
+    """The checks must not refuse what the writer writes, also after a move."""
+    shutil.copytree(out, tmp_path / "moved")
+    whole = torch.cat([labels for _, labels in make_loader(Shards(out))])
+    assert torch.equal(torch.cat([labels for _, labels in make_loader(Shards(tmp_path / "moved"))]), whole)
