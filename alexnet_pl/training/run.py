@@ -298,7 +298,8 @@ def restore(
         )
     set_position(trainer, position.epoch, batch if position.images else 0, position.step)
     if plan.resuming:
-        metrics.resume(position.epoch)
+        has_ended = 0 < trainer.max_steps <= position.step  # perhaps inside an epoch, whose row is complete then
+        metrics.resume(position.epoch + has_ended)
 
 
 def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer) -> None:

@@ -7,6 +7,7 @@ import torch
 from helpers import assert_same_run, config, run_until_stopped
 from hydra.utils import instantiate
 from lightning import Callback
+from omegaconf import OmegaConf
 
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.errors import ConfigError
@@ -29,7 +30,7 @@ CASES = {
 
 def validation_metrics(run_dir, net):
     """Return loss and accuracy of ``net`` on the validation images, computed without this project's loop."""
-    data = instantiate(config(*RUN).data)
+    data = instantiate(OmegaConf.load(run_dir / "config.yaml").data)
     data.setup()
     loss = right = count = 0
     for images, labels in data.val_dataloader():
