@@ -13,6 +13,8 @@ from alexnet_pl.config.trust import MAX_VALUES, check_targets
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import MAX_DEPTH, MAX_FILE_BYTES, MAX_FILE_VALUES, load_plain
 
+pytestmark = pytest.mark.security
+
 
 class OwnNet(nn.Module):
     """A network of the user's own module."""
