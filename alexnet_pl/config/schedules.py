@@ -3,7 +3,7 @@
 import functools
 import inspect
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -96,4 +96,5 @@ def schedule_factory(configured: Any) -> ScheduleFactory | None:
         raise ConfigError(f"scheduler.interval={interval} is invalid: expected epoch or step.")
     auto = tuple(name for name in LENGTHS if keywords.get(name) == "auto")
     fixed = {name: value for name, value in keywords.items() if name not in auto}
-    return ScheduleFactory(functools.partial(configured.func, *configured.args, **fixed), interval, auto)
+    make = functools.partial(configured.func, *configured.args, **fixed)
+    return ScheduleFactory(make, cast(Literal["epoch", "step"], interval), auto)

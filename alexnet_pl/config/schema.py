@@ -93,9 +93,10 @@ def locate(path: str, target: str) -> Callable[..., Any]:
         ConfigError: it cannot be imported.
     """
     try:
-        return pkgutil.resolve_name(target)
+        found: Callable[..., Any] = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}._target_={target} cannot be imported: {error}.") from error
+    return found
 
 
 def accepted_arguments(make: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
@@ -108,7 +109,7 @@ def accepted_arguments(make: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     accepted: dict[str, Any] = {}
     for owner in make.__mro__:
         if "__init__" in vars(owner):
-            named, takes_any = _named_arguments(owner.__init__)
+            named, takes_any = _named_arguments(vars(owner)["__init__"])
             accepted = {**named, **accepted}
             if not takes_any:
                 return accepted, False

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
@@ -68,7 +68,7 @@ def validate(cfg: DictConfig) -> None:
         ConfigError: names the first invalid key, its value and what is expected.
     """
     check_sections(cfg)
-    settings: Settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    settings = cast(Settings, OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     check_ranges(settings)
     check_trainer(settings["trainer"])
     # The data section borrows values of others: an error in those is reported with its original key.
@@ -94,9 +94,9 @@ def check_sections(cfg: DictConfig) -> None:
     """
     known = (*VALUES, *SECTIONS, *COLLECTIONS)
     references = set(re.findall(r"\$\{\.*([^.:}[]+)", OmegaConf.to_yaml(cfg)))
-    for key in cfg:
+    for key in map(str, cfg):
         if references and key not in known and key not in references:
-            hint = f" Remove it: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(str(key), known)
+            hint = f" Remove it: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(key, known)
             raise ConfigError(f"{key}={format_value(cfg[key])} is invalid: no other key refers to {key}.{hint}")
     for key in (*SECTIONS, *(f"{name}.{entry}" for name in COLLECTIONS for entry in cfg.get(name) or ())):
         described = OmegaConf.select(cfg, key)

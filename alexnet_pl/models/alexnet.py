@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from alexnet_pl.models.checks import check_choice, check_image_size, check_whole, check_widths
 from alexnet_pl.models.layers import (
     ActivationFactory,
+    BlockOptions,
     LocalResponseNorm,
     NormFactory,
     OverlappingMaxPool2d,
@@ -102,7 +103,8 @@ class AlexNet(nn.Module):
         check_choice("initialization", initialization, INITIALIZATIONS)
 
         c1, c2, c3, c4, c5 = channels
-        block = {"norm": norm, "norm_placement": norm_placement, "pool": pool}
+        block: BlockOptions = {"norm": norm, "norm_placement": norm_placement, "pool": pool}
+        padded: BlockOptions = {**block, "pool_padding": pool2_padding}
         self.features = nn.Sequential(
             OrderedDict(
                 [
@@ -116,8 +118,7 @@ class AlexNet(nn.Module):
                         2,
                         nn.Conv2d(c1, c2, kernel_size=5, padding=2, groups=groups, bias=bias_before_norm),
                         activation,
-                        **block,
-                        pool_padding=pool2_padding,
+                        **padded,
                     ),
                     *conv_block(3, nn.Conv2d(c2, c3, kernel_size=3, padding=1), activation),
                     *conv_block(4, nn.Conv2d(c3, c4, kernel_size=3, padding=1, groups=groups), activation),
@@ -146,7 +147,8 @@ class AlexNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for normalized images ``(N, 3, image_size, image_size)``."""
-        return self.classifier(self.features(images))
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
 
 
 def _fc_block(
@@ -168,10 +170,11 @@ def initialize(net: AlexNet, constants: Mapping[str, tuple[float, float]]) -> No
     """
     layers = dict([*net.features.named_children(), *net.classifier.named_children()])
     with torch.no_grad():
-        for name, (std, bias) in constants.items():
-            layers[name].weight.normal_(0, std)
-            if layers[name].bias is not None:
-                layers[name].bias.fill_(bias)
+        for name, (std, value) in constants.items():
+            weight, bias = layers[name].get_parameter("weight"), layers[name].bias
+            weight.normal_(0, std)
+            if isinstance(bias, Tensor):
+                bias.fill_(value)
 
 
 def feature_map_sizes(image_size: int, conv1_padding: int = 2, pool2_padding: int = 1) -> list[int]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from alexnet_pl.models.checks import check_image_size, check_whole, check_widths
 from alexnet_pl.models.layers import (
     ActivationFactory,
+    BlockOptions,
     NormFactory,
     OverlappingMaxPool2d,
     PoolFactory,
@@ -53,7 +54,7 @@ class CNN4(nn.Module):
         for index, (before, after) in enumerate(zip([3, *channels], channels, strict=False), start=1):
             conv = nn.Conv2d(before, after, kernel_size=5, padding=2)
             # With padding 1 both poolings halve an even side.
-            block = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
+            block: BlockOptions = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
             blocks += conv_block(index, conv, activation, **block)
             size = pooled_size(size, padding=1)
         self.features = nn.Sequential(OrderedDict(blocks))
@@ -63,4 +64,5 @@ class CNN4(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for normalized images ``(N, 3, image_size, image_size)``."""
-        return self.classifier(self.features(images))
+        logits: Tensor = self.classifier(self.features(images))
+        return logits

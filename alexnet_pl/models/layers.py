@@ -9,7 +9,7 @@ A network takes three factories and calls them wherever it needs a layer, so a v
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.fx
@@ -26,6 +26,15 @@ PoolFactory = Callable[[int], nn.Module]
 ActivationFactory = Callable[[], nn.Module]
 
 NORM_PLACEMENTS = ("before_activation", "after_activation")
+
+
+class BlockOptions(TypedDict, total=False):
+    """Keyword arguments of :func:`conv_block`, for networks that share them between blocks."""
+
+    norm: NormFactory
+    norm_placement: str
+    pool: PoolFactory
+    pool_padding: int
 
 
 @torch.fx.wrap  # symbolic tracing records one call instead of tracing into the autograd function
@@ -52,7 +61,8 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
     with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
         if torch.compiler.is_compiling():  # a compiler differentiates and fuses the plain formula by itself
             return _formula(x, size, alpha, beta, k)
-        return _LocalResponseNorm.apply(x, size, alpha, beta, k)
+        result: Tensor = _LocalResponseNorm.apply(x, size, alpha, beta, k)
+        return result
 
 
 class _LocalResponseNorm(torch.autograd.Function):
@@ -98,12 +108,14 @@ class _LocalResponseNorm(torch.autograd.Function):
         denominator = _denominator(wide, size, alpha, k)
         through_window = _window_sum(wide * direction, before=size // 2, after=(size - 1) // 2) / denominator
         change = direction - (2 * alpha * beta / size) * wide * through_window
-        return (_power(denominator, -beta) * change).to(x.dtype)
+        result: Tensor = _power(denominator, -beta) * change
+        return result.to(x.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *constants: Any) -> tuple[Tensor, int]:
         images = x.movedim(in_dims[0], 0)  # (B, N, C, ...): one batch of B * N images
-        return _LocalResponseNorm.apply(images.flatten(0, 1), *constants).view_as(images), 0
+        result: Tensor = _LocalResponseNorm.apply(images.flatten(0, 1), *constants)
+        return result.view_as(images), 0
 
 
 def _fast_gradient(x: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from alexnet_pl.models.checks import check_image_size, check_whole, check_widths
 from alexnet_pl.models.layers import (
     ActivationFactory,
+    BlockOptions,
     NonOverlappingMaxPool2d,
     NormFactory,
     PoolFactory,
@@ -54,7 +55,7 @@ class LeNet5(nn.Module):
         check_image_size("LeNet5", image_size, smallest)
 
         # With padding 1 both poolings halve an even side, as LeNet-5's 2×2 subsampling does.
-        block = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
+        block: BlockOptions = {"norm": norm, "norm_placement": norm_placement, "pool": pool, "pool_padding": 1}
         self.features = nn.Sequential(
             OrderedDict(
                 [
@@ -76,7 +77,8 @@ class LeNet5(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` for normalized images ``(N, 3, image_size, image_size)``."""
-        return self.classifier(self.features(images))
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
 
 
 def feature_map_sizes(image_size: int) -> list[int]:
