@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from alexnet_pl.runtime.errors import ConfigError, UserError, one_line
+from alexnet_pl.runtime.errors import ConfigError, UserError, one_line, os_reason
 from alexnet_pl.runtime.files import InUseError, exclusive_lock, write_atomic
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
@@ -82,16 +82,18 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def load_plain(path: Path) -> dict[str, Any]:
-    """Load a YAML mapping from a run folder as plain values, with limits on size, nesting and aliases.
+    """Load a YAML mapping from a run directory as plain values, with limits on size, nesting and aliases.
 
-    Interpolations stay text. Nothing is checked but the form: see :func:`check_targets`.
+    Interpolations stay text. Only the form is checked; ``config.trust.check_targets`` checks the content.
 
     Raises:
-        ConfigError: the file is corrupt, exceeds a limit, or has aliases, which could expand to any size.
-        OSError: the file cannot be read.
+        ConfigError: the file is unreadable or corrupt, exceeds a limit, or has aliases, which could expand to any size.
     """
-    with path.open("rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {os_reason(error)}.") from error
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is corrupt: a config has at most {MAX_FILE_BYTES // 1024} KiB.")
     from omegaconf import OmegaConf  # start-up time: the other readers do without

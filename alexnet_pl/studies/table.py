@@ -104,7 +104,7 @@ def _read(study: Study, digits: str) -> Trial:
     state, trial.result = study.state(digits), read_trial(run_dir)
     try:
         trial.config = read_config(run_dir)
-    except (UserError, OSError):  # settings that are missing here are looked up elsewhere
+    except UserError:  # settings that are missing here are looked up elsewhere
         trial.config = {}
     if state == "finished":
         trial.excluded = _exclusion_reason(trial.result)

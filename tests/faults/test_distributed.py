@@ -24,7 +24,16 @@ from .processes import DIGITS, Run, wait_for
 # 20 batches per epoch; the last validation batch has 16 of 64 images, the last test batch 40.
 RUN = (*DIGITS, "trainer.max_epochs=3", "augment=none")
 DDP = (*RUN[:2], "trainer=ddp", "trainer.devices=2", *RUN[2:])
-FILES = {"checkpoints", "config.yaml", "figures", "metrics.csv", "report.html", "result.json", "tensorboard"}
+FILES = {
+    "checkpoints",
+    "commands.txt",
+    "config.yaml",
+    "figures",
+    "metrics.csv",
+    "report.html",
+    "result.json",
+    "tensorboard",
+}
 UNUSED = ("channels", "fc_widths", "norm", "norm_placement", "pool", "activation")
 BREAKING = ("model._target_=faults.processes.BreakingNet", *(f"~model.{key}" for key in UNUSED))
 
