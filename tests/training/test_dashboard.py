@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import SHORT_RUN, config, read_report
+from helpers import SHORT_RUN, config, read_report, run_until_stopped
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -198,12 +198,13 @@ def test_no_failure_of_the_dashboard_fails_the_run(tmp_path, monkeypatch, caplog
         raise OSError(28, "No space left on device")
 
     module = "alexnet_pl.training.callbacks.dashboard"
+    monkeypatch.setattr(Dashboard, "_keep", broken)
     for name in ("add_best_accuracy", "add_histogram", "activation_stats", "compute_histogram", "close_hparams_row",
                  "describe_run", "select_center_crop", "denormalize", "normalize", "logit_names", "save"):  # fmt: skip
         monkeypatch.setattr(f"{module}.{name}", broken)
     run(config(*SHORT_RUN, run_dir=tmp_path / "run", figures=True))
     assert finished_result(tmp_path / "run")["status"] == "finished"
-    for what in ("text", "scalars", "histograms", "test", "hyperparameters", "figures"):
+    for what in ("training batch", "text", "scalars", "histograms", "test", "hyperparameters", "figures"):
         assert caplog.text.count(f"warning: {what} unavailable on the dashboard: ") == 1, what
 
 
@@ -234,6 +235,18 @@ def test_the_best_accuracy_is_that_of_the_best_checkpoint(tmp_path):
     best.metrics = {"val/acc": 0.25}
     add_best_accuracy(writer, trainer, 2)
     assert written == [("hp/val_acc_best", 0.25, 2)]
+
+
+def test_the_report_lists_the_commands_of_an_interrupted_run(tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    monkeypatch.setattr("sys.argv", ["train.py", "model=lenet5", "seed=1"])
+    run_until_stopped(config(*SHORT_RUN, run_dir=run_dir, figures=True), monkeypatch, step=3)
+    monkeypatch.setattr("sys.argv", ["train.py", "resume=my runs/a"])
+    run(config("resume=here", run_dir=run_dir, figures=True))
+    page = read_report(run_dir)
+    assert "python train.py model=lenet5 seed=1" in page.text
+    assert "python train.py 'resume=my runs/a'" in page.text
+    assert len(page.images) == len(TITLES)
 
 
 def test_figures_of_a_ten_crop_test_show_the_center_crop(tmp_path):

@@ -83,9 +83,12 @@ class Dashboard(Callback):
         self._write("text", trainer, lambda writer: describe_run(writer, pl_module, trainer.global_step))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.figures and self.augmented is None:
-            images, labels = batch
-            self.augmented = images[:NUM_AUGMENTED].clone(), labels[:NUM_AUGMENTED].clone()
+        if self.figures and self.augmented is None and "training batch" not in self.unavailable:
+            self._attempt("training batch", lambda: self._keep(batch))
+
+    def _keep(self, batch: Any) -> None:
+        images, labels = batch
+        self.augmented = images[:NUM_AUGMENTED].clone(), labels[:NUM_AUGMENTED].clone()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -123,7 +126,12 @@ class Dashboard(Callback):
     # --- the test and after it --------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._predictions = TestPredictions(_data(trainer).mean, _data(trainer).std) if self.figures else None
+        self._predictions = None
+        if self.figures:
+            self._attempt("figures", lambda: self._start_test(_data(trainer)))
+
+    def _start_test(self, data: ImageDataModule) -> None:
+        self._predictions = TestPredictions(data.mean, data.std)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
