@@ -191,7 +191,8 @@ def _from_file_system(error: BaseException) -> _Message | None:
     """Translate a full, read-only or forbidden file system."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return None
-    return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}.", 1
+    name = error.filename or "a file of the run"
+    return f"{name} cannot be {'accessed' if error.errno == errno.EACCES else 'written'}: {error.strerror}.", 1
 
 
 def _invalid_override(override: str) -> str:

@@ -42,12 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     For writers that take a path (``np.savez``, ``torch.onnx``); :func:`write_atomic` is for content at hand.
     """
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
+    scratch_dir = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
     try:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
+        yield scratch_dir / path.name
+        os.replace(scratch_dir / path.name, path)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(scratch_dir, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

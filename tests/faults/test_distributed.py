@@ -188,6 +188,7 @@ LONG = ("model=lenet5", "data=digits", "trainer=ddp", "trainer.devices=2", *DIGI
 def test_killed_rank_ends_the_run(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
     wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
     ranks = children(process.pid)
     os.kill(ranks[1], signal.SIGKILL)
     said, errors = process.communicate(timeout=PATIENCE)
@@ -206,6 +207,7 @@ def test_killed_rank_ends_the_run(started, tmp_path):
 def test_signal_to_the_launcher(number, started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
     wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
     ranks = children(process.pid)
     process.send_signal(number)
     said, errors = process.communicate(timeout=PATIENCE)
@@ -219,6 +221,7 @@ def test_signal_to_the_launcher(number, started, tmp_path):
 def test_killed_launcher(started, tmp_path):
     process = start(started, str(REPOSITORY / "train.py"), *LONG, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
     wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
     ranks = children(process.pid)
     assert sorted(ranks) == [0, 1]
     process.kill()

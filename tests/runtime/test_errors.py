@@ -166,7 +166,8 @@ def test_refused_arguments_of_a_constructor():
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_file_system(number):
     error = OSError(number, os.strerror(number), "/x/metrics.csv")
-    assert user_message(error) == (f"/x/metrics.csv cannot be written: {os.strerror(number)}.", 1)
+    verb = "accessed" if number == errno.EACCES else "written"  # reading may be forbidden as well
+    assert user_message(error) == (f"/x/metrics.csv cannot be {verb}: {os.strerror(number)}.", 1)
 
 
 # --- on the terminal ------------------------------------------------------------------------------------------------
