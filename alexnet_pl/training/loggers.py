@@ -28,10 +28,11 @@ class MetricsCSV(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
 
     def resume(self, epochs: int) -> None:
-        """Restore the rows of the first ``epochs`` epochs; later ones are computed again."""
+        """Restore the rows of the first ``epochs`` epochs. Later ones are computed again, and so are test metrics."""
         for row in read_metrics(self.path.parent):
             if row["epoch"] <= epochs:
-                self.rows[int(row["epoch"])] = {**row, "epoch": int(row["epoch"]), "step": int(row["step"])}
+                kept = {name: value for name, value in row.items() if not name.startswith("test/")}
+                self.rows[int(row["epoch"])] = {**kept, "epoch": int(row["epoch"]), "step": int(row["step"])}
 
     @property
     def name(self) -> str:

@@ -86,6 +86,7 @@ def test_another_batch_size_with_open_accumulation_is_refused(tmp_path, monkeypa
     with pytest.raises(ConfigError, match="data.batch_size=12 is invalid with accumulated gradients"):
         resume_with(monkeypatch, tmp_path / "run", "data.batch_size=12")
     assert (tmp_path / "run" / "config.yaml").read_text() == before
+    monkeypatch.setattr("alexnet_pl.training.run.named_on_the_command_line", lambda: [])
     run(config("resume=here", run_dir=tmp_path / "run"))
 
 
@@ -107,7 +108,9 @@ def test_an_extended_run_is_the_longer_run(epochs, tmp_path, monkeypatch):
 def test_extending_needs_the_training_state(tmp_path, monkeypatch):
     run(config(*RUN, "callbacks.resume.keep=false", run_dir=tmp_path / "run"))
     before = json.loads((tmp_path / "run" / "result.json").read_text())
-    with pytest.raises(ConfigError, match=r"were removed\. To extend a run, start it with callbacks\.resume\.keep=true"):
+    with pytest.raises(
+        ConfigError, match=r"were removed\. To extend a run, start it with callbacks\.resume\.keep=true"
+    ):
         resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=4")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == before
 
@@ -154,6 +157,7 @@ def stopped(tmp_path, monkeypatch) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.security
 @pytest.mark.parametrize(
     "key",
     ["callbacks.best.folder", "callbacks.resume.folder", "callbacks.dashboard.folder", "logger.csv.path",
@@ -172,6 +176,7 @@ def test_a_resumed_run_writes_to_its_own_directory_only(key, stopped, tmp_path):
     assert (stopped / "result.json").is_file()
 
 
+@pytest.mark.security
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -194,6 +199,7 @@ def test_other_output_paths_are_refused(key, value, stopped):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.security
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "train.log", "figures"])
 def test_links_that_leave_the_directory_are_refused(name, stopped, tmp_path):
     victim = tmp_path / "victim"

@@ -112,7 +112,9 @@ def test_validation_every_second_epoch_resumes_bit_for_bit(step, tmp_path, monke
 )
 def test_several_validations_per_epoch_are_refused_before_data_is_read(overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("alexnet_pl.data.digits.DigitsDataModule.load", lambda self: pytest.fail("data was read"))
-    with pytest.raises(ConfigError, match="trainer.(val_check_interval|check_val_every_n_epoch)=.* is invalid: expected"):
+    with pytest.raises(
+        ConfigError, match="trainer.(val_check_interval|check_val_every_n_epoch)=.* is invalid: expected"
+    ):
         run(config(*RUN, *overrides, run_dir=tmp_path / "run"))
 
 

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from alexnet_pl.config.resolvers import scale_lr
+from alexnet_pl.config.schedules import schedule_factory
 from alexnet_pl.config.validate import validate
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.classifier import ImageClassifier
@@ -88,7 +89,7 @@ def test_that_difference_is_once_eight_steps_at_the_old_rate():
 def schedule(lr: float = 0.01, *overrides: str) -> tuple[WarmupPlateau, torch.optim.Optimizer]:
     cfg = config("optimizer=sgd", "scheduler=warmup_plateau", f"optimizer.lr={lr}", *overrides)
     optimizer = instantiate(cfg.optimizer)([nn.Parameter(torch.zeros(1))])
-    return instantiate(cfg.scheduler)(optimizer), optimizer
+    return schedule_factory(instantiate(cfg.scheduler))(optimizer), optimizer
 
 
 def rate(optimizer: torch.optim.Optimizer) -> float:

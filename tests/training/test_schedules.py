@@ -94,7 +94,9 @@ def test_intervals_that_cannot_work_are_refused_before_data_is_read(overrides, m
 
 
 def test_a_cycle_shorter_than_the_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="scheduler.total_steps=20 is invalid: expected at least 30, the steps of this"):
+    with pytest.raises(
+        ConfigError, match="scheduler.total_steps=20 is invalid: expected at least 30, the steps of this"
+    ):
         run(config(*RUN, "scheduler=one_cycle", "scheduler.total_steps=20", run_dir=tmp_path / "run"))
 
 
