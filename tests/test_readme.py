@@ -102,5 +102,19 @@ def test_every_command_and_make_target_exists(page: Path) -> None:
     assert targets <= set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
 
 
+def test_documented_messages_are_those_of_the_code() -> None:
+    """The constant parts of every message of this project in the troubleshooting table occur in the sources."""
+    sources = " ".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "alexnet_pl").rglob("*.py")))
+    code = re.sub(r'"\s*f?"', "", sources)  # literals that continue on the next line
+    rows = re.findall(r"^\| (`.*?`) \|", text("docs/troubleshooting.md"), re.MULTILINE)
+    assert len(rows) > 10
+    for message in re.findall(r"`(.*?)`", " ".join(rows)):
+        if "torchvision::" in message:  # torch's own
+            continue
+        for part in message.split("…"):
+            words = re.sub(r"\b(SIGKILL|nan|loss)\b.*", "", part).strip(" ,.")
+            assert words in code, message
+
+
 def test_the_front_page_is_short() -> None:
     assert len(text("README.md").splitlines()) <= 150
