@@ -1,6 +1,7 @@
 """Plots of a study: a table in, a matplotlib figure out."""
 
 import itertools
+import math
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -51,7 +52,8 @@ def curves_figure(table: Table) -> Figure:
         for cell, (style, color) in looks.items():
             known = [columns[name] for columns in curves[cell] if name in columns]
             by_epoch = [estimate(100 * value for value in values) for values in zip(*known, strict=False)]
-            epochs = range(1, len(by_epoch) + 1)
+            epochs = [epoch for epoch, at in enumerate(by_epoch, start=1) if not math.isnan(at.mean)]  # with validation
+            by_epoch = [by_epoch[epoch - 1] for epoch in epochs]
             marker = "o" if len(by_epoch) == 1 else None
             means = [at.mean for at in by_epoch]
             axes.plot(epochs, means, style, color=color, label=table.title(cell), marker=marker)
