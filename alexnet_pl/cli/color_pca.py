@@ -12,6 +12,7 @@ from alexnet_pl.cli.parser import make_parser, write_output
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.data.color_pca import ColorStatistics, color_statistics
 from alexnet_pl.data.datamodule import ImageDataModule
+from alexnet_pl.runtime.commands import shell_join
 from alexnet_pl.runtime.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data.prepare_data()
     data.setup()
     shown = [override for override in args.overrides if not override.startswith("data.root=")]
-    text = as_yaml(color_statistics(data.training_images()), data, " ".join(["alexnet color_pca", *shown]))
+    text = as_yaml(color_statistics(data.training_images()), data, shell_join(["alexnet", "color_pca", *shown]))
     if args.output:
         check_new(args.output)  # it may have appeared meanwhile
         write_output(args.output, text)

@@ -9,6 +9,7 @@ from alexnet_pl.data.class_folders import ClassFolders
 from alexnet_pl.data.image_io import Preprocess
 from alexnet_pl.data.shards.reader import is_url
 from alexnet_pl.inference.trained_run import TrainedRun
+from alexnet_pl.runtime.commands import shell_join
 from alexnet_pl.runtime.errors import DataError
 
 _NOT_REUSED = ("_target_", "augment", "test_crops", "shards", "cache")
@@ -33,7 +34,8 @@ def find_data(run: TrainedRun, split: str, data_root: str | Path | None, preproc
     if data_root is None:
         root = settings.get("root")
         if has_root and is_url(str(root)):
-            raise DataError(f"the run's data is at {root}. If you trust that address: --data-root {root}")
+            option = shell_join(["--data-root", str(root)])
+            raise DataError(f"the run's data is at {root}. If you trust that address: {option}")
         if has_root and not kind.is_in(str(root)):
             raise DataError(f"the run's data was not found in {root}. Give its current location: --data-root DIR.")
         return kind(**settings)

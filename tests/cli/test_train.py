@@ -1,0 +1,56 @@
+"""Training command: what ``resume`` accepts, and what a study records when ``alexnet train`` runs it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_pl.cli.train import run_folder
+from alexnet_pl.runtime.errors import ConfigError
+
+
+def test_a_new_run_gets_the_new_directory_and_a_resumed_one_its_own(tmp_path):
+    assert run_folder(None, "runs/new") == "runs/new"
+    assert run_folder(str(tmp_path), "runs/new") == str(tmp_path)
+
+
+def test_resume_says_which_directory_a_checkpoint_belongs_to(tmp_path):
+    run = tmp_path / "lr=0.1"
+    (run / "checkpoints").mkdir(parents=True)
+    for path in (run / "checkpoints/latest.ckpt", run / "train.log"):
+        path.touch()
+        with pytest.raises(ConfigError, match="expected a run directory") as caught:
+            run_folder(str(path), "runs/new")
+        assert str(caught.value).endswith(f"Use resume='{run}'")
+    for wrong in ("nowhere", "x" * 256):
+        with pytest.raises(ConfigError, match=f"resume={wrong} not found. Give the directory of a run"):
+            run_folder(wrong, "runs/new")
+
+
+def test_a_study_records_the_command_that_was_given(tmp_path):
+    overrides = ["-m", "model=lenet5", "trainer=smoke", "callbacks.dashboard.figures=false", "study=s", "seed=1"]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-m", "alexnet_pl", "train", *overrides],
+            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "has already finished" in done.stdout
+    study = json.loads((tmp_path / "multirun/s/study.json").read_text())
+    assert {entry["command"] for entry in study["commands"]} == {" ".join(["alexnet train", *overrides])}
+
+
+def test_alexnet_train_and_train_py_compose_the_same_config(tmp_path):
+    from helpers import REPOSITORY
+
+    overrides = ["model=lenet5", "run_dir=x", "--cfg", "job"]
+    commands = ([sys.executable, str(REPOSITORY / "train.py")], [sys.executable, "-m", "alexnet_pl", "train"])
+    printed = [
+        subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        for command in commands
+    ]
+    assert printed[0] == printed[1]
+    assert "LeNet5" in printed[0]
+    assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 6
