@@ -1,5 +1,6 @@
-"""What becomes of shards whose making is broken off: kills, signals, a second process, a full disk."""
+"""Faults while shards are written or read: kills, signals, a second process, a full disk, a hostile index."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import make_image_folder, shard_contents
+from helpers import make_image_folder, shard_contents, train
 
 from alexnet_pl.cli.shards import verify
 from alexnet_pl.data.class_folders import list_splits
@@ -20,26 +21,26 @@ from .processes import CONTEXT, wait_for
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_image_folder(tmp_path_factory.mktemp("pictures") / "tree", train=400, val=20)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_image_folder(tmp_path_factory.mktemp("dataset") / "images", train=400, val=20)
 
 
 @pytest.fixture(scope="module")
-def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("whole") / "out"
-    make_shards(list_splits(tree), out, 64, per_shard=50)
+    make_shards(list_splits(images), out, 64, per_shard=50)
     return shard_contents(out)
 
 
-def _make(tree: Path, out: Path) -> None:
-    make_shards(list_splits(tree), out, 64, per_shard=50, workers=2)
+def _write(images: Path, out: Path) -> None:
+    make_shards(list_splits(images), out, 64, per_shard=50, workers=2)
 
 
-@pytest.mark.fault("SIGKILL while shards are made", "called again it goes on: the same files, finished ones untouched")
+@pytest.mark.fault("SIGKILL while shards are written", "the same command resumes: same files, finished ones untouched")
 @pytest.mark.parametrize("finished", [1, 9])
-def test_killed(finished, tree, whole, tmp_path):
+def test_kill_keeps_finished_shards(finished, images, whole, tmp_path):
     out = tmp_path / "out"
-    process = CONTEXT.Process(target=_make, args=(tree, out))
+    process = CONTEXT.Process(target=_write, args=(images, out))
     process.start()
     wait_for(lambda: len(list(out.glob("*.tar"))) >= finished)
     os.kill(process.pid, signal.SIGKILL)
@@ -47,22 +48,22 @@ def test_killed(finished, tree, whole, tmp_path):
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert finished <= len(kept) < 26
     assert not (out / INDEX).exists()
-    _make(tree, out)
+    _write(images, out)
     assert shard_contents(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     assert not list((out / UNFINISHED).glob("*"))
     verify(str(out))
 
 
-@pytest.mark.fault("two processes make the same shards", "the second is refused, exit 2; a run waits for the first")
-def test_two_at_once(tree, whole, tmp_path):
+@pytest.mark.fault("two processes write the same shards", "the second is refused, exit 2; a run waits for the first")
+def test_concurrent_writers(images, whole, tmp_path):
     out = tmp_path / "out"
-    first = CONTEXT.Process(target=_make, args=(tree, out))
+    first = CONTEXT.Process(target=_write, args=(images, out))
     first.start()
     wait_for(lambda: list(out.glob("*.tar")))
-    with pytest.raises(DataError, match="is being written by another process"):
-        _make(tree, out)
-    make_shards(list_splits(tree), out, 64, per_shard=50, wait=True)
+    with pytest.raises(DataError, match="is in use by another process"):
+        _write(images, out)
+    make_shards(list_splits(images), out, 64, per_shard=50, wait=True)
     first.join()
     assert first.exitcode == 0
     assert shard_contents(out) == whole
@@ -70,7 +71,7 @@ def test_two_at_once(tree, whole, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
+    """Mount a file system of 1 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]).returncode:
@@ -79,28 +80,44 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-@pytest.mark.fault("full disk while shards are made", "one line, finished shards stay, with more space it goes on")
-def test_a_full_disk(small_disk, tree, whole):
+@pytest.mark.fault("full disk while shards are written", "one line, finished shards stay, resumes with more space")
+def test_full_disk_keeps_finished_shards(small_disk, images, whole):
     out = small_disk / "out"
-    with pytest.raises(DataError, match="No space left on device. What is finished is kept") as error:
-        _make(tree, out)
+    with pytest.raises(DataError, match="No space left on device. Finished shards are kept") as error:
+        _write(images, out)
     assert "\n" not in str(error.value)
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert kept
     assert not list(out.rglob("*.part"))
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    _make(tree, out)
+    _write(images, out)
     assert shard_contents(out) == whole
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
 
 
-@pytest.mark.fault("SIGINT while shards are made", "says that it goes on when called again, exit 130")
-def test_interrupted(tree, tmp_path):
+@pytest.mark.fault("SIGINT while shards are written", "says that the same command resumes, exit 130")
+def test_interrupt_names_the_way_on(images, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "alexnet_pl", "shards", str(tree), str(out), "--size", "64", "--per-shard", "50"]
+    command = [sys.executable, "-m", "alexnet_pl", "shards", str(images), str(out), "--size", "64", "--per-shard", "50"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(out.glob("*.tar")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=1800)
+    output, errors = process.communicate(timeout=1800)
     assert (process.returncode, errors) == (130, "")
-    assert said.splitlines()[-1] == "interrupted; what is finished is kept: the same command goes on"
+    assert output.splitlines()[-1] == "interrupted; finished shards are kept, and the same command resumes"
+
+
+@pytest.mark.security
+@pytest.mark.fault("shards.json that names files elsewhere", "refused before anything is written, exit 2")
+def test_hostile_index_is_refused(tmp_path):
+    """Train on a directory whose shard names leave it, as if it came from a stranger."""
+    out = tmp_path / "out"
+    make_shards(list_splits(make_image_folder(tmp_path / "images")), out, 16)
+    index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+    index["splits"]["train"]["shards"][0]["name"] = "./../../newdir/x"
+    (out / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    done = train("data=shards", f"data.root={out}", "model=lenet5", "data.image_size=16", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {out}/{INDEX} is corrupt: './../../newdir/x' is not a shard name")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path.parent / "newdir").exists()
