@@ -25,15 +25,9 @@ def expand_sweep(config: DictConfig) -> Sequence[Sequence[str]]:
 
 
 def clear_traced_modules() -> None:
-    """Free what torch.jit.trace has kept, for instance TensorBoard's graph of the network: about 2 MB per LeNet-5.
-
-    torch registers the class of every traced module for the life of the process. Traced modules that are still in use
-    must not exist.
-    """
+    """Free what torch.jit.trace has kept of a trial's networks, unless traced or scripted modules are still in use."""
     if "torch.jit" not in sys.modules:
         return
-    import torch  # already loaded: studies that only read results never load it
+    from alexnet_pl.training.lightning_internals import free_traced_types  # start-up time: it imports torch
 
-    torch.jit._state._clear_class_state()
-    torch._C._jit_clear_class_registry()
-    torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+    free_traced_types()

@@ -92,12 +92,14 @@ def free_traced_types() -> None:
     """Free the class types that torch keeps of every network it has traced (1.5 MB per LeNet-5).
 
     They share a registry with the types of scripted modules and classes. As long as one of those is alive, nothing is
-    freed, because it would lose its methods.
+    freed, because it would lose its methods, and using it would crash the process.
     """
     gc.collect()
     is_in_use = any(issubclass(type(thing), torch.jit.ScriptModule) for thing in gc.get_objects())
     if not is_in_use and not torch.jit._state._script_classes:
         torch._C._jit_clear_class_registry()
+        torch.jit._state._clear_class_state()
+        torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
 
 
 class EpochProgressBar(RichProgressBar):
