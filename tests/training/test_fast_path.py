@@ -57,7 +57,7 @@ def test_compilation_keeps_the_loss_curve_even_if_the_compiler_fails(compiler, p
         ("channels_last=maybe", "channels_last=maybe is invalid: expected true, false or auto"),
         (
             "callbacks.nan_monitor.check_every_n_steps=0",
-            "callbacks.nan_monitor.check_every_n_steps=0 is invalid: expected a number",
+            "callbacks.nan_monitor.check_every_n_steps=0 is invalid: expected a positive integer",
         ),
         (
             "callbacks.resume.min_interval_seconds=-1",

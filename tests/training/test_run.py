@@ -183,7 +183,7 @@ def test_a_used_folder_is_refused_and_stays_as_it_is(finished):
 def test_settings_that_cannot_work_are_refused_before_data_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(DigitsDataModule, "load", lambda self: pytest.fail("data was read"))
     for setting, message in [
-        ("model.num_classes=9", "num_classes=9 is too few: the data has 10"),
+        ("model.num_classes=9", "num_classes=9 is invalid: expected at least 10, the classes of the data"),
         ("data.image_size=12", "image_size=12 is invalid: expected 13 pixels or more for LeNet5"),
         ("model.image_size=12", "image_size=12"),
         ("model.channels=[6,-16]", "channels=.6, -16. is invalid: expected 2 whole numbers ≥ 1"),
