@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, open_dict
 
+from alexnet_pl.config.torch_internals import has_bf16_instructions
 from alexnet_pl.distributed.environment import get_world, is_launched
 
 FAST_EPOCHS = 2
@@ -87,9 +88,4 @@ def default_precision(accelerator: str) -> str:
     if on_cuda(accelerator):
         return "16-mixed"
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-    return "bf16-mixed" if on_cpu and _has_bf16_instructions() else "32-true"
-
-
-def _has_bf16_instructions() -> bool:
-    on_chip = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return on_chip and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16-mixed" if on_cpu and has_bf16_instructions() else "32-true"
