@@ -137,6 +137,7 @@ def test_an_address_in_a_checkpoint_is_contacted_only_if_the_user_repeats_it(edi
         evaluate(run)
 
 
+@pytest.mark.security
 def test_a_checkpoint_does_not_choose_where_evaluation_writes(edited, tmp_path):
     (tmp_path / "train").mkdir()
     target = "alexnet_pl.data.ImageFolderDataModule"
@@ -146,6 +147,7 @@ def test_a_checkpoint_does_not_choose_where_evaluation_writes(edited, tmp_path):
     assert data.cache is None
 
 
+@pytest.mark.security
 def test_class_names_of_strangers_reach_terminal_and_csv_filtered(edited, tmp_path, capsys):
     names = ["\x1b[2Jcat", "=cmd|' /C calc'!A0", *"23456789"]
     path = edited(lambda checkpoint: checkpoint["hyper_parameters"].update(class_names=names))

@@ -51,6 +51,7 @@ def test_the_card_counts_the_images_that_were_used(tmp_path):
     assert f"95% interval {low:.4f} to {high:.4f}" in text
 
 
+@pytest.mark.security
 def test_text_from_strangers_is_escaped(run):
     evil = "<script>x</script> [a](http://b) ![i](//c) `d` | e\n# f \x1b[2J"
     names = (evil, *run.class_names[1:])

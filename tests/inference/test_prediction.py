@@ -105,6 +105,7 @@ def test_csv_has_one_row_per_file(folder, tmp_path, capsys):
     assert len(rows) == 3
 
 
+@pytest.mark.security
 @pytest.mark.parametrize("form", [[], ["--csv"], ["--json"]], ids=["text", "csv", "json"])
 def test_names_of_strangers_are_filtered(form, edited, tmp_path, capsys):
     names = ["\x1b[2J=x", "=cmd|' /C calc'!A0", *"+-@56789"]
@@ -124,6 +125,7 @@ def test_names_of_strangers_are_filtered(form, edited, tmp_path, capsys):
         assert sorted(found) == sorted(names)  # data is not changed
 
 
+@pytest.mark.security
 def test_batches_are_bounded_by_pixels(run, tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     sizes = []
@@ -151,9 +153,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.security
 def test_a_small_file_with_many_pixels_takes_little_memory(folder, tmp_path):
-    Image.new("L", (6300, 6300)).save(tmp_path / "huge.png")  # 39.7 megapixels
-    assert (tmp_path / "huge.png").stat().st_size < 150_000
+    Image.new("RGBA", (6300, 6300)).save(tmp_path / "huge.png")  # 39.7 megapixels
+    assert (tmp_path / "huge.png").stat().st_size < 200_000
     command = [sys.executable, "-c", MEASURED, str(folder), str(tmp_path / "huge.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout.splitlines()[-1]) < 600_000  # KB; decoding alone needs 40 to 160 MB
+    assert int(done.stdout.splitlines()[-1]) < 400_000  # KB; the decoded pixels alone take 160 MB

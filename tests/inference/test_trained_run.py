@@ -141,6 +141,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.security
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: hostile["_target_"])
 @pytest.mark.parametrize("place", ["model.activation", "model", "data", "data.augment"])
 def test_a_hostile_checkpoint_reads_no_file_and_sends_no_request(hostile, place, edited, server, tmp_path):
@@ -164,6 +165,7 @@ def test_a_hostile_checkpoint_reads_no_file_and_sends_no_request(hostile, place,
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.security
 def test_a_hostile_name_is_not_imported(edited, tmp_path, monkeypatch):
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -174,6 +176,7 @@ def test_a_hostile_name_is_not_imported(edited, tmp_path, monkeypatch):
     assert "stranger" not in sys.modules
 
 
+@pytest.mark.security
 def test_sizes_that_the_file_does_not_hold_allocate_nothing(edited):
     def widen(checkpoint):
         checkpoint["hyper_parameters"]["model"]["num_classes"] = 10**9
@@ -210,6 +213,7 @@ class Net(nn.Sequential):
 """
 
 
+@pytest.mark.security
 def test_a_network_of_the_users_own_needs_trust_by_name(tmp_path, monkeypatch):
     (tmp_path / "my_nets.py").write_text(OWN_NET)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -53,6 +53,7 @@ def test_feature_maps_are_tiled_each_on_its_own_scale():
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.security
 @pytest.mark.parametrize(
     ("headers", "refused"),
     [
@@ -103,6 +104,7 @@ async def store(scope, receive, send):
             return
 
 
+@pytest.mark.security
 def test_uploads_are_bounded_in_size_and_number(tmp_path):
     guard = RequestGuard(store, "127.0.0.1", tmp_path)
     assert ask(guard, content_length="10") == 200
@@ -117,6 +119,7 @@ def test_uploads_are_bounded_in_size_and_number(tmp_path):
     assert ask(guard, method="GET", path="/") == 200
 
 
+@pytest.mark.security
 def test_the_oldest_uploads_make_room(tmp_path):
     for index in range(5):
         (tmp_path / str(index)).mkdir()
