@@ -3,9 +3,12 @@
 import os
 import pickle
 import random
+import re
 import shutil
+import signal
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +197,7 @@ class _Payload:
         return os.system, (f"touch {self.marker}",)
 
 
+@pytest.mark.security
 @pytest.mark.fault("malicious pickle as checkpoint", "refused, its payload does not run")
 @pytest.mark.parametrize("writer", ["pickle", "torch"])
 @pytest.mark.parametrize("flag", ["resume", "init_from"])
@@ -239,3 +243,71 @@ def test_a_finished_run(finished):
     assert run.wait() == 0
     assert "has finished; there is nothing to resume" in run.text
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.fault("another process on the run directory", "refused while the first one runs, which is not disturbed")
+def test_two_processes_on_a_run(tmp_path):
+    settings = (*DIGITS, "trainer.max_epochs=3000")
+    first = Run(*settings, run_dir=tmp_path / "run")
+    wait_for(lambda: "epoch" in first.text, first)
+    second = Run("resume=here", run_dir=tmp_path / "run")
+    assert second.wait() == 2
+    assert "is in use by another process" in second.text
+    first.send(signal.SIGTERM)
+    assert first.wait() == 143
+
+
+@pytest.mark.fault("SIGKILL between result.json and report.html", "resume writes the report and removes what is left")
+def test_killed_before_the_report(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    config = run_dir / "config.yaml"
+    config.write_text(
+        config.read_text().replace("figures: false", "figures: true").replace("keep: true", "keep: false")
+    )
+    run = Run("resume=here", run_dir=run_dir)
+    assert run.wait() == 0, run.text
+    assert (run_dir / "report.html").is_file()
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["SHA256SUMS", BEST]
+
+
+@pytest.mark.fault(
+    "resume of a stranger's run directory", "output paths are the directory's own; links out are refused"
+)
+@pytest.mark.parametrize("way", ["path", "link"])
+def test_a_foreign_run_directory(way, stopped, tmp_path):
+    victim = tmp_path / "bashrc"
+    victim.write_text("mine")
+    config = stopped / "config.yaml"
+    if way == "path":
+        config.write_text(re.sub(r"path: .*metrics.csv", f"path: {victim}", config.read_text()))
+    else:
+        (stopped / "metrics.csv").unlink()
+        (stopped / "metrics.csv").symlink_to(victim)
+    run = Run("resume=here", run_dir=stopped)
+    assert run.wait() == (0 if way == "path" else 2), run.text
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.fault("checkpoint that unpacks to gigabytes", "refused before it is read, exit 1")
+def test_a_checkpoint_bomb(stopped):
+    folder = stopped / "checkpoints"
+    (folder / "SHA256SUMS").unlink()
+    (folder / PREVIOUS).unlink()
+    torch.save({"state_dict": {"net.weight": torch.zeros(50_000_000)}}, folder / LATEST)
+    with zipfile.ZipFile(folder / LATEST) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / LATEST, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    run = Run("resume=here", run_dir=stopped)
+    assert run.wait() == 1
+    assert "its archive has compressed entries" in run.text
+
+
+@pytest.mark.fault("SHA256SUMS that does not list a checkpoint", "one line, exit 1")
+def test_random_sums(stopped):
+    (stopped / "checkpoints" / "SHA256SUMS").write_bytes(bytes(range(256)))
+    run = Run("resume=here", run_dir=stopped)
+    assert run.wait() == 1
+    assert "is not listed in" in run.text
