@@ -3,6 +3,7 @@
 import gc
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -32,6 +33,7 @@ def test_hydra_job_return_configs(tmp_path: Path):
     assert kept.hydra_cfg is None
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_torch_jit_class_registry():
     """torch.jit.trace, with which TensorBoard draws the network's graph, registers one class per module for ever."""
 
