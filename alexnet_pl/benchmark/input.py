@@ -12,7 +12,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from alexnet_pl.benchmark.timing import Work, cpu_seconds, median_seconds, wall_timer
-from alexnet_pl.data.class_folders import list_tree
+from alexnet_pl.data.class_folders import list_splits
 from alexnet_pl.data.shards.datamodule import StreamLoader, decode_into
 from alexnet_pl.data.shards.reader import Shards
 from alexnet_pl.data.shards.writer import encode, make_shards
@@ -62,7 +62,7 @@ def measure(tree: Path, out: Path, repeats: int) -> dict[str, Any]:
         repeats: timed rounds over all images.
     """
     torch.set_num_threads(1)
-    listing = list_tree(tree)
+    listing = list_splits(tree)
     files = [str(tree / path) for path, _ in listing.files["train"]]
     make_shards(listing, out, SIDE, per_shard=1024)
     shards = Shards(out)
