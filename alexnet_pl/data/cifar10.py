@@ -76,7 +76,7 @@ class CIFAR10DataModule(TensorDataModule):
 
 def official_dir(root: Path) -> Path:
     """Return the directory of the unpacked official archive in ``root``."""
-    return root / CIFAR10.base_folder
+    return root / str(CIFAR10.base_folder)
 
 
 def _has_cifar10(root: Path) -> bool:
@@ -268,6 +268,6 @@ def _write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) ->
     """Write the cache atomically. After an error the run continues, because a missing cache costs only seconds."""
     try:
         with replacing(path) as scratch:
-            np.savez(scratch, fingerprint=np.array(fingerprint), **arrays)
+            np.savez(scratch, **{"fingerprint": np.array(fingerprint), **arrays})  # type: ignore[arg-type]  # as in the writer
     except OSError as error:
         log.warning(f"warning: decoded images were not cached: {one_line(error)}")

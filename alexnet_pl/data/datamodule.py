@@ -1,7 +1,7 @@
 """Base data module: shared settings, train/val/test loaders, augmentation and normalization on the device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class ImageDataModule(LightningDataModule, ABC):
     """
 
     name: str
-    class_names: Sequence[str]
+    _loaders: Mapping[str, BatchLoader]
     classes_from_files = False
     """True if the classes are known only after reading the data. ``model.num_classes`` then follows them."""
 
@@ -81,7 +81,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.mean, self.std = tuple(mean), tuple(std)
         self.augment = per_image(augment)
         self._try_augment()
-        self._loaders: dict[str, BatchLoader] = {}
+        self._loaders = {}
         self.description = ""
 
     def _try_augment(self) -> None:
@@ -101,6 +101,11 @@ class ImageDataModule(LightningDataModule, ABC):
                 "augment is invalid: expected pixels on the 0–255 scale, and it returns them normalized. data.mean and "
                 "data.std normalize them afterwards."
             )
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes in the order of the labels. Subclasses define them."""
+        raise NotImplementedError
 
     @classmethod
     def is_in(cls, root: str | Path) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -201,7 +202,8 @@ def _gray_divisor(image: Image.Image) -> int:
     """Return what gray levels are divided by to fit 8 bits; 1 for other modes and for floats on the [0, 1] scale."""
     if not _is_deep_gray(image):
         return 1
-    low, high = (image if image.mode in ("I", "I;16", "F") else image.convert("I")).getextrema()
+    plain = image if image.mode in ("I", "I;16", "F") else image.convert("I")
+    low, high = cast("tuple[float, float]", plain.getextrema())
     if image.mode == "F" and low >= 0 and high <= 1:
         return 1
     if image.mode != "F" and low >= 0 and high <= 65535:
@@ -211,8 +213,8 @@ def _gray_divisor(image: Image.Image) -> int:
 
 def _check_depth(image: Image.Image) -> None:
     """Refuse 16-bit color of at most 12 significant bits: Pillow keeps the high byte alone, which would be black."""
-    bands = image.getextrema()[: -1 if image.mode.endswith("A") else None]
-    if max(high for _, high in bands) <= 15:
+    bands = cast("tuple[tuple[int, int], ...]", image.getextrema())
+    if max(high for _, high in bands[: -1 if image.mode.endswith("A") else None]) <= 15:
         raise DataError("16-bit color with at most 12 bits used would turn black. Save it with 8 bits per channel.")
 
 

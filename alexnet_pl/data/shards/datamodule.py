@@ -47,7 +47,8 @@ def decode_into(pixels: np.ndarray, content: bytearray) -> None:
             _check_size(image.height, image.width, pixels)
             pixels[:] = np.asarray(image.convert("RGB"))
     else:
-        _check_size(*simplejpeg.decode_jpeg_header(content)[:2], pixels)
+        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+        _check_size(height, width, pixels)
         simplejpeg.decode_jpeg(content, buffer=pixels)
 
 
@@ -188,6 +189,7 @@ class ShardedDataModule(ImageDataModule):
     """
 
     name = "shards"
+    _loaders: dict[str, StreamLoader]
     classes_from_files = True
     keep_ratio = True
 
@@ -239,12 +241,13 @@ class ShardedDataModule(ImageDataModule):
         shuffle = ShardShuffle(shards.splits["train"].shard[chosen["train"]], self.seed)
         group = get_world()
         workers = self.workers or max(1, usable_cores() // group.local_size)
-        for split, folder in roles.items():
-            indices = torch.from_numpy(chosen[split])
-            self._loaders[split] = StreamLoader(
-                shards, folder, indices, self.resize_size, workers, self.batch_size,
+        self._loaders = {
+            split: StreamLoader(
+                shards, folder, torch.from_numpy(chosen[split]), self.resize_size, workers, self.batch_size,
                 shuffle if split == "train" else None, group,
-            )  # fmt: skip
+            )
+            for split, folder in roles.items()
+        }  # fmt: skip
         self.description = self.describe()
 
     def move_to(self, device: torch.device) -> None:

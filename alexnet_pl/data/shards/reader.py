@@ -96,8 +96,8 @@ class Shards:
         for split, described in self.index["splits"].items():
             listed = described["shards"]
             counts = [each["images"] for each in listed]
-            columns = {name: arrays.get(f"{split}_{name}") for name in COLUMNS}
-            if any(column is None or column.shape != (sum(counts),) for column in columns.values()):
+            columns = {name: arrays[f"{split}_{name}"] for name in COLUMNS if f"{split}_{name}" in arrays}
+            if len(columns) < len(COLUMNS) or any(column.shape != (sum(counts),) for column in columns.values()):
                 raise self._corrupt(ARRAYS, f"its arrays do not have the {sum(counts):,} images of {INDEX}")
             names, sizes, sums = (tuple(each[name] for each in listed) for name in ("name", "bytes", "sha256"))
             found = Split(names, sizes, sums, np.repeat(np.arange(len(listed)), counts), **columns)
@@ -224,7 +224,8 @@ class Shards:
                     raise
                 if _is_missing(error):
                     raise DataError(f"{self.root}/{name} not found: the shards are incomplete.") from error
-                raise DataError(f"{self.root}/{name} cannot be downloaded: {one_line(error.__cause__ or error)}") from error
+                reason = one_line(error.__cause__ or error)
+                raise DataError(f"{self.root}/{name} cannot be downloaded: {reason}") from error
             if sha256_of(scratch) != sha256:
                 raise DataError(f"{self.root}/{name} is corrupt: its SHA-256 differs from {INDEX}.")
             os.replace(scratch, path)
@@ -325,7 +326,7 @@ def index_error(index: dict[str, Any]) -> str:
 
 
 def _shard_error(split: str, shard: dict[str, Any]) -> str:
-    name, size = shard.get("name"), shard.get("bytes")
+    name, size = shard.get("name"), shard.get("bytes", -1)
     if not (isinstance(name, str) and re.fullmatch(rf"{split}-[0-9]{{5,9}}\.tar", name)):
         return f"{_shown(name)} is not a shard name such as {split}-00000.tar"
     if not _is_int(size, 0, 2**50):

@@ -175,7 +175,7 @@ def _make(
 
 
 def _unreadable(images: Sequence[Sequence[str]], listing: Listing, allow: str) -> DataError:
-    lines = "\n".join(f"  {printable(reason)}" for _, reason in sorted(images)[:_LISTED])
+    lines = "\n".join(f"  {printable(reason)}" for _, reason in sorted(map(tuple, images))[:_LISTED])
     more = f"\n  and {len(images) - _LISTED:,} more" if len(images) > _LISTED else ""
     return DataError(
         f"{len(images):,} of {len(listing):,} images cannot be read:\n{lines}{more}\n"
@@ -371,7 +371,7 @@ def _write_index(
             if len(absent):
                 raise DataError(f"{split}/{class_names[absent[0]]} has no image that can be read.")
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes keywords for allow_pickle
     write_atomic(out / ARRAYS, buffer.getvalue())
     skipped = [entry for shard in shards for entry in shard.skipped]
     index = {
@@ -387,7 +387,8 @@ def _write_index(
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     if skipped:
         log.warning(f"warning: {len(skipped):,} unreadable images were skipped; {out / INDEX} names them")
-    return json.loads(json.dumps(index))
+    written: dict[str, Any] = json.loads(json.dumps(index))  # as read_json returns it: lists instead of tuples
+    return written
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
