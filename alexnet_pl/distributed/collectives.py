@@ -1,5 +1,6 @@
 """Collectives: broadcast before training, all-reduce and all-gather of small values, detection of failed ranks."""
 
+import atexit
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,13 @@ def _cpu_group() -> Any:
         is_gloo = distributed.get_backend() == "gloo"
         _control = distributed.group.WORLD if is_gloo else distributed.new_group(backend="gloo")
     return _control
+
+
+@atexit.register
+def _release() -> None:
+    """Drop the store and the group before the interpreter is torn down, which their threads would abort (SIGABRT)."""
+    global _store, _control
+    _store = _control = None
 
 
 def lost_peer(error: BaseException) -> bool:
