@@ -114,6 +114,6 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offici
 def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of LeNet-5 on digits after two short epochs, with all figures and histograms. Do not change it."""
     run_dir = tmp_path_factory.mktemp("drawn") / "run"
-    overrides = ("callbacks.dashboard.histogram_every_n_epochs=1", "callbacks.dashboard.num_neighbor_images=100")
+    overrides = ("callbacks.dashboard.histogram_every_n_epochs=1", "callbacks.resume.keep=true")
     run(config(*SHORT_RUN, *overrides, run_dir=run_dir, figures=True))
     return run_dir
