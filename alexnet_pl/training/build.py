@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -56,15 +56,15 @@ class RunObjects:
 
     @property
     def best(self) -> BestCheckpoint:
-        return self.callbacks["best"]
+        return cast(BestCheckpoint, self.callbacks["best"])
 
     @property
     def resume(self) -> ResumeCheckpoint:
-        return self.callbacks["resume"]
+        return cast(ResumeCheckpoint, self.callbacks["resume"])
 
     @property
     def dashboard(self) -> Dashboard | None:
-        return self.callbacks.get("dashboard")
+        return cast(Dashboard | None, self.callbacks.get("dashboard"))
 
 
 def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
@@ -94,7 +94,7 @@ def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.get("scheduler")),
         hyperparameters={
-            **OmegaConf.to_container(cfg, resolve=True),
+            **cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)),
             "class_names": list(data.class_names),
             "version": __version__,
         },
@@ -112,7 +112,8 @@ def build_loggers(cfg: DictConfig, run_dir: Path, position: Position) -> tuple[l
 
     TensorBoard is told to hide what an interrupted run logged after the position to resume from.
     """
-    settings = OmegaConf.to_container(cfg.get("logger") or OmegaConf.create({}), resolve=True)
+    configured = cfg.get("logger") or OmegaConf.create({})
+    settings = cast(dict[str, Any], OmegaConf.to_container(configured, resolve=True))
     for logger in settings.values():
         if logger["_target_"] == TENSORBOARD:
             logger["purge_step"] = position.step or None
@@ -130,10 +131,10 @@ def build_trainer(cfg: DictConfig, callbacks: dict[str, Callback], loggers: list
     on_terminal = get_console().is_terminal
     bar = [EpochProgressBar()] if on_terminal else []
     # The resume checkpoint comes last, so that it saves what the other callbacks do after the same step.
-    resume = callbacks["resume"]
+    resume = cast(ResumeCheckpoint, callbacks["resume"])
     others = [callback for callback in callbacks.values() if callback is not resume]
     together = [TrainingEnd(resume), EpochReport(), Norms(), *others, resume, ReseedEachEpoch(cfg.seed), *bar]
-    trainer = instantiate(
+    trainer: Trainer = instantiate(
         cfg.trainer,
         callbacks=together,
         logger=loggers,

@@ -169,8 +169,8 @@ def latest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except CheckpointError as error:
             errors.append(error)
             continue
-        for error in errors:
-            log.warning(f"warning: {error} Falling back to {path.name}.")
+        for earlier in errors:
+            log.warning(f"warning: {earlier} Falling back to {path.name}.")
         return path, checkpoint
     if errors:
         raise errors[0]

@@ -62,7 +62,8 @@ class ImageClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` of normalized images ``(N, 3, S, S)``."""
-        return self.net(images)
+        logits: Tensor = self.net(images)
+        return logits
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         schedule = self.lr_schedulers()
@@ -95,7 +96,7 @@ class ImageClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._log("train", self.train_metrics)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_validation_epoch_end(self) -> None:
         self._log("val", self.val_metrics)
@@ -111,7 +112,8 @@ class ImageClassifier(LightningModule):
 
     def running_metrics(self) -> dict[str, Tensor]:
         """Return the states of the training metrics, accumulated so far in this epoch."""
-        return dict(self.train_metrics.metric_state)
+        metrics = self.train_metrics
+        return {name: getattr(metrics, name) for name in ("loss_sum", "correct", "correct_top5", "images")}
 
     def load_running_metrics(self, states: dict[str, Tensor]) -> None:
         """Restore what :meth:`running_metrics` returned."""
@@ -119,7 +121,7 @@ class ImageClassifier(LightningModule):
             setattr(self.train_metrics, state, value.to(self.train_metrics.device))
         mark_updated(self.train_metrics)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:  # Lightning accepts many types
         """Create the optimizer and the schedule."""
         optimizer = self.make_optimizer(self.parameters())
         configured: dict[str, Any] = {"optimizer": optimizer}
@@ -149,6 +151,10 @@ class ClassificationMetrics(Metric):
     """
 
     full_state_update = False
+    loss_sum: Tensor
+    correct: Tensor
+    correct_top5: Tensor
+    images: Tensor
 
     def __init__(self, top_k: int):
         super().__init__()

@@ -25,14 +25,15 @@ def set_position(trainer: Trainer, epoch: int, batch: int, step: int) -> None:
         step: optimizer steps taken so far.
     """
     fit, epochs = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    progress: Any  # the trackers share no type that has all four counters
     for progress in (fit.epoch_progress.total, fit.epoch_progress.current):
         progress.processed = progress.completed = epoch
         progress.ready = progress.started = epoch + (batch > 0)
     optimizer = epochs.automatic_optimization.optim_progress.optimizer
     optimizer.step.total.ready = optimizer.step.total.completed = step
     epochs._batches_that_stepped = step
-    for counted, done in ((epochs.batch_progress.total, step), (epochs.batch_progress.current, batch)):
-        counted.ready = counted.started = counted.processed = counted.completed = done
+    for progress, done in ((epochs.batch_progress.total, step), (epochs.batch_progress.current, batch)):
+        progress.ready = progress.started = progress.processed = progress.completed = done
     if batch > 0:  # with max_steps, setting it to False means True to the fit loop
         fit.restarting = True
 
@@ -54,7 +55,8 @@ def dump_weights(trainer: Trainer) -> dict[str, Any]:
 
 def move_average(callback: WeightAveraging, device: torch.device) -> None:
     """Move the averaged weights to the device that trains, where updating them does not need the CPU."""
-    callback._average_model = callback._average_model.to(device)
+    if callback._average_model is not None:
+        callback._average_model = callback._average_model.to(device)
 
 
 def mark_updated(metric: Metric) -> None:

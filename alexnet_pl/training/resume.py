@@ -85,7 +85,7 @@ def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
     if not isinstance(before, str):
         raise ConfigError(f"{path} is corrupt: run_dir not found.")
     check_targets(plain, now.get("trust") or ())
-    saved = OmegaConf.create(_relocated(plain, before, str(run_dir)))
+    saved: DictConfig = OmegaConf.create(_relocated(plain, before, str(run_dir)))
     derive_outputs(saved, now, run_dir)
     return saved
 
@@ -223,7 +223,7 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
 
 
 def restarts_schedule(changed: Changes) -> bool:
-    """Return True if the changes concern the optimizer or the schedule, which is then created anew."""
+    """Return True if the changes concern the optimizer or the schedule, which is then recreated."""
     return any(key.partition(".")[0] in ("optimizer", "scheduler") for key in changed)
 
 

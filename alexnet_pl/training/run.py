@@ -146,7 +146,7 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
         if plan.result is not None:
             return complete(plan, plan.result)
         if launch_ranks(plan):
-            return float(finished_result(plan.run_dir)["val/acc"])
+            return float((finished_result(plan.run_dir) or {})["val/acc"])
         objects = build(plan.cfg, plan.named, plan.resuming)
         with lock(plan):
             start = find_start(plan, objects)

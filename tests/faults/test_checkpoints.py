@@ -1,4 +1,4 @@
-"""What becomes of the checkpoints: killed processes, full disks, damaged and hostile files."""
+"""Checkpoints under faults: killed processes, full disks, corrupt and malicious files, foreign directories."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def wait_for_save(run: Run) -> None:
-    """Until ``run`` has put a new latest.ckpt in place. Only its time stamp is looked at: the run goes on writing."""
+    """Wait until ``run`` has replaced latest.ckpt. Only the time stamp is read, because the run keeps writing."""
     latest = run.run_dir / "checkpoints" / LATEST
 
     def stamp() -> int | None:
@@ -124,7 +124,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-@pytest.mark.fault("full disk while saving", "exit 1, one line, the checkpoint before it is intact and goes on")
+@pytest.mark.fault("full disk while saving", "exit 1, one line, the previous checkpoint is intact and can be resumed")
 @pytest.mark.parametrize("temporary", ["same", "other"])
 def test_a_full_disk(small_disk, tmp_path, monkeypatch, temporary):
     monkeypatch.setenv("TMPDIR", str(small_disk if temporary == "same" else tmp_path))
@@ -151,8 +151,8 @@ def test_a_full_disk(small_disk, tmp_path, monkeypatch, temporary):
     again.process.join()
 
 
-@pytest.mark.fault("read-only folder", "refused before any data is read, exit 2")
-def test_a_read_only_folder(small_disk, tmp_path):
+@pytest.mark.fault("read-only directory", "refused before any data is read, exit 2")
+def test_a_read_only_directory(small_disk, tmp_path):
     (small_disk / "run").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     (tmp_path / "link").symlink_to(small_disk / "run")  # the output file lies beside it, where it can be written
@@ -162,9 +162,9 @@ def test_a_read_only_folder(small_disk, tmp_path):
     assert "handwritten digits" not in run.text
 
 
-@pytest.mark.fault("truncated, empty or text checkpoint", "goes on from previous.ckpt with a warning, same result")
+@pytest.mark.fault("truncated, empty or text checkpoint", "falls back to previous.ckpt with a warning, same result")
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "one bit"])
-def test_a_damaged_checkpoint(damage, stopped, finished):
+def test_a_corrupt_checkpoint(damage, stopped, finished):
     latest = stopped / "checkpoints" / LATEST
     whole = latest.read_bytes()
     flipped = bytearray(whole)
@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint(damage, stopped, finished):
     assert_same_weights(stopped, finished)
 
 
-@pytest.mark.fault("both resume checkpoints damaged", "one line, exit 1")
+@pytest.mark.fault("both resume checkpoints corrupt", "one line, exit 1")
 def test_no_valid_checkpoint(stopped):
     for name in (LATEST, PREVIOUS):
         (stopped / "checkpoints" / name).write_bytes(b"PK\x03\x04")

@@ -97,7 +97,7 @@ PLATEAU = (*RUN, "optimizer.lr=0.02", "scheduler.patience=0", "+scheduler.thresh
 
 @pytest.mark.parametrize("epochs", [4, 5])
 def test_an_extended_run_is_the_longer_run(epochs, tmp_path, monkeypatch):
-    """Issue: the plateau schedule started anew, learning rate .02 in epoch 4 instead of .002."""
+    """Issue: the plateau schedule was reset, learning rate .02 in epoch 4 instead of .002."""
     run(config(*PLATEAU, f"trainer.max_epochs={epochs}", run_dir=tmp_path / "whole"))
     run(config(*PLATEAU, run_dir=tmp_path / "run"))
     resume_with(monkeypatch, tmp_path / "run", f"trainer.max_epochs={epochs}")

@@ -64,7 +64,7 @@ def test_a_run_stopped_after_its_last_step_is_only_tested(phase, tmp_path, monke
 
 @pytest.mark.parametrize("number", [23, 40])
 def test_more_steps_continue_inside_the_epoch(number, tmp_path, monkeypatch):
-    """Training goes on with the images that the epoch has left, as one run of that length does."""
+    """Training continues with the images that the epoch has left, as one run of that length does."""
     run(config(*RUN, "+trainer.max_steps=30", run_dir=tmp_path / "whole"))
     run(config(*RUN, f"+trainer.max_steps={min(number, 29)}", run_dir=tmp_path / "run"))
     monkeypatch.setattr("alexnet_pl.training.run.named_on_the_command_line", lambda: ["trainer.max_steps"])

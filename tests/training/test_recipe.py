@@ -1,4 +1,4 @@
-"""The paper's training: its update rule, its learning rates, and the experiment that puts all of it together."""
+"""The paper's training: update rule, learning rates, and the experiment that combines them."""
 
 import csv
 import json
@@ -72,7 +72,7 @@ def test_when_the_rate_changes_torch_rescales_the_velocity_and_the_paper_does_no
     assert np.abs(ours - paper_steps(gradients, rates, start))[20:].max() > 1e-4
 
 
-def test_that_difference_is_once_eight_steps_at_the_old_rate():
+def test_that_difference_amounts_to_eight_steps_at_the_old_rate():
     """docs/paper-network.md: a velocity v at the drop to a tenth carries the paper's weights 9·v on, torch's 0.9·v."""
     gradients, start = np.zeros((300, 1)), np.zeros(1)
     gradients[0] = -1
@@ -118,7 +118,7 @@ def test_the_warm_up_is_linear_by_step_and_nothing_falls_in_it():
     assert seen[8] == 0.08  # exactly
 
 
-def test_a_rate_that_is_no_higher_has_no_warm_up():
+def test_a_learning_rate_that_is_no_higher_has_no_warm_up():
     for lr in (0.01, 0.001):
         plateau, optimizer = schedule(lr)
         for progress in (0, 0.5, 4.9, 5, 5.5):
@@ -126,8 +126,8 @@ def test_a_rate_that_is_no_higher_has_no_warm_up():
             assert rate(optimizer) == lr
 
 
-def test_a_schedule_that_starts_anew_after_the_warm_up_keeps_the_rate():
-    """``allow_changes`` makes a new one for a rate that has fallen already."""
+def test_a_schedule_recreated_after_the_warm_up_keeps_the_rate():
+    """``allow_changes`` recreates it for a learning rate that was already reduced."""
     plateau, optimizer = schedule(0.08, "scheduler.warmup_epochs=2")
     optimizer.param_groups[0]["lr"] = 0.008
     plateau.warm_up(7.25)
@@ -203,7 +203,7 @@ def test_the_experiment_is_the_papers_training():
 
 
 def test_the_whole_recipe_trains_on_any_data(tmp_path):
-    """Crops, mirror, colour, SGD, warm-up for a larger batch, ten views; the rates of each epoch's last step."""
+    """Crops, flips, color noise, SGD, warm-up for a larger batch, ten-crop test; rates of each epoch's last step."""
     run(config(*SMALL, "model.initialization=torch", "data.batch_size=256", "scheduler.warmup_epochs=2",
                "trainer.max_epochs=3", run_dir=tmp_path / "run"))  # fmt: skip
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was never stopped, bit for bit."""
+"""Exact resume: an interrupted run equals an uninterrupted one, bit for bit."""
 
 import hashlib
 import http.server
@@ -51,7 +51,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(step, uninterrupted, tmp_path, mon
 def test_resumed_many_times_is_uninterrupted(uninterrupted, tmp_path, monkeypatch, caplog):
     run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 5)
     caplog.set_level("INFO")
-    for step in (3, 2, 15):  # counted anew in each process
+    for step in (3, 2, 15):  # counted from 1 in each process
         run_until_stopped(config("resume=here", run_dir=tmp_path / "run"), monkeypatch, step)
     run(config("resume=here", run_dir=tmp_path / "run"))
     assert_same_run(tmp_path / "run", uninterrupted)
@@ -91,7 +91,7 @@ def test_stopped_in_evaluation(phase, uninterrupted, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_a_moved_run_goes_on_where_it_lies_now(uninterrupted, tmp_path, monkeypatch):
+def test_a_moved_run_resumes_in_its_new_place(uninterrupted, tmp_path, monkeypatch):
     run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 17)
     (tmp_path / "run").rename(tmp_path / "moved")
     run(config("resume=here", run_dir=tmp_path / "moved"))
@@ -110,7 +110,7 @@ def test_exit_status_tells_the_signal(number, code, tmp_path, monkeypatch, caplo
 
 
 def test_a_run_stopped_before_its_first_batch_can_be_resumed(uninterrupted, tmp_path, monkeypatch):
-    """The signal arrives while data is loaded: nothing is saved yet, and the folder is free or resumable."""
+    """The signal arrives while data is loaded: nothing is saved yet, and the directory is free or resumable."""
     with monkeypatch.context() as patch:
         patch.setattr(DigitsDataModule, "load", lambda self: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit):
@@ -189,7 +189,7 @@ def test_changes_that_are_allowed_take_effect(stopped, monkeypatch):
     assert OmegaConf.load(stopped / "config.yaml").trainer.max_epochs == 4
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
+def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a run directory"):
         run(config("resume=here", run_dir=tmp_path))
     (tmp_path / "config.yaml").write_text("{ this is: not")
@@ -281,7 +281,7 @@ def test_torchvisions_weights_are_downloaded_verified_and_give_its_logits(served
 
     cached = tmp_path / "torch" / "hub" / "checkpoints" / file.name
     cached.write_bytes(cached.read_bytes()[:1000])
-    for damage in ("damaged", "gone"):
+    for damage in ("corrupt", "missing"):
         with pytest.raises(CheckpointError, match="(?s)init_from=torchvision: http.*init_from=FILE") as refusal:
             warm_start(net, "torchvision")
         assert str(refusal.value).count("\n") == 1, damage

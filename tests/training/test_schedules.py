@@ -79,7 +79,7 @@ def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(name, step
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["scheduler=one_cycle", "scheduler.interval=epoch"], "scheduler.interval=epoch is invalid: OneCycleLR expects"),
+        (["scheduler=one_cycle", "scheduler.interval=epoch"], "scheduler.interval=epoch is invalid: OneCycleLR"),
         (["scheduler.interval=step"], "scheduler.interval=step is invalid: ReduceLROnPlateau expects epoch"),
         (["scheduler.interval=batch"], "scheduler.interval=batch is invalid: expected epoch or step"),
         (["scheduler=cosine", "scheduler.T_max=soon"], "scheduler.T_max=soon is invalid"),

@@ -1,6 +1,5 @@
 """Weight averaging: an exponential moving average that is validated, tested and exported instead of the raw weights."""
 
-
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,

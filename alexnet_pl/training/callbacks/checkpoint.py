@@ -130,7 +130,7 @@ class ResumeCheckpoint(Callback):
 
     Attributes:
         stop: signals received so far.
-        restart_schedule: create the schedule anew, and give the optimizer the configured hyperparameters.
+        restart_schedule: recreate the schedule and give the optimizer the configured hyperparameters.
         restart_optimizer: drop the state of the optimizer, which is of another class.
 
     Raises:
@@ -164,7 +164,7 @@ class ResumeCheckpoint(Callback):
             remove_resume_checkpoints(self.path.parent)
 
     # Lightning replaces the handler of SIGTERM when it starts; this hook runs after that.
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:  # an ImageClassifier
         self.stop.install()
         self.stop.wait = True
         self._saved_at = time.monotonic()
@@ -238,7 +238,7 @@ class ResumeCheckpoint(Callback):
         if number:
             raise RunInterrupted(number)
 
-    def _state(self, pl_module: LightningModule) -> list[dict[str, Any]]:
+    def _state(self, pl_module: Any) -> list[dict[str, Any]]:
         """Return what each rank needs to resume inside an epoch: random generators and running metrics."""
         device = pl_module.device
         return all_gather(
@@ -249,7 +249,7 @@ class ResumeCheckpoint(Callback):
             }
         )
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # has a datamodule
         if not self._saving:
             return  # a callback of the user's saves a checkpoint of its own
         # Lightning's own record of the loops cannot be resumed exactly: at the end of an epoch it is taken before the
