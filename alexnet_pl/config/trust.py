@@ -1,4 +1,4 @@
-"""Allow-list for configs from run folders and checkpoints: which classes a stranger's ``_target_`` may name."""
+"""Allow-list for configs from run directories and checkpoints: which classes a stranger's ``_target_`` may name."""
 
 import importlib
 import inspect
@@ -84,11 +84,11 @@ SLOTS = {
 
 
 def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
-    """Refuse a config from a run folder or checkpoint that could do more than build a run.
+    """Refuse a config from a run directory or checkpoint that could do more than build a run.
 
     Each section may only name the classes of its entry in ``SLOTS``, as one name inside one of the listed modules.
     That is decided by the text of the name; a module that is not listed is never imported and no attribute of
-    another module is reached. Interpolations are refused because a run folder holds resolved values, and
+    another module is reached. Interpolations are refused because a run directory holds resolved values, and
     ``${oc.create:…}`` could add a ``_target_`` that nobody has checked.
 
     Args:
@@ -103,7 +103,7 @@ def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
     for path, value in _walk(plain):
         key, name = path[-1], ".".join(map(str, path))
         if isinstance(value, str) and "${" in value:
-            raise ConfigError(f"{name}={value} is refused: the config of a run folder has no interpolations.")
+            raise ConfigError(f"{name}={value} is refused: the config of a run directory has no interpolations.")
         if key == "_target_" and not (_is_trusted(value, trust) or _is_allowed(path, value)):
             raise ConfigError(_refusal(path, value))
         if isinstance(key, str) and re.fullmatch("_.*_", key) and key not in HYDRA_KEYS:
@@ -177,7 +177,7 @@ def _refusal(path: tuple[Any, ...], target: Any) -> str:
     """Return the message for a refused ``_target_``: what may stand there and how to allow more."""
     name = ".".join(map(str, path))
     section, depth = _slot(path)
-    message = f"{name}={target} is refused: the config of a run folder or checkpoint may not name it."
+    message = f"{name}={target} is refused: the config of a run directory or checkpoint may not name it."
     if section in SLOTS:
         slot = SLOTS[section]
         if slot.depth is None or depth == slot.depth:

@@ -150,7 +150,7 @@ def test_a_target_that_is_not_text_and_an_unknown_hydra_key_are_refused():
 
 def test_interpolations_are_refused():
     hidden = OmegaConf.create({"model": "${oc.create:'{_target_: os.system}'}"})
-    with pytest.raises(ConfigError, match="^model=.* is refused: the config of a run folder has no interpol"):
+    with pytest.raises(ConfigError, match="^model=.* is refused: the config of a run directory has no interpol"):
         check_targets(hidden)
 
 
