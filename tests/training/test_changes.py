@@ -275,6 +275,6 @@ def test_a_checkpoint_callback_of_the_users_own_works(tmp_path, monkeypatch):
     mine = f"{{_target_:lightning.pytorch.callbacks.ModelCheckpoint,dirpath:{tmp_path / 'mine'},save_last:true}}"
     run_until_stopped(config(*RUN, f"+callbacks.mine={mine}", run_dir=tmp_path / "run"), monkeypatch, 25)
     monkeypatch.setattr("alexnet_pl.training.run.named_on_the_command_line", lambda: [])
-    run(config("resume=here", f"+callbacks.mine={mine}", "+trust=[lightning.pytorch.callbacks.ModelCheckpoint]",
+    run(config("resume=here", f"+callbacks.mine={mine}", "trust=[lightning.pytorch.callbacks.ModelCheckpoint]",
                run_dir=tmp_path / "run"))  # fmt: skip
     assert (tmp_path / "mine" / "last.ckpt").is_file()
