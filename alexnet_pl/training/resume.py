@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
 from alexnet_pl.config.trust import check_targets
-from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.errors import ConfigError, invalid_value
 from alexnet_pl.runtime.run_folder import CONFIG, load_plain, refuse_links
 
 log = logging.getLogger(__name__)
@@ -246,6 +246,20 @@ def check_ranks(saved: int | None, now: int) -> None:
             f"trainer.devices × trainer.num_nodes={now} is invalid: expected {saved}, the ranks with which this run "
             "stopped inside an epoch."
         )
+
+
+def check_not_passed(max_epochs: int | None, max_steps: int, position: Position) -> None:
+    """Check that the end of the run does not lie before the position that it resumes from.
+
+    Raises:
+        ConfigError: fewer epochs or steps than the run has trained already.
+    """
+    for key, limit, done in (
+        ("max_epochs", max_epochs, position.epoch + (position.images > 0)),
+        ("max_steps", max_steps, position.step),
+    ):
+        if limit is not None and 0 < limit < done:
+            raise invalid_value(f"trainer.{key}", limit, f"{done} or more, which this run has reached")
 
 
 def check_length(

@@ -56,6 +56,7 @@ from alexnet_pl.training.resume import (
     apply_changes,
     apply_path_changes,
     check_length,
+    check_not_passed,
     check_ranks,
     diff_configs,
     log_inputs,
@@ -281,6 +282,7 @@ def restore(
     """
     model, position, loader = objects.model, start.position, objects.data.train_dataloader()
     check_ranks(start.ranks, get_world().size)
+    check_not_passed(trainer.max_epochs, trainer.max_steps, position)
     restart = restarts_schedule(plan.changed)
     whole = run_length(trainer, loader)
     model.run_length, model.validation_period = whole, trainer.check_val_every_n_epoch or 1

@@ -105,6 +105,18 @@ def test_an_extended_run_is_the_longer_run(epochs, tmp_path, monkeypatch):
     assert len({row["lr"] for row in metric_rows(tmp_path / "run")}) > 1
 
 
+@pytest.mark.parametrize("setting", ["trainer.max_epochs=1", "+trainer.max_steps=25"])
+def test_a_run_cannot_end_before_its_position(setting, tmp_path, monkeypatch):
+    """Stopped in step 30, in epoch 2 of batches of 64; config.yaml stays as it was."""
+    run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 30)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(
+        ConfigError, match=f"{setting.lstrip('+')} is invalid: expected (2|30) or more, which this run has"
+    ):
+        resume_with(monkeypatch, tmp_path / "run", setting)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
 def test_extending_needs_the_training_state(tmp_path, monkeypatch):
     run(config(*RUN, "callbacks.resume.keep=false", run_dir=tmp_path / "run"))
     before = json.loads((tmp_path / "run" / "result.json").read_text())
