@@ -42,7 +42,7 @@ TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
 @dataclass(frozen=True)
 class RunObjects:
-    """What a run consists of before its data is read.
+    """The objects of a run before its data is read.
 
     Attributes:
         data: data module, not set up.

@@ -44,7 +44,7 @@ Changes = dict[str, tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run continues.
+    """The position at which a run continues.
 
     Attributes:
         epoch: finished epochs.

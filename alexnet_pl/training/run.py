@@ -83,7 +83,7 @@ class RunDirectoryLostError(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run, as resolved from the command line and, when resuming, from the run directory.
+    """The run to do, as resolved from the command line and, when resuming, from the run directory.
 
     Attributes:
         cfg: resolved config.
@@ -106,7 +106,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """What training starts from.
+    """The state that training starts from.
 
     Attributes:
         description: for the log.

@@ -1,1 +1,1 @@
-"""What can go wrong, and what happens then: each test brings one fault about and checks the outcome."""
+"""Fault injection: each test causes one fault and checks the outcome."""

@@ -135,6 +135,6 @@ shutdown.restore()
 
 
 def test_package_imports_without_posix():
-    """As on Windows: no SIGHUP and SIGUSR1, no fcntl and resource, no affinity."""
+    """The names that Windows lacks: no SIGHUP and SIGUSR1, no fcntl and resource, no affinity."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

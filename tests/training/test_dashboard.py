@@ -226,7 +226,7 @@ def test_a_short_test_limits_the_search_for_neighbors(tmp_path, monkeypatch):
 
 
 def test_the_best_accuracy_is_that_of_the_best_checkpoint(tmp_path):
-    """With another monitor, the highest accuracy of any epoch is not the accuracy of the weights that were kept."""
+    """Under another monitor, the highest accuracy of any epoch is not the accuracy of the weights that were kept."""
     best = BestCheckpoint(tmp_path, monitor="val/loss", mode="min")
     written = []
     writer = SimpleNamespace(add_scalar=lambda *arguments: written.append(arguments))

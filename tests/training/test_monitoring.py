@@ -75,7 +75,7 @@ def test_a_run_limited_by_steps_has_speed_norms_and_time_left(tmp_path, caplog):
 
 
 def test_a_long_epoch_validation_and_test_log_their_progress(tmp_path, caplog, monkeypatch):
-    """As on a slow machine whose output is not a terminal: here, every interval is long enough."""
+    """A slow machine whose output is not a terminal: here, every interval is long enough."""
     monkeypatch.setattr(Heartbeat, "is_due", lambda self: True)
     plain = ("trainer=default", "trainer.max_epochs=1", "trainer.limit_test_batches=3", *BATCHES)
     run(config(*SHORT_RUN, *plain, "callbacks.dashboard.figures=true", run_dir=tmp_path / "run"))

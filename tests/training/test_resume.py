@@ -120,7 +120,7 @@ def test_a_run_stopped_before_its_first_batch_can_be_resumed(uninterrupted, tmp_
 
 
 def test_a_checkpoint_is_written_inside_an_epoch_every_few_minutes(uninterrupted, tmp_path, monkeypatch):
-    """With the interval at 0 after every batch; and the run is not changed by it."""
+    """An interval of 0 saves after every batch and does not change the run."""
     saved = []
     real = torch.save
     monkeypatch.setattr(torch, "save", lambda obj, file: saved.append(obj.get("position")) or real(obj, file))
