@@ -4,6 +4,7 @@ import csv
 import html.parser
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -251,3 +252,14 @@ def read_report(run_dir: Path) -> ReportPage:
     text = (run_dir / "report.html").read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
     return ReportPage(text)
+
+
+def run_in_fresh_process(function: Callable[..., None], *arguments: object) -> None:
+    """Call ``function``, defined in a test module, in a new interpreter: what it checks depends on all that ran before.
+
+    An assertion that fails there fails here; its text is on the captured stderr.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0

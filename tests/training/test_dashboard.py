@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import SHORT_RUN, config, read_report, run_until_stopped
+from helpers import SHORT_RUN, config, read_report, run_in_fresh_process, run_until_stopped
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -141,7 +141,10 @@ def test_the_projector_has_features_thumbnails_and_names(drawn_run):
 
 def test_traced_types_are_freed_unless_a_scripted_module_needs_them(tmp_path):
     """``torch._C._jit_clear_class_registry``: without it, a study's process grows with every graph."""
+    run_in_fresh_process(_check_traced_types, tmp_path)
 
+
+def _check_traced_types(tmp_path: Path) -> None:
     def traced_name() -> str:
         """Name of a traced class, which is mangled if a traced class of that name is still registered."""
         return torch.jit.trace(nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2))._c._type().qualified_name()
