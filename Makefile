@@ -63,8 +63,8 @@ format: setup ## format and auto-fix with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## run the tests; they need neither a network nor CIFAR-10
-	$(BIN)/pytest $(ARGS)
+test: setup ## run the tests, one process with one thread per core; they need neither a network nor CIFAR-10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-faults: setup ## provoke faults (signals, full disks, corrupt files) and tabulate the outcomes: several minutes
 	$(BIN)/pytest -m fault tests/faults $(ARGS)
