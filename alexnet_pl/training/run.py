@@ -47,7 +47,7 @@ from alexnet_pl.training.build import (
     quiet_lightning,
     run_length,
 )
-from alexnet_pl.training.checkpoint_io import latest_valid, remove_resume_checkpoints
+from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid, remove_resume_checkpoints
 from alexnet_pl.training.lightning_internals import set_position
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.resume import (
@@ -423,10 +423,16 @@ def _graceful_shutdown(cfg: DictConfig) -> Iterator[GracefulShutdown]:
     except RunInterrupted as stopped:
         log.info(f"stopped by {stopped}")
         if get_world().rank == 0 and (Path(cfg.run_dir) / CONFIG).exists():
-            log.info(f"To resume: {train_command(resume=cfg.run_dir)}")
+            log.info(f"To resume: {resume_command(cfg)}")
         sys.exit(stopped.exit_code)
     finally:
         stop.restore()
+
+
+def resume_command(cfg: DictConfig) -> str:
+    """Return the command that resumes the run, with the modules that its own command trusts."""
+    trusted = [f"trust=[{','.join(cfg.trust)}]"] if cfg.get("trust") else []
+    return train_command(*trusted, resume=cfg.run_dir)
 
 
 @contextmanager
@@ -438,7 +444,9 @@ def _errors_for_users(cfg: DictConfig) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except UserError as error:
+        if isinstance(error, CheckpointError) and not os.path.isdir(cfg.run_dir):
+            raise RunDirectoryLostError(f"run_dir={cfg.run_dir} not found: it was removed during the run.") from error
         raise
     except MisconfigurationException as error:
         raise ConfigError(one_line(error)) from error
@@ -449,8 +457,7 @@ def _errors_for_users(cfg: DictConfig) -> Iterator[None]:
     except RuntimeError as error:
         if lost_peer(error):
             raise RankFailedError(
-                "another rank of this run has ended, so this one ends too.\n"
-                f"To resume: {train_command(resume=cfg.run_dir)}"
+                f"another rank of this run has ended, so this one ends too.\nTo resume: {resume_command(cfg)}"
             ) from error
         # Words of torch's CPU allocator on Linux and on Windows.
         on_cpu = "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -1,6 +1,7 @@
 """Resuming with accumulated gradients, another batch size, more epochs, and foreign run directories."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.run_folder import run_lock
-from alexnet_pl.training.run import run
+from alexnet_pl.training.run import resume_command, run
 
 RUN = (
     *("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=2"),
@@ -271,7 +272,15 @@ def test_a_removed_run_directory_ends_the_run_in_one_line(tmp_path, monkeypatch)
     with pytest.raises(UserError) as error:
         run(config(*RUN, run_dir=tmp_path / "run"))
     assert error.value.exit_code == 1
-    assert "\n" not in str(error.value)
+    assert str(error.value) == f"run_dir={tmp_path / 'run'} not found: it was removed during the run."
+
+
+def test_the_resume_command_repeats_the_trusted_modules(tmp_path):
+    """Without them, the pasted command would be refused."""
+    cfg = config(*RUN, "trust=[my_nets,my_callbacks]", run_dir=tmp_path / "lr=0.1")
+    words = shlex.split(resume_command(cfg))
+    assert words[-2:] == ["trust=[my_nets,my_callbacks]", f"resume='{tmp_path / 'lr=0.1'}'"]
+    assert "trust" not in resume_command(config(*RUN, run_dir=tmp_path))
 
 
 @pytest.mark.parametrize("overrides", [["~logger.tensorboard"], ["~logger"], ["~callbacks.dashboard"]])
