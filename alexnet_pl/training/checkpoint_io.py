@@ -108,7 +108,7 @@ def check_sum(path: Path) -> None:
     Raises:
         CheckpointError: another checksum, or a ``SHA256SUMS`` that does not list the checkpoint.
     """
-    if not (path.parent / SUMS).is_file():
+    if not _has_sums(path.parent):
         return
     # Between the two renames of write_checkpoint, previous.ckpt is still listed as latest.ckpt.
     names = (path.name, LATEST) if path.name == PREVIOUS else (path.name,)
@@ -194,7 +194,7 @@ def remove_resume_checkpoints(folder: Path) -> None:
     kept = [(name, digest) for name, digest in read_sums(folder).items() if name not in (LATEST, PREVIOUS)]
     for name in (LATEST, PREVIOUS):
         (folder / name).unlink(missing_ok=True)
-    if (folder / SUMS).is_file():
+    if _has_sums(folder):
         _write_sums(folder, kept)
 
 
@@ -203,9 +203,21 @@ def read_sums(folder: Path) -> dict[str, str]:
     return dict(reversed(_sums_lines(folder)))  # the first line of a name is the newest
 
 
+def _has_sums(folder: Path) -> bool:
+    """Return True if there are checksums.
+
+    Raises:
+        CheckpointError: something else bears that name, so what it stands for cannot be checked.
+    """
+    path = folder / SUMS
+    if os.path.lexists(path) and not path.is_file():
+        raise CheckpointError(f"{path} is corrupt: expected a regular file.")
+    return path.is_file()
+
+
 def _sums_lines(folder: Path) -> list[tuple[str, str]]:
     path = folder / SUMS
-    if not path.is_file():
+    if not _has_sums(folder):
         return []
     lines = (line.partition("  ") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return [(name, digest) for digest, _, name in lines if name]

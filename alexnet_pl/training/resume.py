@@ -103,14 +103,19 @@ def _relocated(node: Any, before: str, now: str) -> Any:
 def derive_outputs(saved: DictConfig, now: DictConfig, run_dir: Path) -> None:
     """Replace the output paths of ``saved`` by those of ``now``; paths that only ``saved`` has must be in ``run_dir``.
 
-    The cache of decoded images is an output as well.
+    The caches of images and of the shards made from them are outputs as well.
 
     Raises:
-        ConfigError: a path outside the run directory that this command line does not give.
+        ConfigError: a path outside the run directory that this command line does not give, or positional arguments,
+            which could be paths without a name to tell them by.
     """
     saved.run_dir = str(run_dir)
-    if saved.get("data") and "cache" in saved.data:
-        saved.data.cache = now.data.get("cache") if now.get("data") else None
+    for section in (*OUTPUT_SECTIONS, "data"):
+        if positional := next((key for key, _ in _strings(saved.get(section), section) if "._args_[" in key), None):
+            raise ConfigError(f"{positional} is refused: expected arguments by name in the config of a run directory.")
+    for key in ("cache", "shards"):
+        if saved.get("data") and key in saved.data:
+            saved.data[key] = now.data.get(key) if now.get("data") else None
     leaves = {key: value for section in OUTPUT_SECTIONS for key, value in _strings(saved.get(section), section)}
     for key, value in leaves.items():
         if not _is_path(key, value):

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.run_folder import run_lock
+from alexnet_pl.training.resume import derive_outputs
 from alexnet_pl.training.run import resume_command, run
 
 RUN = (
@@ -187,6 +188,32 @@ def test_a_resumed_run_writes_to_its_own_directory_only(key, stopped, tmp_path):
     assert [path.name for path in victim.iterdir()] == ["metrics.csv"]
     assert (victim / "metrics.csv").read_text() == "mine"
     assert (stopped / "result.json").is_file()
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("logger.csv", {"_target_": "alexnet_pl.training.MetricsCSV", "_args_": ["README.md"]}),
+        ("logger.csv2", {"_target_": "lightning.pytorch.loggers.CSVLogger", "_args_": ["here"]}),
+        ("data._args_", ["here"]),
+    ],
+)
+def test_positional_arguments_of_a_foreign_config_are_refused(key, value, stopped):
+    """A path without a name to tell it by: ``README.md`` of the current directory became a metrics file."""
+    saved = OmegaConf.load(stopped / "config.yaml")
+    OmegaConf.update(saved, key, value, merge=False, force_add=True)
+    OmegaConf.save(saved, stopped / "config.yaml")
+    with pytest.raises(ConfigError, match=r"_args_\[0\] is refused: expected arguments by name"):
+        run(config("resume=here", run_dir=stopped))
+
+
+@pytest.mark.security
+def test_shards_of_a_foreign_config_are_made_in_the_cache(tmp_path):
+    """``data.shards`` is written to: a resumed run takes it from its own command line only."""
+    saved = OmegaConf.create({"data": {"shards": str(tmp_path / "elsewhere"), "cache": "/elsewhere"}, "run_dir": "x"})
+    derive_outputs(saved, OmegaConf.create({"data": {"shards": None}}), tmp_path)
+    assert saved.data == {"shards": None, "cache": None}
 
 
 @pytest.mark.security

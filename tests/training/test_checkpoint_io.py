@@ -39,6 +39,15 @@ def test_a_file_that_the_sums_do_not_list_is_refused(tmp_path):
     read_checkpoint(path)
 
 
+@pytest.mark.security
+def test_sums_that_are_no_regular_file_are_refused(tmp_path):
+    write_checkpoint(STATE, tmp_path / BEST)
+    (tmp_path / SUMS).unlink()
+    (tmp_path / SUMS).mkdir()
+    with pytest.raises(CheckpointError, match="SHA256SUMS is corrupt: expected a regular file"):
+        read_checkpoint(tmp_path / BEST)
+
+
 def test_the_previous_checkpoint_is_listed_even_if_the_sums_were_lost(tmp_path):
     write_checkpoint(STATE, tmp_path / LATEST)
     (tmp_path / SUMS).unlink()
