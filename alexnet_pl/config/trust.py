@@ -1,4 +1,4 @@
-"""Allow-list for configs from run directories and checkpoints: which classes a stranger's ``_target_`` may name."""
+"""Allow-list for configs from run directories and checkpoints: which classes an untrusted ``_target_`` may name."""
 
 import importlib
 import inspect

@@ -1,6 +1,6 @@
 """HTML report of a run: results, facts, commands, figures and config from a run directory, as one self-contained file.
 
-A run directory may come from a stranger. Its text is shown, escaped and never obeyed, and nothing is fetched.
+A run directory may be untrusted. Its text is shown, escaped and never obeyed, and nothing is fetched.
 """
 
 import base64

@@ -254,7 +254,7 @@ def save(drawn: dict[str, bytes], folder: Path) -> None:
     """Write each figure to ``<name>.png``, atomically, replacing earlier ones.
 
     Raises:
-        OSError: the directory cannot be written, or is a symbolic link, which a stranger's archive may point anywhere.
+        OSError: the directory cannot be written, or is a symbolic link, which an untrusted archive may point anywhere.
     """
     if folder.is_symlink():
         raise OSError(errno.ELOOP, "Is a symbolic link", str(folder))

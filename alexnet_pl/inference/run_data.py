@@ -14,7 +14,7 @@ from alexnet_pl.runtime.errors import DataError
 
 _NOT_REUSED = ("_target_", "augment", "test_crops", "shards", "cache")
 """Keys of the data section that evaluation sets itself. ``shards`` and ``cache`` name directories that are written to,
-which a checkpoint from a stranger must not choose."""
+which an untrusted checkpoint must not choose."""
 
 
 def find_data(run: TrainedRun, split: str, data_root: str | Path | None, preprocess: Preprocess) -> LightningDataModule:

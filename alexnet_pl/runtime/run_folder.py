@@ -1,6 +1,6 @@
 """Run directory: lock, config.yaml, metrics.csv, result.json and commands.txt, read and written here only.
 
-A run directory may come from a stranger. Readers bound the size of what they read and reject YAML aliases and deep
+A run directory may be untrusted. Readers bound the size of what they read and reject YAML aliases and deep
 nesting, which a few hundred bytes can blow up to minutes of work.
 """
 
@@ -58,7 +58,7 @@ def refuse_links(run_dir: Path) -> None:
     The directory itself may be a link.
 
     Raises:
-        ConfigError: there is such a link, which a stranger may have planted.
+        ConfigError: there is such a link, which may have been planted.
     """
     root = run_dir.resolve()
     for folder, folders, files in os.walk(root):

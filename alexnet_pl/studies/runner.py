@@ -156,7 +156,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if (run_dir / CONFIG).is_file():
         cfg.resume = str(run_dir)
-        # A run directory may be a stranger's, but the classes that this very command names are the user's own choice.
+        # A run directory may be untrusted, but the classes that this very command names are the user's own choice.
         cfg.trust = [*(cfg.get("trust") or ()), *_targets(OmegaConf.to_container(cfg))]
 
 

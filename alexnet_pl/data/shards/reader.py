@@ -300,7 +300,7 @@ class Shards:
 def index_error(index: dict[str, Any]) -> str:
     """Return what is wrong with the content of ``shards.json``, or "".
 
-    The index may come from a stranger. Its names become file names, and its counts and sizes become allocations.
+    The index may be untrusted. Its names become file names, and its counts and sizes become allocations.
     """
     classes, side, splits = index.get("class_names"), index.get("side"), index.get("splits")
     if not _is_int(side, 1, MAX_SIDE):
