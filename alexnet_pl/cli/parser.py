@@ -4,8 +4,9 @@ import argparse
 import os
 import signal
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 
 from alexnet_pl.runtime.errors import UserError
@@ -76,14 +77,22 @@ def write_output(path: Path, text: str) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def stop_event() -> threading.Event:
-    """Return an event that Ctrl-C, SIGTERM or SIGHUP sets, for commands that serve until they are stopped."""
-    stopped = threading.Event()
+def wait_for_stop() -> Callable[[], None]:
+    """Return a function that waits for Ctrl-C, SIGTERM or SIGHUP, for commands that serve until they are stopped.
+
+    Signals are noticed from the call of this function on. A SimpleQueue is safe to use in a signal handler; an Event
+    is not: its lock may be held by the wait that the handler interrupts.
+    """
+    received: SimpleQueue[int] = SimpleQueue()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
+        received.put(number)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
-    return stopped
+
+    def wait() -> None:
+        received.get()
+
+    return wait

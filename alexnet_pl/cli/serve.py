@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, stop_event
+from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, wait_for_stop
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.inference.web_app import MAX_PIXELS, MAX_UPLOAD, import_gradio, serve, training_images
 from alexnet_pl.runtime.errors import DataError
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             training = training_images(run, args.neighbors, args.data_root)
         except DataError as error:
             print(f"no neighbors: {error}")
-    stopped = stop_event()
+    wait = wait_for_stop()
     with serve(run, training, args.host, args.port) as address:
         print(f"{address}  (Ctrl-C ends it)", flush=True)
-        stopped.wait()
+        wait()

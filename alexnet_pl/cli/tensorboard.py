@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_pl.cli.parser import make_parser, stop_event
+from alexnet_pl.cli.parser import make_parser, wait_for_stop
 from alexnet_pl.runtime.errors import UserError
 
 DEFAULT_FOLDERS = ("runs", "multirun")
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     folders = log_folders(args.folders)
     check_port(args.port)
-    stopped = stop_event()
+    wait = wait_for_stop()
     address = start(folders, args.port).replace("localhost", "127.0.0.1")
     print(f"{address}  shows {', '.join(map(str, folders))}  (Ctrl-C ends it)", flush=True)
-    stopped.wait()
+    wait()
     sys.stdout.flush()
     os._exit(0)  # TensorBoard's threads cannot be joined

@@ -117,6 +117,41 @@ def raise_if_interrupted() -> None:
 
 
 @contextmanager
+def deferred_signals() -> Iterator[Callable[[], None]]:
+    """Hold back stop signals while the block shares locks with threads; yield a function that handles a held-back one.
+
+    An exception that a signal handler raises inside a wait for a thread can leave that wait's lock held for ever
+    (``Condition.__enter__`` has acquired it, the ``with`` statement does not release it yet), so the thread never ends.
+    In the block, a signal is recorded; the yielded function and the end of the block then call its handler. A second
+    one is handled at once, so that Ctrl-C twice still ends a process that hangs. Does nothing outside the main thread.
+    """
+    pending: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def record(number: int, frame: FrameType | None) -> None:
+        if pending:
+            handlers[number](number, frame)
+        else:
+            pending.append(number)
+
+    def handle() -> None:
+        if pending:
+            number = pending.pop()
+            handlers[number](number, None)
+
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: found for number in stop_signals() if callable(found := signal.getsignal(number))}
+        for number in handlers:
+            signal.signal(number, record)
+    try:
+        yield handle
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        handle()
+
+
+@contextmanager
 def exit_on_signal(then: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Exit with 128 + the signal's number whatever the block is doing; code that saves first installs its own handler.
 

@@ -102,9 +102,39 @@ def test_interrupt_names_the_way_on(images, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(out.glob("*.tar")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=1800)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (130, "")
     assert output.splitlines()[-1] == "interrupted; finished shards are kept, and the same command resumes"
+
+
+INTERRUPTED_WAIT = """
+import signal, sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from alexnet_pl.__main__ import main
+
+calls = []
+result = Future.result
+
+def interrupted(self):
+    calls.append(self)
+    if len(calls) == 3:
+        self._condition.acquire()  # as Condition.__enter__ does
+        signal.raise_signal(signal.SIGINT)  # no with statement releases it yet
+        self._condition.release()
+    return result(self)
+
+Future.result = interrupted
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.fault("SIGINT inside a wait for a thread", "no deadlock: handled after the wait, exit 130")
+def test_interrupted_wait_does_not_hang(images, tmp_path):
+    """Raise SIGINT at the moment that left the lock of a Future held, so that its thread waited for ever."""
+    command = [sys.executable, "-c", INTERRUPTED_WAIT, "shards", str(images), str(tmp_path / "out"), "--size", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.splitlines()[-1] == "interrupted; finished shards are kept, and the same command resumes"
 
 
 @pytest.mark.security

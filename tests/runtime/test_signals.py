@@ -11,6 +11,7 @@ from alexnet_pl.runtime.signals import (
     SIGNALS,
     GracefulShutdown,
     RunInterrupted,
+    deferred_signals,
     exit_on_signal,
     raise_if_interrupted,
     stop_signals,
@@ -138,3 +139,46 @@ def test_package_imports_without_posix():
     """The names that Windows lacks: no SIGHUP and SIGUSR1, no fcntl and resource, no affinity."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_deferred_signal_calls_its_handler_at_the_next_check():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with deferred_signals() as handle:
+            signal.raise_signal(signal.SIGTERM)
+            assert received == []
+            handle()
+            assert received == [signal.SIGTERM]
+            handle()  # once
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_deferred_signal_is_handled_at_the_end_of_the_block_at_the_latest():
+    steps = []
+
+    def block():
+        with deferred_signals():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("after the signal")
+
+    pytest.raises(KeyboardInterrupt, block)
+    assert steps
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_second_signal_is_not_deferred():
+    """Ctrl-C twice ends a process even if the block never ends."""
+    steps = []
+
+    def block():
+        with deferred_signals():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("first")
+            signal.raise_signal(signal.SIGINT)
+            steps.append("second")
+
+    pytest.raises(KeyboardInterrupt, block)
+    assert steps == ["first"]

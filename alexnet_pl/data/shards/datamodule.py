@@ -20,6 +20,7 @@ from alexnet_pl.data.shards.reader import INDEX, Shards, is_url
 from alexnet_pl.data.splits import stratified_split
 from alexnet_pl.distributed.environment import SINGLE_PROCESS, World, get_world
 from alexnet_pl.runtime.errors import ConfigError, DataError, invalid_value, one_line
+from alexnet_pl.runtime.signals import deferred_signals
 from alexnet_pl.runtime.system import usable_cores
 
 try:
@@ -99,11 +100,15 @@ class StreamLoader(BatchLoader):
                     fetchers.submit(self.shards.fetch, self.split, shard)  # read() raises what failed
             ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
             for part, missing in parts:
-                ahead.append(decoders.submit(self._batch, part, missing))
-                if len(ahead) > self.workers + 1:
-                    yield ahead.popleft().result()
+                with deferred_signals():
+                    ahead.append(decoders.submit(self._batch, part, missing))
+                    batch = ahead.popleft().result() if len(ahead) > self.workers + 1 else None
+                if batch is not None:
+                    yield batch
             while ahead:
-                yield ahead.popleft().result()
+                with deferred_signals():
+                    batch = ahead.popleft().result()
+                yield batch
         finally:  # also after an early exit: a limit on batches, a signal, an error
             for pool in (fetchers, decoders):
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -36,6 +36,7 @@ from alexnet_pl.data.shards.reader import (
 )
 from alexnet_pl.runtime.errors import DataError, os_reason, printable
 from alexnet_pl.runtime.files import InUseError, exclusive_lock, sha256_of, write_atomic
+from alexnet_pl.runtime.signals import deferred_signals
 
 log = logging.getLogger(__name__)
 
@@ -277,14 +278,23 @@ def _write_all(
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     on_terminal = get_console().is_terminal
-    with Progress(*columns, transient=True, disable=not on_terminal) as bar, _threads(workers) as pool:
+    with (
+        Progress(*columns, transient=True, disable=not on_terminal) as bar,
+        deferred_signals() as handle_signals,
+        _threads(workers) as pool,
+    ):
         task = bar.add_task("images", total=sum(len(each.files) for each in plans))
         jobs = ([str(root / path) for path, _ in each.files[start : start + _CHUNK]]
                 for each in plans for start in range(0, len(each.files), _CHUNK))  # fmt: skip
         results = _in_order(pool, jobs, side, quality, ahead=4 * workers)
         encoded = (image for chunk in results for image in chunk)
+
+        def advance() -> None:
+            handle_signals()
+            bar.advance(task)
+
         for each in plans:
-            yield _write_shard(out, each, encoded, skip, lambda: bar.advance(task))
+            yield _write_shard(out, each, encoded, skip, advance)
 
 
 def _write_shard(
