@@ -1,4 +1,4 @@
-"""Statistics of studies against scipy and against the textbook formula: means, intervals, paired effects, speed."""
+"""Statistics of studies against scipy and textbook formulas: means, intervals, paired effects, speed, verdicts."""
 
 import math
 
@@ -7,7 +7,19 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from alexnet_pl.studies.statistics import Estimate, epochs_to, estimate, interaction, main_effect
+from alexnet_pl.studies.statistics import (
+    Estimate,
+    epochs_to,
+    estimate,
+    holm,
+    interaction,
+    main_effect,
+    power_to_detect,
+    power_to_exclude,
+    seeds_to_detect,
+    seeds_to_exclude,
+    verdict,
+)
 
 SEEDS = (1, 2, 3, 4)
 NOISE = {1: 0.031, 2: -0.012, 3: 0.004, 4: 0.02}  # per seed, far larger than the effects: pairing removes it
@@ -96,3 +108,80 @@ def test_epochs_to_an_error_are_interpolated_linearly():
     assert epochs_to([0.1], 0.25, start=0.9) == pytest.approx(0.65 / 0.8)
     assert epochs_to([0.5, 0.25], 0.25, start=0.9) == pytest.approx(2)
     assert epochs_to([0.5, 0.26], 0.25, start=0.9) is None
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("differences", "direction", "margin", "name"),
+    [
+        ([-0.012, -0.015, -0.014, -0.011], -1, 0.003, "confirmed"),
+        ([0.012, 0.015, 0.014, 0.011], -1, 0.003, "reversed"),
+        ([0.012, 0.015, 0.014, 0.011], 1, 0.003, "confirmed"),
+        ([0.0004, -0.0006, 0.0002, -0.0001], -1, 0.003, "no effect beyond the margin"),
+        ([0.0004, -0.0006, 0.0002, -0.0001], -1, None, "open"),
+        ([0.01, -0.02, 0.015, -0.012], -1, 0.003, "open"),
+        ([-0.014], -1, 0.003, "open"),
+        ([-0.01, -0.01], -1, 0.003, "confirmed"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(differences, direction, margin, name):
+    found = verdict(estimate(differences), direction, margin)
+    assert found.name == name
+    if len(set(differences)) > 1:
+        assert found.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+        if margin is not None:
+            tests = (
+                stats.ttest_1samp(differences, -margin, alternative="greater"),
+                stats.ttest_1samp(differences, margin, alternative="less"),
+            )
+            assert found.p_equivalence == pytest.approx(max(test.pvalue for test in tests))
+            assert (name == "no effect beyond the margin") == (found.p_equivalence < 0.05 and found.p > 0.05)
+
+
+def test_an_interval_that_excludes_zero_decides_before_equivalence():
+    small = estimate([-0.0010, -0.0011, -0.0009, -0.0010])
+    assert verdict(small, -1, 0.003).name == "confirmed"
+    assert verdict(small, -1, 0.003).p_equivalence < 0.05
+
+
+def test_power_of_the_paired_t_test_matches_published_values():
+    """Cohen's d = 0.2, 0.5, 0.8 at 5% two-sided and 80% power: 199, 34 and 15 pairs (Faul et al. 2007, G*Power)."""
+    assert [seeds_to_detect(effect, 1) for effect in (0.2, -0.5, 0.8)] == [199, 34, 15]
+    assert power_to_detect(0.5, 1, 34) == pytest.approx(0.8077775, abs=1e-6)
+    assert power_to_detect(0, 1, 10) == pytest.approx(0.05)
+    assert power_to_detect(1.0, 0.01, 5) == 1
+    assert seeds_to_detect(0, 1) is None
+    assert seeds_to_detect(1e-4, 1) is None  # more than 10,000
+
+
+@pytest.mark.parametrize(("n", "margin", "effect"), [(12, 1.0, 0.1), (5, 1.5, 0.0), (3, 4.0, -1.0)])
+def test_power_of_the_equivalence_test_matches_a_simulation(n, margin, effect):
+    draws = np.random.default_rng(0).normal(effect, 1, (100_000, n))
+    half = stats.t.ppf(0.95, n - 1) * draws.std(1, ddof=1) / math.sqrt(n)
+    shown = (np.abs(draws.mean(1)) + half < margin).mean()
+    assert power_to_exclude(margin, 1, n, effect) == pytest.approx(shown, abs=0.005)
+
+
+def test_the_fewest_seeds_have_the_power_and_one_fewer_does_not():
+    n = seeds_to_exclude(0.5, 1.0)
+    assert power_to_exclude(0.5, 1.0, n) >= 0.8 > power_to_exclude(0.5, 1.0, n - 1)
+    assert seeds_to_exclude(0.5, 1.0, effect=0.5) is None
+
+
+def test_an_open_claim_says_how_many_more_seeds_settle_it():
+    values = [-0.020, 0.004, -0.006]
+    found = estimate(values)
+    expected = seeds_to_detect(found.mean, found.std)
+    assert verdict(found, -1, 0.003).more_seeds == expected - 3  # the mean is beyond the margin
+    near = estimate([-0.002, 0.002, 0.0011])
+    assert verdict(near, -1, 0.003).more_seeds == seeds_to_exclude(0.003, near.std, near.mean) - 3
+    assert verdict(estimate([-0.014]), -1, 0.003).more_seeds is None
+
+
+def test_holm_steps_down():
+    """Worked by hand: 3 · 0.01, 2 · 0.03, and 0.04, which may not fall below the one before it."""
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
