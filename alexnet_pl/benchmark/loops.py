@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from alexnet_pl.benchmark.timing import synchronize, wall_seconds
+from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.resolve import resolve_auto
 from alexnet_pl.data.cifar10 import CLASS_NAMES, CIFAR10DataModule
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages
@@ -195,7 +196,7 @@ class HandwrittenLoop:
             self.net.to(memory_format=torch.channels_last)
         if cfg.compile is not None:
             self.net.compile(mode=cfg.compile)
-        self.optimizer = instantiate(cfg.optimizer)(self.net.parameters())
+        self.optimizer = optimizer_factory(instantiate(cfg.optimizer))(self.net.named_parameters())
         self.images, self.labels = train.images, train.labels
         self.train, self.val = train.indices.to(device), val.indices.to(device)
 

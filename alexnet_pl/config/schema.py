@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+from alexnet_pl.config.optimizers import GROUPING
 from alexnet_pl.config.schedules import LENGTHS
 from alexnet_pl.runtime.errors import ConfigError, did_you_mean, invalid_value
 
@@ -19,10 +20,16 @@ Settings = dict[str, Any]
 
 ADDED: dict[str, Any] = {
     "scheduler.interval": Literal["epoch", "step"],
+    "optimizer.decay_biases_and_norms": bool,
+    "optimizer.bias_lr_multiplier": float,
+    "optimizer.layers": dict[str, Any],
     **{f"scheduler.{name}": Literal["auto"] for name in LENGTHS},
     "trainer.precision": Literal["auto"],
 }
 """Keys and values beyond those of the constructor; they are resolved before the constructor is called."""
+
+NEW_KEYS = ("scheduler.interval", *(f"optimizer.{name}" for name in GROUPING))
+"""Those of ``ADDED`` that no constructor has; the others are values beyond the constructor's."""
 
 
 def check_arguments(path: str, node: Any) -> None:
@@ -58,7 +65,7 @@ def _check_argument(path: str, value: Any, make: Callable[..., Any], accepted: d
         ConfigError: an unknown argument or a value of another type.
     """
     key = path.rpartition(".")[2]
-    if path == "scheduler.interval" and key not in accepted:
+    if path in NEW_KEYS and key not in accepted:
         accepted = {**accepted, key: ADDED[path]}
     if key not in accepted and not takes_any:
         name = getattr(make, "__name__", str(make))

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.resolve import processes
 from alexnet_pl.config.schedules import schedule_factory
 from alexnet_pl.config.schema import Settings, check_arguments, format_value, locate
@@ -32,7 +33,7 @@ COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
 VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "allow_changes", "trust",
-          "init_from")  # fmt: skip
+          "init_from", "final_evaluation", "scale")  # fmt: skip
 """Top-level keys with plain values."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -140,6 +141,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_is_seed, SEEDS),
     "split_seed": (_is_seed, SEEDS),
     "channels_last": (lambda value: value in (True, False, "auto"), "true, false or auto"),
+    "final_evaluation": (lambda value: isinstance(value, bool), "true or false"),
     "compile": (lambda mode: mode in COMPILE_MODES, f"null or one of: {', '.join(COMPILE_MODES)}"),
     "trust": (
         lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names),
@@ -309,13 +311,13 @@ def rehearse_optimizer(settings: Settings) -> None:
     unfused = {key: value for key, value in settings["optimizer"].items() if key != "fused"}
     try:
         for optimizer, weights in (
-            (settings["optimizer"], [nn.Parameter(torch.zeros(1, 1))]),
+            ({**settings["optimizer"], "layers": {}}, [("weight", nn.Parameter(torch.zeros(1, 1)))]),
             (unfused, _meta_weights(settings)),
         ):
             section = "optimizer"
             if not weights:
                 continue
-            made = instantiate(optimizer)(weights)
+            made = optimizer_factory(instantiate(optimizer))(weights)
             section = "scheduler"
             if (schedule := schedule_factory(instantiate(settings.get(section)))) is not None:
                 schedule(made)
@@ -326,14 +328,14 @@ def rehearse_optimizer(settings: Settings) -> None:
         raise ConfigError(f"{section}._target_={target} is invalid: {one_line(error)}") from error
 
 
-def _meta_weights(settings: Settings) -> list[nn.Parameter]:
-    """Return the parameters of the configured network on the meta device; none if it cannot be built there."""
+def _meta_weights(settings: Settings) -> list[tuple[str, nn.Parameter]]:
+    """Return the named parameters of the configured network on the meta device; none if it cannot be built there."""
     model = {**copy.deepcopy(settings["model"])}
     if "image_size" in model:
         model["image_size"] = settings["data"]["image_size"]
     try:
         with torch.device("meta"):
-            weights = [*instantiate(model).parameters()]
+            weights = [*instantiate(model).named_parameters()]
     except (InstantiationException, ConfigError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, ConfigError):
@@ -341,7 +343,7 @@ def _meta_weights(settings: Settings) -> list[nn.Parameter]:
         if cause is not None:  # an invalid argument of one of our networks
             raise cause from None
         return []  # a network of the user's own may need real tensors to be built
-    return [] if any(isinstance(weight, UninitializedParameter) for weight in weights) else weights
+    return [] if any(isinstance(weight, UninitializedParameter) for _, weight in weights) else weights
 
 
 # --- ranks and directories ------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from alexnet_pl.training.callbacks.monitoring import StopAtTrainingError
 from alexnet_pl.training.callbacks.nan_monitor import NaNMonitor
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.lr_schedules import WarmupPlateau
+from alexnet_pl.training.optimizers import Muon
 
 __all__ = [
     "EMA",
     "BestCheckpoint",
     "Dashboard",
     "MetricsCSV",
+    "Muon",
     "NaNMonitor",
     "ResumeCheckpoint",
     "StopAtTrainingError",

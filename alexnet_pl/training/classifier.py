@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
+from alexnet_pl.config.optimizers import OptimizerFactory, optimizer_factory
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory, schedule_factory
 from alexnet_pl.data.transforms import CENTER
 from alexnet_pl.training.lightning_internals import mark_updated
@@ -29,7 +30,7 @@ class ImageClassifier(LightningModule):
     Args:
         net: the network; ``net.*`` are the only keys in the state dict.
         num_classes: number of logits. With fewer than five classes, top-5 is top-``num_classes``.
-        optimizer: creates the optimizer from the parameters.
+        optimizer: creates the optimizer from the parameters; see :func:`optimizer_factory`.
         scheduler: creates the learning-rate scheduler from the optimizer; see :func:`schedule_factory`. A
             ``ReduceLROnPlateau`` monitors ``val/loss``, a ``WarmupPlateau`` what it is told to. None keeps the rate.
         hyperparameters: plain values that the checkpoint and the loggers record.
@@ -44,14 +45,14 @@ class ImageClassifier(LightningModule):
         self,
         net: nn.Module,
         num_classes: int,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | OptimizerFactory,
         scheduler: Callable[[Optimizer], LRScheduler] | ScheduleFactory | None = None,
         hyperparameters: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(hyperparameters or {})
         self.net = net
-        self.make_optimizer, self.make_scheduler = optimizer, schedule_factory(scheduler)
+        self.make_optimizer, self.make_scheduler = optimizer_factory(optimizer), schedule_factory(scheduler)
         self.validation_period = 1
         self.run_length: RunLength | None = None
         self.initial_groups: list[dict[str, Any]] = []
@@ -123,7 +124,7 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:  # Lightning accepts many types
         """Create the optimizer and the schedule."""
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = self.make_optimizer(self.net.named_parameters())
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.make_scheduler is not None:
             scheduler = self.make_scheduler(optimizer, self.run_length)

@@ -10,6 +10,7 @@ from helpers import config
 from hydra.utils import instantiate
 from torch import nn
 
+from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.resolvers import scale_lr
 from alexnet_pl.config.schedules import schedule_factory
 from alexnet_pl.config.validate import validate
@@ -32,7 +33,7 @@ SMALL = (
 def torch_steps(gradients: np.ndarray, rates: list[float], start: np.ndarray) -> np.ndarray:
     """Weights after each step of ``optimizer=sgd``, in float64."""
     weight = nn.Parameter(torch.from_numpy(start.copy()))
-    optimizer = instantiate(config("optimizer=sgd").optimizer)([weight])
+    optimizer = optimizer_factory(instantiate(config("optimizer=sgd").optimizer))([("weight", weight)])
     weights = []
     for gradient, rate in zip(gradients, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
@@ -88,7 +89,7 @@ def test_that_difference_amounts_to_eight_steps_at_the_old_rate():
 
 def schedule(lr: float = 0.01, *overrides: str) -> tuple[WarmupPlateau, torch.optim.Optimizer]:
     cfg = config("optimizer=sgd", "scheduler=warmup_plateau", f"optimizer.lr={lr}", *overrides)
-    optimizer = instantiate(cfg.optimizer)([nn.Parameter(torch.zeros(1))])
+    optimizer = optimizer_factory(instantiate(cfg.optimizer))([("bias", nn.Parameter(torch.zeros(1)))])
     return schedule_factory(instantiate(cfg.scheduler))(optimizer), optimizer
 
 
