@@ -2,7 +2,22 @@
 
 from alexnet_pl.models.alexnet import AlexNet
 from alexnet_pl.models.cnn4 import CNN4
-from alexnet_pl.models.layers import LocalResponseNorm, NonOverlappingMaxPool2d, OverlappingMaxPool2d
+from alexnet_pl.models.cuda_convnet import CudaConvnet
+from alexnet_pl.models.layers import (
+    LocalResponseNorm,
+    NonOverlappingMaxPool2d,
+    OverlappingMaxPool2d,
+    SpatialResponseNorm,
+)
 from alexnet_pl.models.lenet import LeNet5
 
-__all__ = ["CNN4", "AlexNet", "LeNet5", "LocalResponseNorm", "NonOverlappingMaxPool2d", "OverlappingMaxPool2d"]
+__all__ = [
+    "CNN4",
+    "AlexNet",
+    "CudaConvnet",
+    "LeNet5",
+    "LocalResponseNorm",
+    "NonOverlappingMaxPool2d",
+    "OverlappingMaxPool2d",
+    "SpatialResponseNorm",
+]

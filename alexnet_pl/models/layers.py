@@ -186,33 +186,145 @@ class LocalResponseNorm(nn.Module):
     """Apply :func:`local_response_norm` as a layer; the defaults are the constants of the 2012 network.
 
     Args:
-        num_features: channels of the input; unused, because LRN has no parameters, but makes the layer
-            interchangeable with ``nn.BatchNorm2d``.
+        num_features: channels of the input; unused without ``groups``, because LRN has no parameters, but makes the
+            layer interchangeable with ``nn.BatchNorm2d``.
         size: number of adjacent channels to sum over, at least 1.
         alpha: finite, at least 0; divided by ``size``.
         beta: finite, at least 0.
         k: finite, above 0, so that the denominator is never 0.
+        groups: parts of the channels that are normalized separately, a divisor of ``num_features``. The network of
+            2012 has 2, one per GPU, so that no window reaches from one tower into the other.
 
     Raises:
         ConfigError: a value out of range.
     """
 
-    def __init__(self, num_features: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0):
+    def __init__(
+        self,
+        num_features: int,
+        size: int = 5,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        k: float = 2.0,
+        groups: int = 1,
+    ):
         super().__init__()
-        check_whole("norm.size", size)
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not 0 <= value < math.inf:
-                raise invalid_value(f"model.norm.{name}", value, "a number ≥ 0")
-        if not 0 < k < math.inf:
-            raise invalid_value("model.norm.k", k, "a number above 0")
-        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+        check_response_norm(size, alpha, beta, k)
+        check_whole("norm.groups", groups)
+        if num_features % groups:
+            raise invalid_value("model.norm.groups", groups, f"a divisor of the {num_features} feature maps")
+        self.size, self.alpha, self.beta, self.k, self.groups = size, alpha, beta, k, groups
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalized ``(N, C, ...)``, in the shape and dtype of ``x``."""
-        return local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+        constants = (self.size, self.alpha, self.beta, self.k)
+        if self.groups == 1:
+            return local_response_norm(x, *constants)
+        return torch.cat([local_response_norm(part, *constants) for part in x.chunk(self.groups, dim=1)], dim=1)
+
+    def extra_repr(self) -> str:
+        groups = f", groups={self.groups}" if self.groups != 1 else ""
+        return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}{groups}"
+
+
+class SpatialResponseNorm(nn.Module):
+    """Normalize each value by the squares around it in its own feature map, cuda-convnet's ``rnorm``.
+
+    ``y = x / (k + alpha / size**2 * sum of x_j^2 over the size × size pixels around x) ** beta``. Pixels beyond the
+    border count as 0, and alpha is divided by ``size**2`` there too. The network of 2012 has one after block 2 (size 5,
+    alpha 0.001, called ``cnorm2``), cuda-convnet's ``layers-18pct`` two (size 3, alpha 5e-5).
+
+    Args:
+        num_features: channels of the input; unused, as in :class:`LocalResponseNorm`.
+        size: side of the window in pixels, at least 1.
+        alpha, beta: finite, at least 0.
+        k: finite, above 0; 1 in the authors' code.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    def __init__(self, num_features: int, size: int = 3, alpha: float = 5e-5, beta: float = 0.75, k: float = 1.0):
+        super().__init__()
+        check_response_norm(size, alpha, beta, k)
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized ``(N, C, H, W)``, in the dtype of ``x``; squares are taken in float32 at least."""
+        with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+            wide = _at_least_float32(x)
+            before, after = self.size // 2, (self.size - 1) // 2
+            squares = F.pad(wide.square(), (before, after, before, after))
+            denominator = F.avg_pool2d(squares, self.size, stride=1) * self.alpha + self.k
+            return (wide * _power(denominator, -self.beta)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+def check_response_norm(size: int, alpha: float, beta: float, k: float) -> None:
+    """Check the constants of a response normalization.
+
+    Raises:
+        ConfigError: a window below 1, an infinite or negative ``alpha`` or ``beta``, a ``k`` that is not above 0.
+    """
+    check_whole("norm.size", size)
+    for name, value in (("alpha", alpha), ("beta", beta)):
+        if not 0 <= value < math.inf:
+            raise invalid_value(f"model.norm.{name}", value, "a number ≥ 0")
+    if not 0 < k < math.inf:
+        raise invalid_value("model.norm.k", k, "a number above 0")
+
+
+class LocallyConnected2d(nn.Module):
+    """Convolution whose weights are not shared: every output pixel has filters and biases of its own.
+
+    This is cuda-convnet's ``local`` layer, with stride 1. Weights are ``(pixels, out_channels, in_channels *
+    kernel_size**2)`` and biases ``(pixels, out_channels)``, for the output pixels in row-major order; both start like
+    those of ``nn.Linear``.
+
+    Args:
+        in_channels, out_channels: feature maps of the input and output.
+        size: side of the square input in pixels, from which the number of weights follows.
+        kernel_size: side of the filters in pixels.
+        padding: zeros on every side of the input.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, kernel_size: int = 3, padding: int = 1):
+        super().__init__()
+        self.in_channels, self.out_channels, self.size = in_channels, out_channels, size
+        self.kernel_size, self.padding = kernel_size, padding
+        self.out_size = size + 2 * padding - kernel_size + 1
+        inputs = in_channels * kernel_size**2
+        self.weight = nn.Parameter(torch.empty(self.out_size**2, out_channels, inputs))
+        self.bias = nn.Parameter(torch.empty(self.out_size**2, out_channels))
+        with torch.no_grad():
+            for values in (self.weight, self.bias):
+                values.uniform_(-(inputs**-0.5), inputs**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out_channels, out_size, out_size)`` for ``(N, in_channels, size, size)``."""
+        columns = F.unfold(x, self.kernel_size, padding=self.padding).permute(2, 0, 1)  # (pixels, N, inputs)
+        pixels = torch.baddbmm(self.bias.unsqueeze(1), columns, self.weight.transpose(1, 2))
+        return pixels.permute(1, 2, 0).unflatten(2, (self.out_size, self.out_size)).contiguous()
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, size={self.size}, kernel_size={self.kernel_size}, "
+            f"padding={self.padding}"
+        )
+
+
+class UnscaledDropout(nn.Dropout):
+    """Dropout that scales in evaluation instead of in training (paper, section 4.2).
+
+    Training sets units to 0 and leaves the others as they are; evaluation multiplies all by ``1 - p``. Torch's layer
+    divides by ``1 - p`` in training instead, which doubles the input of the next layer at ``p = 0.5``: the same family
+    of functions, at another initialization and step size.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 - self.p)
 
 
 class OverlappingMaxPool2d(nn.MaxPool2d):
@@ -249,9 +361,13 @@ class NonOverlappingMaxPool2d(nn.Module):
         return f"kernel_size=2, stride=2, padding={self.padding}"
 
 
-def pooled_size(size: int, padding: int = 0) -> int:
-    """Return the side in pixels of a square feature map of side ``size`` after pooling; below 1 if it is too small."""
-    return (size + 2 * padding - 3) // 2 + 1
+def pooled_size(size: int, padding: int = 0, ceil: bool = False) -> int:
+    """Return the side in pixels of a square feature map of side ``size`` after pooling; below 1 if it is too small.
+
+    Args:
+        ceil: round up, so that a last window counts that is partly outside, as in the authors' code.
+    """
+    return (size + 2 * padding - 3 + ceil) // 2 + 1
 
 
 def conv_block(
@@ -260,6 +376,7 @@ def conv_block(
     activation: ActivationFactory,
     *,
     norm: NormFactory | None = None,
+    second_norm: NormFactory | None = None,
     norm_placement: str = "after_activation",
     pool: PoolFactory | None = None,
     pool_padding: int = 0,
@@ -273,7 +390,7 @@ def conv_block(
     Args:
         index: number of the block, the suffix of its layers' names.
         conv: the convolution; its output channels size the norm layer.
-        norm: None leaves out the layer, as ``pool`` does.
+        norm, second_norm, pool: None leaves out the layer. The second norm layer, ``cnorm<index>``, follows the first.
 
     Returns:
         Pairs such as ``("conv1", …), ("norm1", …)``, ready for ``nn.Sequential(OrderedDict(…))``.
@@ -283,7 +400,8 @@ def conv_block(
     """
     check_choice("norm_placement", norm_placement, NORM_PLACEMENTS)
     act = (f"act{index}", activation())
-    norms = [] if norm is None else [(f"norm{index}", norm(conv.out_channels))]
+    factories = {"norm": norm, "cnorm": second_norm}
+    norms = [(f"{name}{index}", make(conv.out_channels)) for name, make in factories.items() if make is not None]
     pools = [] if pool is None else [(f"pool{index}", pool(pool_padding))]
     rest = [*norms, *pools, act] if norm_placement == "before_activation" else [act, *norms, *pools]
     return [(f"conv{index}", conv), *rest]
