@@ -66,6 +66,14 @@ def shorten(cfg: DictConfig) -> None:
             callback.num_neighbor_images = min(callback.num_neighbor_images, batches * cfg.data.batch_size)
 
 
+def drop_disabled(cfg: DictConfig) -> None:
+    """Remove callbacks and loggers that are null, as in ``callbacks.dashboard=null``."""
+    for section in ("callbacks", "logger"):
+        for name in [name for name, entry in (cfg.get(section) or {}).items() if entry is None]:
+            with open_dict(cfg):
+                del cfg[section][name]
+
+
 def on_cuda(accelerator: str) -> bool:
     """Return True if ``trainer.accelerator`` selects a CUDA GPU on this machine."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

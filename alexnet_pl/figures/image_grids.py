@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from alexnet_pl.figures.charts import COLORS, shorten
@@ -149,23 +150,32 @@ def plot_top5(predictions: Sequence[Prediction], truths: Sequence[str] | None = 
     columns = min(5 if truths is None else 4, len(predictions))
     rows = math.ceil(len(predictions) / columns)
     bars = max(len(top) for _, _, top in predictions)
-    heights = [2.0, 0.3 + 0.2 * bars]
-    figure = Figure(figsize=(2.2 * columns, sum(heights) * rows), layout="constrained")
+    side, title_height, bar_height = 200, 24, 20
+    header = 0 if truths is None else 26
+    step_x, step_y = side + 20, title_height + side + 8 + bar_height * bars + 14
+    page = np.full((header + rows * step_y, columns * step_x - 20, 3), 255, dtype=np.uint8)
+    corners = [
+        (column * step_x, header + row * step_y + title_height) for row in range(rows) for column in range(columns)
+    ]
+    for (image, _, _), (x, y) in zip(predictions, corners, strict=False):
+        fitted = _fit(image, side)
+        left, top_edge = x + (side - fitted.shape[1]) // 2, y + (side - fitted.shape[0]) // 2
+        page[top_edge : top_edge + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+    figure, axes = _page_figure(page)
     if truths is not None:
-        figure.suptitle("orange: the true class, named above the image", fontsize=9)
-    grid = figure.subplots(2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights * rows})
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for index, (image, title, top) in enumerate(predictions):
-        row, column = divmod(index, columns)
-        above, below = grid[2 * row, column], grid[2 * row + 1, column]
-        above.imshow(image)
-        above.set_title(shorten(title, 24, keep_end=True), fontsize=8, parse_math=False)
-        colors = [TRUE_COLOR if truths and name == truths[index] else OTHER_COLOR for name, _ in top]
-        below.barh(range(len(top)), [value for _, value in top], color=colors, height=0.8, alpha=0.75)
+        axes.text(
+            page.shape[1] / 2, 0, "orange: the true class, named above the image", ha="center", va="top", fontsize=9
+        )
+    for index, ((_, title, top), (x, y)) in enumerate(zip(predictions, corners, strict=False)):
+        text = shorten(title, 24, keep_end=True)
+        axes.text(x + side / 2, y - 6, text, ha="center", va="baseline", fontsize=8, parse_math=False)
         for place, (name, value) in enumerate(top):
-            below.text(0.02, place, f"{shorten(name, 28)} {value:.3f}", va="center", fontsize=7, parse_math=False)
-        below.set(xlim=(0, 1), ylim=(bars - 0.5, -0.5))
+            color = TRUE_COLOR if truths and name == truths[index] else OTHER_COLOR
+            middle = y + side + 8 + bar_height * (place + 0.5)
+            corner, width = (x, middle - 0.4 * bar_height), side * value
+            axes.add_patch(Rectangle(corner, width, 0.8 * bar_height, color=color, alpha=0.75, linewidth=0))
+            label = f"{shorten(name, 28)} {value:.3f}"
+            axes.text(x + 4, middle, label, va="center_baseline", fontsize=7, parse_math=False)
     return figure
 
 
@@ -211,7 +221,9 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names may use a script without a font
         canvas.draw()
     file = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(file, format="PNG")
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(
+        file, format="PNG", compress_level=3
+    )  # level 6 takes twice as long
     return file.getvalue()
 
 
@@ -225,6 +237,14 @@ def _resize(images: np.ndarray, side: int) -> np.ndarray:
     if images.shape[1] <= 1.5 * side:
         return _zoom(images, max(1, round(side / images.shape[1])))
     return np.stack([np.asarray(Image.fromarray(image).resize((side, side))) for image in images])
+
+
+def _fit(image: Image.Image, side: int) -> np.ndarray:
+    """Return an image scaled to fit a square of ``side`` pixels; small ones are enlarged without smoothing."""
+    factor = side / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    how = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+    return np.asarray(image.convert("RGB").resize(size, how))
 
 
 def _page_figure(page: np.ndarray, margin: float = 0.12) -> tuple[Figure, Axes]:

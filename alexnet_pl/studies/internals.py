@@ -25,9 +25,12 @@ def expand_sweep(config: DictConfig) -> Sequence[Sequence[str]]:
 
 
 def clear_traced_modules() -> None:
-    """Free what torch.jit.trace has kept of a trial's networks, unless traced or scripted modules are still in use."""
+    """Free what torch.jit.trace has kept of a trial's networks, unless traced or scripted modules are still in use.
+
+    What survives the first trial, mostly imported modules, is exempted from garbage collection.
+    """
     if "torch.jit" not in sys.modules:
         return
     from alexnet_pl.training.lightning_internals import free_traced_types  # start-up time: it imports torch
 
-    free_traced_types()
+    free_traced_types(freeze=True)

@@ -195,7 +195,6 @@ def record_failure(cfg: DictConfig, run_dir: Path, error: Exception) -> None:
 
 def collect_garbage() -> None:
     """Free a trial's memory, on a GPU too, with its traced and compiled networks, so that studies do not grow."""
-    gc.collect()
     torch = sys.modules.get("torch")
     if torch is None:
         return

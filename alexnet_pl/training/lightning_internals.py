@@ -90,18 +90,31 @@ def uncompiled(net: torch.nn.Module) -> torch.nn.Module:
     return getattr(net, "_orig_mod", net)
 
 
-def free_traced_types() -> None:
+_is_heap_frozen = False  # gc.get_freeze_count takes 0.05 s
+
+
+def free_traced_types(freeze: bool = False) -> None:
     """Free the class types that torch keeps of every network it has traced (1.5 MB per LeNet-5).
 
     They share a registry with the types of scripted modules and classes. As long as one of those is alive, nothing is
     freed, because it would lose its methods, and using it would crash the process.
+
+    Args:
+        freeze: exempt all objects that are alive from garbage collection, once per process. A process that trains many
+            networks has 700,000 objects of imported modules, and walking through them takes 0.2 s. Nothing is frozen
+            while a scripted module is alive, so the search for one never misses any.
     """
+    global _is_heap_frozen
     gc.collect()
     is_in_use = any(issubclass(type(thing), torch.jit.ScriptModule) for thing in gc.get_objects())
     if not is_in_use and not torch.jit._state._script_classes:
         torch._C._jit_clear_class_registry()
         torch.jit._state._clear_class_state()
         torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
+        if freeze and not _is_heap_frozen:
+            gc.collect()
+            gc.freeze()
+            _is_heap_frozen = True
 
 
 class EpochProgressBar(RichProgressBar):

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl.config.resolve import processes, resolve_auto
+from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.distributed.collectives import RankFailedError, lost_peer
@@ -48,6 +48,7 @@ from alexnet_pl.training.build import (
     run_length,
 )
 from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid, remove_resume_checkpoints
+from alexnet_pl.training.final_metrics import final_metrics
 from alexnet_pl.training.lightning_internals import set_position
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.resume import (
@@ -157,8 +158,9 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
             restore(plan, objects, start, trainer, metrics, stop)
             record_start(plan, objects, start, trainer)
             fit(plan, objects, start, trainer)
+            final = final_metrics(objects.model, objects.data, trainer) if plan.cfg.get("final_evaluation") else {}
             tested = test_best(objects, trainer)
-            result = record_result(plan, objects, trainer, metrics, tested)
+            result = record_result(plan, objects, trainer, metrics, tested, final)
             report(plan, objects, result)
         return objects.best.metrics["val/acc"]
 
@@ -172,6 +174,7 @@ def prepare(cfg: DictConfig, named: Sequence[str]) -> Plan:
     quiet_lightning()
     end_with_parent()
     commit, run_dir, resuming = git_commit(), Path(cfg.run_dir), cfg.resume is not None
+    drop_disabled(cfg)
     validate(cfg)
     resolve_auto(cfg)
     if get_world().rank == 0:
@@ -338,12 +341,17 @@ def fit(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer) -> None
 
 
 def test_best(objects: RunObjects, trainer: Trainer) -> dict[str, float]:
-    """Test the best checkpoint and return its metrics. This is the only time that the test set is read."""
+    """Test the best checkpoint and return its metrics. Nothing is chosen by them."""
     return dict(trainer.test(objects.model, datamodule=objects.data, ckpt_path=objects.best.path, verbose=False)[0])
 
 
 def record_result(
-    plan: Plan, objects: RunObjects, trainer: Trainer, metrics: MetricsCSV, tested: dict[str, float]
+    plan: Plan,
+    objects: RunObjects,
+    trainer: Trainer,
+    metrics: MetricsCSV,
+    tested: dict[str, float],
+    final: dict[str, float],
 ) -> dict[str, Any]:
     """Write result.json and return its contents; {} on all ranks but 0.
 
@@ -358,6 +366,7 @@ def record_result(
         "status": "finished",
         **{f"val/{name}": best.metrics[f"val/{name}"] for name in ("acc", "acc_top5", "loss")},
         **{name: value for name, value in tested.items() if "/error" not in name},
+        **final,
         "best_epoch": best.epoch,
         "epochs": len(rows),
         "seconds": sum(row["epoch_seconds"] for row in rows),

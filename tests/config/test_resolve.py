@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from helpers import config
 
-from alexnet_pl.config.resolve import resolve_auto
+from alexnet_pl.config.resolve import drop_disabled, resolve_auto
+from alexnet_pl.config.validate import validate
 
 
 def resolved(*overrides: str):
@@ -69,3 +70,11 @@ def test_the_optimizer_is_not_fused_if_gradients_are_clipped_in_mixed_precision(
 def test_paths_become_absolute():
     assert resolved("data=cifar10", "data.root=here").data.root == str(Path("here").absolute())
     assert resolved("data=shards", "data.root=s3://bucket/x").data.root == "s3://bucket/x"
+
+
+def test_null_leaves_out_a_callback_or_a_logger():
+    cfg = config("callbacks.dashboard=null", "logger.tensorboard=null", figures=True)
+    drop_disabled(cfg)
+    assert "dashboard" not in cfg.callbacks
+    assert "tensorboard" not in cfg.logger
+    validate(cfg)

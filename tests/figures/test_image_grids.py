@@ -24,7 +24,7 @@ def test_kernels_form_one_block_per_group_each_on_its_own_scale():
 def test_the_true_class_and_neighbors_of_another_class_are_highlighted():
     image = Image.new("RGB", (8, 8))
     figure = plot_top5([(image, "cat", [("dog", 0.7), ("cat", 0.3)])], ["cat"])
-    colors = [patch.get_facecolor()[:3] for patch in figure.axes[1].patches]
+    colors = [patch.get_facecolor()[:3] for patch in figure.axes[0].patches]
     assert colors[0] != colors[1]
     images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     neighbors = np.stack([images, images])
