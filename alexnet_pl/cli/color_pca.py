@@ -5,17 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from alexnet_pl.cli.parser import make_parser, write_output
-from alexnet_pl.config.resolvers import register_resolvers
+from alexnet_pl.config.compose import CONF, compose
 from alexnet_pl.data.color_pca import ColorStatistics, color_statistics
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.runtime.commands import shell_join
 from alexnet_pl.runtime.errors import ConfigError
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 DESCRIPTION = """\
 Compute the principal components of the RGB pixels of a training split, for the augmentation of the paper's section 4.1.
@@ -57,9 +54,7 @@ def data_from(overrides: Sequence[str]) -> ImageDataModule:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override} is invalid: expected KEY=VALUE, such as data=cifar10.")
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=[*overrides, "run_dir=."])
+    cfg = compose([*overrides, "run_dir=."])
     cfg.data.augment = None
     data: ImageDataModule = instantiate(cfg.data)
     return data

@@ -15,7 +15,7 @@ from alexnet_pl.studies.store import LOCKS, Study, progress
 OWNER = "ALEXNET_PL_STUDY"
 """Environment variable that identifies the command whose workers run the trials."""
 
-WAITS = ("joblib", "submitit_local")
+WAITS = ("workers", "joblib", "submitit_local")
 """Launchers whose workers end with the command and are given time to save."""
 
 RESUME_HINT = "Re-running the command skips finished runs, resumes interrupted ones and retries failures."

@@ -25,8 +25,8 @@ STUDY = "study.json"
 
 LOCKS = ".locks"
 
-UNHASHED = ("run_dir", "study", "resume", "allow_changes", "trust", "logger")
-"""Top-level keys that cannot affect a run's numbers: its directory, study and logs, and how it may be resumed."""
+UNHASHED = ("run_dir", "data_dir", "study", "resume", "allow_changes", "trust", "logger")
+"""Top-level keys that cannot affect a run's numbers: directories, study and logs, and how it may be resumed."""
 
 PASSIVE_CALLBACKS = (
     "alexnet_pl.training.Dashboard",
@@ -53,6 +53,7 @@ def config_hash(cfg: DictConfig) -> str:
         left[key] = None  # not deleted, because other keys interpolate them: ${run_dir}/checkpoints
     settings: dict[str, Any] = OmegaConf.to_container(left, resolve=True)  # type: ignore[assignment]  # of a DictConfig
     (settings.get("data") or {}).pop("root", None)
+    settings.pop("scale", None)  # the widths that follow from it are in the section model
     callbacks = settings.get("callbacks") or {}
     settings["callbacks"] = {
         name: callback
@@ -75,7 +76,7 @@ def trial_name(overrides: Mapping[str, str], axes: Sequence[str]) -> str:
 def trial_entry(overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[str, Any]:
     """Return a trial's entry for ``study.json``: its overrides by key, and the option chosen in each config group."""
     pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    options = {group: choice for group, choice in choices.items() if "hydra" not in group}
+    options = {group: choice for group, choice in choices.items() if "hydra" not in group and group != "local"}
     return {"overrides": {key: value for key, _, value in pairs}, "choices": options}
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_pl.cli.train import run_folder
+from alexnet_pl.config.resolvers import run_folder
 from alexnet_pl.runtime.errors import ConfigError
 
 

@@ -1,0 +1,178 @@
+"""Composition of configs outside ``alexnet train``: the directories of options, overrides from Python, run directories."""
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
+
+from alexnet_pl.config.resolvers import register_resolvers
+from alexnet_pl.runtime.commands import hydra_override
+from alexnet_pl.runtime.errors import ConfigError, UserError, user_message
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+"""Directory of the options: ``alexnet_pl/conf`` as installed from a wheel, ``conf`` in a checkout."""
+
+OWN_OPTIONS = "ALEXNET_PL_CONF"
+"""Environment variable with the user's own directory of options, which ``conf/train.yaml`` searches after ``CONF``."""
+
+_HYDRA_RESOLVERS = ("now", "hydra", "python_version")
+
+_LOCK = threading.Lock()
+
+
+# --- directories of options -----------------------------------------------------------------------------------------
+
+
+def own_options_dir() -> Path | None:
+    """Return the directory for a user's own options on every checkout and installation; it may not exist.
+
+    ``$XDG_CONFIG_HOME/alexnet_pl``, by default ``~/.config/alexnet_pl``; on Windows ``%APPDATA%/alexnet_pl``. None for a
+    user without a home directory.
+    """
+    base = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".config") / "alexnet_pl"
+    except RuntimeError:
+        return None
+
+
+def find_own_options() -> None:
+    """Point ``OWN_OPTIONS`` at :func:`own_options_dir` if that exists and the user has not set the variable.
+
+    Subprocesses, such as the workers of a launcher, inherit it.
+    """
+    directory = own_options_dir()
+    if OWN_OPTIONS not in os.environ and directory is not None and directory.is_dir():
+        os.environ[OWN_OPTIONS] = str(directory)
+
+
+# --- overrides from Python ------------------------------------------------------------------------------------------
+
+
+def to_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as Hydra overrides; a nested mapping sets the keys below its own.
+
+    ``{"model": "lenet5", "trainer": {"max_epochs": 2}, "trust": ["nets"]}`` becomes ``model=lenet5``,
+    ``trainer.max_epochs=2`` and ``trust=[nets]``.
+    """
+    overrides: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            overrides += to_overrides({f"{key}.{name}": below for name, below in value.items()})
+        elif isinstance(value, list | tuple):
+            overrides.append(f"{key}=[{','.join(_value(each) for each in value)}]")
+        else:
+            overrides.append(f"{key}={_value(value)}")
+    return overrides
+
+
+def _value(value: Any) -> str:
+    """Return a value in Hydra's grammar; NumPy's and torch's scalars are numbers."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_value(each) for each in value)}]"
+    plain = value.item() if hasattr(value, "item") else value
+    return hydra_override("", plain)[1:]
+
+
+# --- composition ----------------------------------------------------------------------------------------------------
+
+
+def compose(
+    overrides: Sequence[str] = (), *, config_dir: str | os.PathLike[str] | None = None, **settings: Any
+) -> DictConfig:
+    """Return the config that ``alexnet train`` would run with these overrides, ready for ``alexnet_pl.train``.
+
+    Values may be changed afterwards; interpolations such as ``data.image_size: ${model.image_size}`` follow them. Hydra
+    is left as it was found: another application in this process is not disturbed, nor is a later call.
+
+    Args:
+        overrides: as on the command line: ``["model=alexnet_bn", "trainer.max_epochs=3"]``.
+        config_dir: directory with options of your own, laid out as ``conf/``, as ``--config-dir`` on the command line.
+        settings: overrides as keywords, applied last: ``model="lenet5"``, ``trainer={"max_epochs": 3}`` or
+            ``**{"trainer.max_epochs": 3}``.
+
+    Raises:
+        ConfigError: an unknown key or option, an override that cannot be parsed, or a directory that is not found.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides} is invalid: expected a list of text, such as [{overrides!r}].")
+    given = [*overrides, *to_overrides(settings)]
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError(
+                f"config_dir={config_dir} not found. Give a directory with options, such as model/*.yaml."
+            )
+        given.append(_search_path(Path(config_dir)))
+    register_resolvers()
+    with _private_hydra():
+        try:
+            return _compose(given)
+        except UserError:
+            raise
+        except Exception as error:
+            if (found := user_message(error)) is None:
+                raise
+            raise ConfigError(found[0]) from error
+
+
+def _search_path(config_dir: Path) -> str:
+    """Return the override that adds a directory of options to the user's own."""
+    directories = [os.environ.get(OWN_OPTIONS), str(config_dir.absolute())]
+    return f"hydra.searchpath=[{','.join(_value(each) for each in directories if each)}]"
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    """Compose the config, name its run directory, and resolve what refers to Hydra, which does not outlive the call."""
+    with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
+        cfg = hydra_compose("train", overrides=overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.runtime.output_dir = cfg.hydra.run.dir
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    _resolve_references_to_hydra(cfg, OmegaConf.to_container(cfg, resolve=False))
+    return cfg
+
+
+def _resolve_references_to_hydra(node: DictConfig | ListConfig, plain: Any) -> None:
+    """Replace ``${hydra:…}``, ``${now:…}`` and ``${python_version:…}`` by their values; ``plain`` is the node's text."""
+    for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+        if isinstance(value, dict | list):
+            _resolve_references_to_hydra(node[key], value)
+        elif isinstance(value, str) and re.search(rf"\$\{{\s*({'|'.join(_HYDRA_RESOLVERS)})\s*:", value):
+            node[key] = node[key]
+
+
+@contextmanager
+def _private_hydra() -> Iterator[None]:
+    """Hand Hydra's global state to the block as if it were new, and restore it afterwards. One thread at a time."""
+    with _LOCK:
+        own = OWN_OPTIONS in os.environ
+        job, version = JobRuntime.instance(), VersionBase.instance()
+        before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg, job.conf.copy(), version.version_base
+        new_resolvers = [name for name in _HYDRA_RESOLVERS if not OmegaConf.has_resolver(name)]
+        find_own_options()
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().hydra, HydraConfig.instance().cfg, job.conf, version.version_base = before
+            for name in new_resolvers:
+                OmegaConf.clear_resolver(name)
+            if not own:
+                os.environ.pop(OWN_OPTIONS, None)
