@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests run in one process per core, each with one thread.
+PARALLEL := OMP_NUM_THREADS=1
+PROCESSES := -n auto --maxprocesses 4 --dist loadfile
 LOGDIR ?=
 PORT ?= 6006
 
@@ -64,10 +67,10 @@ format: setup ## format and auto-fix with ruff
 	$(BIN)/ruff format .
 
 test: setup ## run the tests, one process with one thread per core; they need neither a network nor CIFAR-10
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PARALLEL) $(BIN)/pytest $(PROCESSES) $(ARGS)
 
 test-faults: setup ## provoke faults (signals, full disks, corrupt files) and tabulate the outcomes: several minutes
-	$(BIN)/pytest -m fault tests/faults $(ARGS)
+	$(PARALLEL) $(BIN)/pytest $(PROCESSES) -m fault tests/faults $(ARGS)
 
 test-slow: setup ## run the tests that compile, measure or train longer: several minutes
 	$(BIN)/pytest -m slow $(ARGS)
@@ -85,7 +88,7 @@ test-lowest: setup ## run the security tests with the oldest supported dependenc
 	$(BIN)/uv pip install --quiet --python "$$scratch/venv/bin/python" --resolution lowest-direct --editable '.[dev]' && \
 	echo "oldest supported:" && $(BIN)/uv pip list --quiet --python "$$scratch/venv/bin/python" | \
 		grep -E '^(torch|torchvision|lightning|hydra-core|omegaconf|filelock|fsspec|pillow) ' && \
-	"$$scratch/venv/bin/python" -m pytest -m security -W ignore::DeprecationWarning $(ARGS)
+	$(PARALLEL) "$$scratch/venv/bin/python" -m pytest $(PROCESSES) -m security -W ignore::DeprecationWarning $(ARGS)
 
 lock: setup ## resolve pyproject.toml into requirements.lock, with the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --quiet -o requirements.lock

@@ -34,7 +34,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if not isinstance(report, pytest.TestReport):  # a module that cannot be collected
                 continue
             if fault := dict(report.user_properties).get("fault"):
-                rows.setdefault(fault, []).append((verdict, report.duration))
+                name, outcome = fault  # a list from another process (pytest-xdist)
+                rows.setdefault((name, outcome), []).append((verdict, report.duration))
     if not rows:
         return
     terminalreporter.section("faults")
