@@ -33,7 +33,7 @@ COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
 VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "allow_changes", "trust",
-          "init_from", "final_evaluation", "scale")  # fmt: skip
+          "init_from", "data_dir", "final_evaluation", "scale")  # fmt: skip
 """Top-level keys with plain values."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
