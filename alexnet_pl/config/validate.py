@@ -26,8 +26,11 @@ from alexnet_pl.distributed.environment import World, get_world, is_launched
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, did_you_mean, invalid_value, one_line
 
-SECTIONS = ("model", "augment", "data", "optimizer", "scheduler", "trainer")
-"""Top-level keys that describe one object each; ``augment`` and ``scheduler`` may be null."""
+SECTIONS = ("model", "augment", "data", "loss", "optimizer", "scheduler", "trainer")
+"""Top-level keys that describe one object each."""
+
+OPTIONAL = ("augment", "loss", "scheduler")
+"""Those that may be null or missing."""
 
 COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
@@ -101,7 +104,7 @@ def check_sections(cfg: DictConfig) -> None:
             raise ConfigError(f"{key}={format_value(cfg[key])} is invalid: no other key refers to {key}.{hint}")
     for key in (*SECTIONS, *(f"{name}.{entry}" for name in COLLECTIONS for entry in cfg.get(name) or ())):
         described = OmegaConf.select(cfg, key)
-        if described is None and key in ("augment", "scheduler"):
+        if described is None and key in OPTIONAL:
             continue
         if described is None and key in SECTIONS:
             raise ConfigError(f"{key} not found: every run needs it.")
@@ -151,6 +154,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.split_seed": (_is_seed, SEEDS),
     "data.mean": (lambda values: len(values) == 3, "three numbers, one per channel"),
     "data.std": (lambda values: len(values) == 3 and min(values) > 0, "three numbers above 0, one per channel"),
+    "loss.label_smoothing": (lambda weight: 0 <= weight < 1, "a number from 0 to below 1"),
+    "loss.reduction": (lambda name: name == "mean", "mean, or no such key"),
     "optimizer.lr": (lambda rate: 0 < rate < float("inf"), "a number above 0"),
     "scheduler.factor": (lambda factor: 0 < factor <= 1, "a number above 0 and up to 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),

@@ -32,7 +32,7 @@ def final_metrics(model: ImageClassifier, data: ImageDataModule, trainer: Traine
     for split, loader in loaders.items():
         count = num_batches(loader, getattr(trainer, f"limit_{split}_batches"))
         batches: Iterable[tuple[Tensor, Tensor]] = _in_order(loader) if split == "train" else loader
-        values = _evaluate(model, data, islice(batches, count), trainer)
+        values = _evaluate(model, data, islice(batches, count if count < len(loader) else None), trainer)
         found |= {f"{split}/{name}_final": values[name] for name in ("loss", "acc", "acc_top5")}
     model.train(was_training)
     return found

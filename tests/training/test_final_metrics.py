@@ -31,7 +31,7 @@ def test_the_final_weights_are_tested_on_plain_images(tmp_path):
         assert result[f"{split}/acc_final"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
         loss = float(torch.nn.functional.cross_entropy(logits, labels))
         assert result[f"{split}/loss_final"] == pytest.approx(loss, rel=1e-4)
-    assert 0.5 < result["train/acc_final"] <= result["train/acc_top5_final"] <= 1
+    assert 0.3 < result["train/acc_final"] <= result["train/acc_top5_final"] <= 1
 
 
 def test_without_the_key_nothing_more_is_measured(tmp_path):
