@@ -1,28 +1,20 @@
 """CIFAR-10 from the official archive or from class folders, whichever is on disk, or else downloaded."""
 
-import hashlib
-import logging
-import shutil
-import tarfile
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.utils import check_integrity
 
+from alexnet_pl.data.array_cache import Arrays, cache_name, cached_arrays, fingerprint
 from alexnet_pl.data.class_folders import check_classes, interleave, list_images, nearby_root
+from alexnet_pl.data.downloads import WAYS_OUT, install, unpack
 from alexnet_pl.data.image_io import open_image, to_rgb
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages, TensorDataModule
-from alexnet_pl.runtime.errors import DataError, UserError, one_line
-from alexnet_pl.runtime.files import cache_dir, exclusive_lock, make_cache_dir, replacing
+from alexnet_pl.runtime.errors import DataError
 
-log = logging.getLogger(__name__)
+TITLE, MEGABYTES = "CIFAR-10", 170
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -31,8 +23,6 @@ IMAGE_SIZE = 32
 FULL_COUNTS = (50_000, 10_000)
 
 CACHE_VERSION = 2
-
-WAYS_OUT = "Use another copy with data.root=DIR, or data=digits, which needs no download."
 
 
 class CIFAR10DataModule(TensorDataModule):
@@ -107,66 +97,16 @@ def load_official(root: Path) -> ImageSource:
 
 
 def fetch_official(root: Path) -> None:
-    """Download the official archive with torchvision and unpack it into ``root``, whole or not at all.
-
-    An archive that is already in ``root`` is used instead. Of several concurrent processes, one downloads and the
-    others wait.
+    """Unpack the official archive into ``root``, whole or not at all: the one that is there already, or a download.
 
     Raises:
-        DataError: there is no network, the archive is corrupt or would write elsewhere, or ``root`` is not writable.
+        DataError: as for :func:`alexnet_pl.data.downloads.install`.
     """
-    existed = root.exists()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(root / ".cifar10.lock"):
-            if official_dir(root).is_dir():  # another process downloaded it in the meantime
-                return
-            for abandoned in root.glob(".cifar10-*/"):  # left by a killed process: the lock says no other is active
-                shutil.rmtree(abandoned, ignore_errors=True)
-            # Next to the target, so that the last step is a rename and the final name implies completeness.
-            with tempfile.TemporaryDirectory(dir=root, prefix=".cifar10-") as scratch:
-                archive = root / CIFAR10.filename
-                if archive.is_file():
-                    if not check_integrity(str(archive), CIFAR10.tgz_md5):
-                        raise DataError(f"{archive} is truncated or corrupt (wrong MD5). Delete it. {WAYS_OUT}")
-                else:
-                    print(f"downloading CIFAR-10 (170 MB) to {root.resolve()}")
-                    download_url(CIFAR10.url, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
-                    archive = Path(scratch) / CIFAR10.filename
-                extract(archive, Path(scratch))
-                (Path(scratch) / CIFAR10.base_folder).rename(official_dir(root))
-    except (OSError, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
-        if not existed and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()
-        if isinstance(error, DataError):
-            raise
-        reason = f"CIFAR-10 not found in {root}, and the download failed: {one_line(error)}"
-        raise DataError(f"{reason}\n{WAYS_OUT}") from error
 
+    def fill(scratch: Path) -> None:
+        unpack(root, scratch, TITLE, MEGABYTES, CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5)
 
-def extract(archive: Path, directory: Path) -> None:
-    """Unpack a tar archive of regular files and directories, all inside ``directory``.
-
-    All members are checked before any is written. Links and devices are refused wherever they lead, because CIFAR-10
-    has none. The ``data`` filter, available from Python 3.11.4, would allow some links.
-
-    Raises:
-        DataError: names the refused member.
-        tarfile.TarError, EOFError, zlib.error: the archive is corrupt.
-    """
-    with tarfile.open(archive) as tar:
-        members = tar.getmembers()
-        for member in members:
-            inside = (directory / member.name).resolve().is_relative_to(directory.resolve())
-            if not inside or not (member.isfile() or member.isdir()):
-                raise DataError(
-                    f"{archive} is refused and nothing was unpacked: {member.name!r} is not a regular file inside it. "
-                    f"{WAYS_OUT}"
-                )
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(directory, members, filter="data")
-        else:
-            tar.extractall(directory, members)
+    install(root, "cifar10", TITLE, [str(CIFAR10.base_folder)], fill)
 
 
 # --- class folders --------------------------------------------------------------------------------------------------
@@ -175,28 +115,21 @@ def extract(archive: Path, directory: Path) -> None:
 def load_class_folders(root: Path) -> ImageSource:
     """Read ``train/<class>/*`` and ``test/<class>/*``, decoding once: later calls read a cache of the pixels.
 
-    The cache is in :func:`alexnet_pl.runtime.files.cache_dir` and is rebuilt after a file was added, removed or
-    changed. Of several concurrent processes, one decodes and the others wait for the cache. Without a writable cache
-    directory, every run decodes, and a warning says so.
+    The cache is rebuilt after a file was added, removed or changed: :func:`alexnet_pl.data.array_cache.cached_arrays`.
 
     Raises:
         DataError: class folders are missing or unexpected, or an image is corrupt or not 32×32.
     """
     files = {split: _list_split(root / split) for split in ("train", "test")}
-    name = f"cifar10-{hashlib.sha256(str(root.resolve()).encode(errors='surrogateescape')).hexdigest()[:16]}.npz"
-    fingerprint = _fingerprint(root, files)
-    arrays = _read_cache(name, fingerprint)
-    if arrays is None:
-        with _writable_cache(name) as cache:
-            arrays = _read_cache(name, fingerprint) if cache else None  # written while this process waited
-            if arrays is None:
-                print(f"decoding {sum(map(len, files.values())):,} images once{f', to {cache}' if cache else ''}")
-                arrays = {
-                    split: np.stack([_decode(root / split / path) for path, _ in listed])
-                    for split, listed in files.items()
-                }
-                if cache:
-                    _write_cache(cache, fingerprint, arrays)
+
+    def decode(cache: Path | None) -> Arrays:
+        print(f"decoding {sum(map(len, files.values())):,} images once{f', to {cache}' if cache else ''}")
+        return {
+            split: np.stack([_decode(root / split / path) for path, _ in listed]) for split, listed in files.items()
+        }
+
+    listed = [(f"{split}/{path}", label) for split, each in files.items() for path, label in each]
+    arrays = cached_arrays(cache_name("cifar10", root), fingerprint(root, listed, str(CACHE_VERSION)), decode)
     train, test = (
         LabeledImages(arrays[split], np.array([label for _, label in listed], dtype=np.int64))
         for split, listed in files.items()
@@ -217,17 +150,6 @@ def _list_split(directory: Path) -> list[tuple[str, int]]:
         raise DataError(f"{error} {WAYS_OUT}") from error
 
 
-def _fingerprint(root: Path, files: dict[str, list[tuple[str, int]]]) -> str:
-    """Return a digest that changes with any file's name, size or modification time, and with the cache's format."""
-    digest = hashlib.sha256(f"version {CACHE_VERSION}".encode())
-    for split, listed in files.items():
-        for path, label in listed:
-            stat = (root / split / path).stat()
-            line = f"{split}/{path}|{label}|{stat.st_size}|{stat.st_mtime_ns}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
 def _decode(path: Path) -> np.ndarray:
     try:
         with open_image(path) as image:
@@ -236,38 +158,3 @@ def _decode(path: Path) -> np.ndarray:
             return np.asarray(to_rgb(image))
     except DataError as error:
         raise DataError(f"{error} {WAYS_OUT}") from error
-
-
-def _read_cache(name: str, fingerprint: str) -> dict[str, np.ndarray] | None:
-    """Return the decoded images, or None if the cache is absent, outdated or corrupt."""
-    try:
-        with np.load(cache_dir() / name, allow_pickle=False) as stored:
-            if str(stored["fingerprint"]) != fingerprint:
-                return None
-            return {split: stored[split] for split in ("train", "test")}
-    except (UserError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-@contextmanager
-def _writable_cache(name: str) -> Iterator[Path | None]:
-    """Yield the cache's path while no other process writes it, or None, after a warning, if it cannot be written."""
-    try:
-        cache = make_cache_dir() / name
-    except UserError as error:
-        log.warning(f"warning: decoded images are not cached, and every run decodes them: {error}")
-        yield None
-        return
-    with exclusive_lock(cache.with_suffix(".lock")):
-        for abandoned in cache.parent.glob(f".{cache.stem}-*/"):  # left by a process that was killed while writing
-            shutil.rmtree(abandoned, ignore_errors=True)
-        yield cache
-
-
-def _write_cache(path: Path, fingerprint: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write the cache atomically. After an error the run continues, because a missing cache costs only seconds."""
-    try:
-        with replacing(path) as scratch:
-            np.savez(scratch, **{"fingerprint": np.array(fingerprint), **arrays})  # type: ignore[arg-type]  # as in the writer
-    except OSError as error:
-        log.warning(f"warning: decoded images were not cached: {one_line(error)}")

@@ -14,6 +14,7 @@ from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data import cifar10
 from alexnet_pl.runtime.errors import DataError
+from alexnet_pl.runtime.files import cache_dir
 
 from .modules import data_module
 
@@ -50,14 +51,14 @@ def test_images_are_decoded_once_and_again_after_a_change(class_folders, monkeyp
     third = cifar10.load_class_folders(root)
     assert len(decoded) == 240
     assert third.test.images[3].min() > 250  # cat is class 3
-    assert not list(cifar10.cache_dir().glob(".*"))  # no scratch directory left, and no lock
+    assert not list(cache_dir().glob(".*"))  # no scratch directory left, and no lock
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", pickle.dumps({"train": 1})])
 def test_corrupt_cache_is_rebuilt(class_folders, content):
     root = class_folders()
     whole = cifar10.load_class_folders(root)
-    for cache in cifar10.cache_dir().glob("*.npz"):
+    for cache in cache_dir().glob("*.npz"):
         cache.write_bytes(content)
     again = cifar10.load_class_folders(root)
     assert np.array_equal(again.train.images, whole.train.images)

@@ -19,6 +19,7 @@ from torchvision.datasets import CIFAR10
 
 from alexnet_pl.data import cifar10
 from alexnet_pl.runtime.errors import DataError
+from alexnet_pl.runtime.files import cache_dir
 
 AT_ONCE = """
 import json, os, sys
@@ -162,7 +163,7 @@ def test_half_written_cache_is_rebuilt_once(class_folders: ClassFolderMaker, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = class_folders(train_per_class=100)
     whole = cifar10.load_class_folders(root)
-    (cache,) = cifar10.cache_dir().iterdir()
+    (cache,) = cache_dir().iterdir()
     content = cache.read_bytes()
     cache.write_bytes(content[: len(content) // 2])
     (cache.parent / f".{cache.stem}-abandoned").mkdir()  # left by a killed process
