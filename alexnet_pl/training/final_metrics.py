@@ -17,9 +17,9 @@ from alexnet_pl.training.classifier import ClassificationMetrics, ImageClassifie
 def final_metrics(model: ImageClassifier, data: ImageDataModule, trainer: Trainer) -> dict[str, float]:
     """Return loss and accuracies of the model's weights at the end of training, on images as a test sees them.
 
-    The best checkpoint is chosen by validation; the final weights are not chosen at all. Their training error is the one
-    that a generalization gap is about: that of the epochs' batches is measured while the network learns, with dropout
-    and augmentation. All ranks take part.
+    The best checkpoint is chosen by validation; the final weights are not chosen at all. A generalization gap is about
+    their training error: that of an epoch's batches is measured while the network learns, with dropout and
+    augmentation. All ranks take part.
 
     Returns:
         ``train/loss_final`` (nats), ``train/acc_final``, ``train/acc_top5_final`` in [0, 1], and likewise for ``val``
