@@ -1,4 +1,4 @@
-"""Composition of configs outside ``alexnet train``: the directories of options, overrides from Python, run directories."""
+"""Composition of configs outside ``alexnet train``: directories of options, overrides from Python."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
-from alexnet_pl.config.resolvers import register_resolvers
+from alexnet_pl.config.resolvers import register_resolvers, run_folder
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, UserError, user_message
 
@@ -40,8 +41,8 @@ _LOCK = threading.Lock()
 def own_options_dir() -> Path | None:
     """Return the directory for a user's own options on every checkout and installation; it may not exist.
 
-    ``$XDG_CONFIG_HOME/alexnet_pl``, by default ``~/.config/alexnet_pl``; on Windows ``%APPDATA%/alexnet_pl``. None for a
-    user without a home directory.
+    ``$XDG_CONFIG_HOME/alexnet_pl``, by default ``~/.config/alexnet_pl``; on Windows ``%APPDATA%/alexnet_pl``. None for
+    a user without a home directory.
     """
     base = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
     try:
@@ -129,6 +130,16 @@ def compose(
             raise ConfigError(found[0]) from error
 
 
+def name_run_dir(cfg: DictConfig) -> None:
+    """Give a config a run directory of its own, ``runs/<time>``, if it leaves the name to Hydra but Hydra does not run.
+
+    That is a config from Hydra's own ``compose``; :func:`compose` has named the directory already.
+    """
+    register_resolvers()
+    if OmegaConf.is_interpolation(cfg, "run_dir") and not HydraConfig.initialized():
+        cfg.run_dir = run_folder(cfg.resume, f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}")
+
+
 def _search_path(config_dir: Path) -> str:
     """Return the override that adds a directory of options to the user's own."""
     directories = [os.environ.get(OWN_OPTIONS), str(config_dir.absolute())]
@@ -150,7 +161,11 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 
 def _resolve_references_to_hydra(node: DictConfig | ListConfig, plain: Any) -> None:
-    """Replace ``${hydra:…}``, ``${now:…}`` and ``${python_version:…}`` by their values; ``plain`` is the node's text."""
+    """Replace ``${hydra:…}``, ``${now:…}`` and ``${python_version:…}`` by their values.
+
+    Args:
+        plain: the node as plain dicts and lists with unresolved text.
+    """
     for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
         if isinstance(value, dict | list):
             _resolve_references_to_hydra(node[key], value)

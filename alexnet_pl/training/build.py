@@ -29,6 +29,7 @@ from alexnet_pl.training.callbacks.averaging import check_supported
 from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint, TrainingEnd
 from alexnet_pl.training.callbacks.dashboard import Dashboard
 from alexnet_pl.training.callbacks.monitoring import EpochReport, Norms, ReseedEachEpoch
+from alexnet_pl.training.callbacks.notebook import NotebookProgressBar
 from alexnet_pl.training.checkpoint_io import SafeCheckpointIO
 from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.lightning_internals import EpochProgressBar, disable_sigterm_broadcast, inductor_options
@@ -93,6 +94,7 @@ def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
         num_classes=cfg.model.num_classes,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.get("scheduler")),
+        loss=instantiate(cfg.get("loss")),
         hyperparameters={
             **cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)),
             "class_names": list(data.class_names),
@@ -125,11 +127,8 @@ def build_loggers(cfg: DictConfig, run_dir: Path, position: Position) -> tuple[l
 
 
 def build_trainer(cfg: DictConfig, callbacks: dict[str, Callback], loggers: list[Logger]) -> "Trainer":
-    """Build the trainer with the callbacks that every run has, and a progress bar if stdout is a terminal."""
-    from rich import get_console  # here for start-up time
-
-    on_terminal = get_console().is_terminal
-    bar = [EpochProgressBar()] if on_terminal else []
+    """Build the trainer with the callbacks that every run has, and a progress bar on a terminal or in a notebook."""
+    bar = make_progress_bar()
     # The resume checkpoint comes last, so that it saves what the other callbacks do after the same step.
     resume = cast(ResumeCheckpoint, callbacks["resume"])
     others = [callback for callback in callbacks.values() if callback is not resume]
@@ -139,11 +138,22 @@ def build_trainer(cfg: DictConfig, callbacks: dict[str, Callback], loggers: list
         callbacks=together,
         logger=loggers,
         plugins=[SafeCheckpointIO()],
-        enable_progress_bar=on_terminal and get_world().rank == 0,
+        enable_progress_bar=bool(bar),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in together),
     )
     disable_sigterm_broadcast(trainer)  # ResumeCheckpoint makes the ranks agree instead
     return trainer
+
+
+def make_progress_bar() -> list[Callback]:
+    """Return the progress bar that suits where this process writes; [] in a log file and on all ranks but 0."""
+    from rich import get_console  # here for start-up time
+
+    if get_world().rank > 0:
+        return []
+    if get_console().is_jupyter:
+        return [NotebookProgressBar()]
+    return [EpochProgressBar()] if get_console().is_terminal else []
 
 
 def num_batches(loader: BatchLoader, limit: int | float) -> int:

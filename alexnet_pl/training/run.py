@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_pl.config.compose import name_run_dir
 from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
@@ -94,6 +95,7 @@ class Plan:
         changed: settings that differ from those the run had so far.
         result: contents of result.json if the run has finished and nothing changes.
         commit: git commit at the start; the checkout may change during the run.
+        command: what started the run, for commands.txt; None for this process's own command line.
     """
 
     cfg: DictConfig
@@ -103,6 +105,7 @@ class Plan:
     changed: Changes
     result: dict[str, Any] | None
     commit: str | None
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Start:
     length: dict[str, int] | None = None
 
 
-def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
+def run(cfg: DictConfig, named: Sequence[str] | None = None, command: str | None = None) -> float:
     """Train and test what ``cfg`` (``conf/train.yaml``) describes, in the directory ``cfg.run_dir``.
 
     With ``cfg.resume``, continue the run in that directory as if it had never stopped. A stop signal ends the process
@@ -132,6 +135,8 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
 
     Args:
         named: with ``cfg.resume``, the settings to compare with the run's; by default those on the command line.
+        command: recorded as what started the run; by default this process's command line, which then also starts the
+            ranks of a distributed run.
 
     Returns:
         The best validation accuracy, in [0, 1], which a sweep maximizes. Never a test metric.
@@ -143,8 +148,9 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
         NonFiniteError: training diverged.
         OutOfMemoryError: with a batch size to try.
     """
+    name_run_dir(cfg)
     with _errors_for_users(cfg), _graceful_shutdown(cfg) as stop:
-        plan = prepare(cfg, named_on_the_command_line() if named is None else named)
+        plan = prepare(cfg, named_on_the_command_line() if named is None else named, command)
         if plan.result is not None:
             return complete(plan, plan.result)
         if launch_ranks(plan):
@@ -165,7 +171,7 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None) -> float:
         return objects.best.metrics["val/acc"]
 
 
-def prepare(cfg: DictConfig, named: Sequence[str]) -> Plan:
+def prepare(cfg: DictConfig, named: Sequence[str], command: str | None = None) -> Plan:
     """Validate the config and replace ``auto`` values; when resuming, adopt the run's own config and allowed changes.
 
     Raises:
@@ -194,7 +200,7 @@ def prepare(cfg: DictConfig, named: Sequence[str]) -> Plan:
             log_inputs(run_dir, cfg)
     if result is None:
         check_processes(cfg, get_world())
-    return Plan(cfg, run_dir, named, resuming, changed, result, commit)
+    return Plan(cfg, run_dir, named, resuming, changed, result, commit, command)
 
 
 def complete(plan: Plan, result: dict[str, Any]) -> float:
@@ -219,8 +225,8 @@ def launch_ranks(plan: Plan) -> bool:
     count = processes(plan.cfg)
     if is_launched() or count == 1:
         return False
-    if not HydraConfig.initialized():
-        raise ConfigError(f"{count} ranks are launched by train.py, torchrun or srun, but this process is not.")
+    if plan.command is not None or not HydraConfig.initialized():
+        raise ConfigError(f"{count} ranks are launched by alexnet train, torchrun or srun, but this process is not.")
     launch(count, plan.run_dir)
     return True
 
@@ -314,7 +320,7 @@ def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer
         for outdated in (RESULT, REPORT):  # of a finished run that is extended
             (run_dir / outdated).unlink(missing_ok=True)
         write_atomic(run_dir / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
-        record_command(run_dir, current_command())
+        record_command(run_dir, plan.command or current_command())
     counts, side = data.counts(), cfg.data.image_size
     log.info(f"data    {data.description}")
     log.info(f"        {counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test images")
