@@ -42,25 +42,63 @@ class Slot(NamedTuple):
     Attributes:
         allowed: module → base class and names; every public subclass of the base in that module if names is None.
         depth: nesting of a ``_target_`` below the section; None for any.
+        places: key inside the section → what may stand there in place of ``allowed``.
     """
 
     allowed: Allowed
     depth: int | None
+    places: dict[str, Allowed] = {}
 
 
 _LIBRARIES = ("alexnet_pl", "hydra", "lightning", "numpy", "omegaconf", "torch", "torchmetrics", "torchvision")
 
-_MORE = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torchvision.models")
+_MORE = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torch.nn", "torchvision.models")
 """Modules of libraries with names that a user may have good reason to trust: ModelCheckpoint, WandbLogger, resnet18."""
+
+TORCHVISION_NETWORKS = (
+    "AlexNet", "DenseNet", "GoogLeNet", "Inception3", "MNASNet", "MobileNetV2", "ShuffleNetV2", "SqueezeNet",
+    "SwinTransformer", "VisionTransformer",
+)  # fmt: skip
+"""torchvision's networks that plain values describe; others expect layers or classes as arguments."""
+
+ACTIVATIONS = (
+    "CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid",
+    "Mish", "PReLU", "ReLU", "ReLU6", "RReLU", "SELU", "Sigmoid", "SiLU", "Softplus", "Softshrink", "Softsign", "Tanh",
+    "Tanhshrink", "Threshold",
+)  # fmt: skip
+"""torch's elementwise functions, which keep the size of a feature map."""
+
+NORMS = ("BatchNorm2d", "GroupNorm", "Identity", "InstanceNorm2d", "LocalResponseNorm", "SyncBatchNorm")
+"""torch's normalization layers of feature maps."""
+
+POOLS = ("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Identity", "LPPool2d", "MaxPool2d")
 
 _LAYERS: Allowed = {"torch.nn": (nn.Module, None)}
 
+_IN_MODEL: dict[str, Allowed] = {
+    "activation": {"torch.nn": (nn.Module, ACTIVATIONS)},
+    "norm": {"torch.nn": (nn.Module, NORMS), "alexnet_pl.models": (nn.Module, ("LocalResponseNorm",))},
+    "pool": {
+        "torch.nn": (nn.Module, POOLS),
+        "alexnet_pl.models": (nn.Module, ("NonOverlappingMaxPool2d", "OverlappingMaxPool2d")),
+    },
+}
+
 SLOTS = {
-    "model": Slot({**_LAYERS, "alexnet_pl.models": (nn.Module, None), "torchvision.models": (nn.Module, None)}, None),
+    "model": Slot(
+        {
+            **_LAYERS,
+            "alexnet_pl.models": (nn.Module, None),
+            "torchvision.models": (nn.Module, TORCHVISION_NETWORKS),
+        },
+        None,
+        _IN_MODEL,
+    ),
     "augment": Slot(
         {**_LAYERS, "alexnet_pl.data": (nn.Module, None), "torchvision.transforms.v2": (nn.Module, None)}, None
     ),
     "data": Slot({"alexnet_pl.data": (LightningDataModule, DATA_MODULES)}, 0),
+    "loss": Slot({"torch.nn": (nn.Module, ("CrossEntropyLoss",))}, 0),
     "optimizer": Slot({"torch.optim": (Optimizer, None), "alexnet_pl.training": (Optimizer, None)}, None),
     "scheduler": Slot(
         {"torch.optim.lr_scheduler": (LRScheduler, None), "alexnet_pl.training": (LRScheduler, None)}, None
@@ -110,6 +148,11 @@ def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
             raise ConfigError(f"{name} is refused: Hydra keys are {', '.join(HYDRA_KEYS)}.")
 
 
+def names_trusted(config: Any, trust: Sequence[str]) -> bool:
+    """Return True if a ``_target_`` in ``config`` names what the user trusts, which is exempt from limits on sizes."""
+    return any(path[-1] == "_target_" and _is_trusted(value, trust) for path, value in _walk(config))
+
+
 def _walk(root: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Yield the path and value of every entry below ``root``, iteratively and within the limits.
 
@@ -142,16 +185,22 @@ def _slot(path: tuple[Any, ...]) -> tuple[str, int]:
     return str(section[0]), len(section) - 2
 
 
+def _allowed_at(path: tuple[Any, ...]) -> Allowed:
+    """Return what a ``_target_`` at ``path`` may name, which may depend on the key that holds it."""
+    slot = SLOTS[_slot(path)[0]]
+    return slot.places.get(str(path[-2]), slot.allowed) if len(path) > 2 else slot.allowed
+
+
 def _is_allowed(path: tuple[Any, ...], target: Any) -> bool:
     """Return True if the ``_target_`` at ``path`` may name ``target`` by the rules of its section."""
     section, depth = _slot(path)
     if section not in SLOTS or not isinstance(target, str):
         return False
-    slot = SLOTS[section]
+    allowed = _allowed_at(path)
     module, _, name = target.rpartition(".")
-    if module not in slot.allowed or (slot.depth is not None and depth != slot.depth):
+    if module not in allowed or SLOTS[section].depth not in (None, depth):
         return False
-    base, names = slot.allowed[module]
+    base, names = allowed[module]
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]*", name, re.ASCII) or (names is not None and name not in names):
         return False
     found = vars(importlib.import_module(module)).get(name)  # one of the modules listed above
@@ -181,7 +230,11 @@ def _refusal(path: tuple[Any, ...], target: Any) -> str:
     if section in SLOTS:
         slot = SLOTS[section]
         if slot.depth is None or depth == slot.depth:
-            message += f" Expected a class of {', '.join(slot.allowed)} that belongs into {section}."
+            classes = [
+                f"{module} ({', '.join(names)})" if names else module
+                for module, (_, names) in _allowed_at(path).items()
+            ]
+            message += f" Expected a class of {', '.join(classes)}."
     if isinstance(target, str) and re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", target, re.ASCII):
         module = target.rpartition(".")[0]
         library = target.partition(".")[0] in (*sys.stdlib_module_names, *_LIBRARIES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alexnet_pl.data.image_io import image_files, read_image
 from alexnet_pl.data.transforms import scale_and_shift
-from alexnet_pl.inference.trained_run import TrainedRun, build_net
+from alexnet_pl.inference.trained_run import TrainedRun, load_net
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.runtime.files import replacing
 
@@ -204,9 +204,8 @@ def read_safetensors(path: Path, trust: Sequence[str] = ()) -> Runner:
 
     with safe_open(path, framework="pt") as file:
         about = {name: json.loads(value) for name, value in file.metadata().items() if name != "format"}
-        net = build_net(about["model"], trust)
-        net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, not a dict
-    net.eval()
+        weights = {f"net.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    net = load_net(about["model"], weights, about["image_size"], trust)
     scale, shift = scale_and_shift(tuple(about["mean"]), tuple(about["std"]), torch.device("cpu"))
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:

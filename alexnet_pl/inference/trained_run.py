@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 from torch import Tensor, nn
 
 from alexnet_pl import __version__
+from alexnet_pl.config.rehearsal import MAX_SIDE, rehearse
 from alexnet_pl.config.schema import locate
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.data.datamodule import ImageDataModule, logit_names
@@ -20,9 +21,6 @@ from alexnet_pl.runtime.run_folder import read_result
 from alexnet_pl.training.checkpoint_io import read_checkpoint
 
 CHECKPOINT = "checkpoints/best.ckpt"
-
-MAX_SIDE = 4096
-"""Largest image side in pixels that a checkpoint may ask for."""
 
 _RUN_FILES = ("config.yaml", "metrics.csv", "train.log")
 
@@ -102,8 +100,8 @@ def load_run(run: str | Path, trust: Sequence[str] = ()) -> TrainedRun:
     try:
         check_targets({"model": config["model"], "data": config["data"]}, trust)
         kind = find_data_class(config["data"], trust)
-        net = load_net(config["model"], checkpoint["state_dict"], trust)
         preprocess = make_preprocess(config["data"], kind)
+        net = load_net(config["model"], checkpoint["state_dict"], preprocess.image_size, trust)
         class_names = check_class_names(config.get("class_names") or kind.class_names, config["model"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -172,41 +170,34 @@ def check_version(path: Path, written_by: Any) -> None:
         )
 
 
-def build_net(model: Mapping[str, Any], trust: Sequence[str] = ()) -> nn.Module:
-    """Return the untrained network that a run's ``model`` section describes.
-
-    Raises:
-        UserError: the section names anything that a config from a run directory may not name.
-    """
-    check_targets({"model": dict(model)}, trust)
-    net = instantiate(dict(model))
-    if not isinstance(net, nn.Module):
-        raise UserError(f"model._target_={model.get('_target_')} is invalid: expected a network class.")
-    return net
-
-
-def load_net(model: Mapping[str, Any], state_dict: Mapping[str, Any], trust: Sequence[str] = ()) -> nn.Module:
+def load_net(
+    model: Mapping[str, Any], state_dict: Mapping[str, Any], image_size: int, trust: Sequence[str] = ()
+) -> nn.Module:
     """Return the network with its trained weights, in eval mode.
 
     The sizes in the config are compared with the weights before memory is allocated: a small file cannot ask for
-    terabytes. Modules that the user trusts are exempt, because they need not support the meta device.
+    terabytes. Networks that the user trusts are exempt, because they need not support the meta device.
 
     Args:
         state_dict: of the classifier; the network's entries start with ``net.``.
+        image_size: side of the input in pixels.
 
     Raises:
         UserError: the config is refused, or describes another network than the weights are of.
     """
     weights = {name.removeprefix("net."): value for name, value in state_dict.items() if name.startswith("net.")}
-    if not trust:
-        with torch.device("meta"):
-            expected = {name: value.shape for name, value in build_net(model).state_dict().items()}
+    check_targets({"model": dict(model)}, trust)
+    rehearsed = rehearse(model, image_size, trust)
+    if rehearsed is not None:
+        expected = {name: value.shape for name, value in rehearsed.state_dict().items()}
         if expected != {name: value.shape for name, value in weights.items()}:
             raise UserError("its weights do not fit the network in its config, or not this version of alexnet_pl.")
         stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
         if sum(value.nbytes for value in weights.values()) > sum(stored.values()):
             raise UserError("its weights are corrupt: they are larger than what the file stores.")
-    net = build_net(model, trust)
+    net = instantiate(dict(model))
+    if not isinstance(net, nn.Module):
+        raise UserError(f"model._target_={model.get('_target_')} is invalid: expected a network class.")
     net.load_state_dict(weights)
     return net.eval()
 

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from alexnet_pl.config.rehearsal import rehearse
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
@@ -84,7 +85,12 @@ def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
     before = plain.get("run_dir")
     if not isinstance(before, str):
         raise ConfigError(f"{path} is corrupt: run_dir not found.")
-    check_targets(plain, now.get("trust") or ())
+    trust = now.get("trust") or ()
+    check_targets(plain, trust)
+    model, data = (plain.get(section) for section in ("model", "data"))
+    if not isinstance(model, dict) or not isinstance(data, dict):
+        raise ConfigError(f"{path} is corrupt: model or data not found.")
+    rehearse(model, data.get("image_size"), trust)
     saved: DictConfig = OmegaConf.create(_relocated(plain, before, str(run_dir)))
     derive_outputs(saved, now, run_dir)
     return saved

@@ -2,7 +2,7 @@
 
 import torch
 
-from alexnet_pl.config.torch_internals import has_bf16_instructions
+from alexnet_pl.config.torch_internals import allocates, has_bf16_instructions
 
 
 def test_torch_reports_avx512_bf16_support():
@@ -19,3 +19,9 @@ def test_mkldnn_reports_bf16_support():
 
 def test_bf16_instructions_are_a_plain_bool():
     assert has_bf16_instructions() in (True, False)
+
+
+def test_schemas_of_operators_tell_new_memory_from_views():
+    aten = torch.ops.aten
+    assert aten.relu.default._schema.returns[0].alias_info is None
+    assert [allocates(each) for each in (aten.relu.default, aten.t.default, aten.relu_.default)] == [True, False, False]

@@ -44,7 +44,7 @@ def test_every_config_of_this_project_is_accepted(overrides, tmp_path):
 
 
 ACCEPTED = {
-    "model": ["torch.nn.SyncBatchNorm", "torch.nn.Sequential", "torchvision.models.ResNet", "alexnet_pl.models.CNN4"],
+    "model": ["torch.nn.SyncBatchNorm", "torch.nn.Sequential", "torchvision.models.DenseNet", "alexnet_pl.models.CNN4"],
     "augment": ["torchvision.transforms.v2.RandomErasing", "alexnet_pl.data.RandomCropFlip", "torch.nn.Identity"],
     "optimizer": ["torch.optim.AdamW"],
     "scheduler": ["torch.optim.lr_scheduler.OneCycleLR", "alexnet_pl.training.WarmupPlateau"],
@@ -104,7 +104,30 @@ def test_other_names_are_refused_in_a_network(place, target):
     assert "is refused" in str(refusal.value)
 
 
-@pytest.mark.parametrize("section", ["model", "augment", "data", "optimizer", "scheduler", "trainer", "callbacks"])
+PLACES = {
+    "activation": ["torch.nn.ReLU", "torch.nn.PReLU", "torch.nn.Identity"],
+    "norm": ["torch.nn.GroupNorm", "alexnet_pl.models.LocalResponseNorm", "torch.nn.Identity"],
+    "pool": ["torch.nn.MaxPool2d", "alexnet_pl.models.OverlappingMaxPool2d", "torch.nn.Identity"],
+}
+
+
+@pytest.mark.parametrize(("place", "target"), [(place, name) for place, names in PLACES.items() for name in names])
+def test_a_place_of_a_network_accepts_layers_of_its_kind_only(place, target):
+    for other, names in PLACES.items():
+        config = {"model": {"_target_": "alexnet_pl.models.AlexNet", other: {"_target_": target, "_partial_": True}}}
+        if target in names:
+            check_targets(config)
+        else:
+            with pytest.raises(ConfigError, match=rf"^model.{other}._target_={target} is refused.* Expected a cl"):
+                check_targets(config)
+    for layer in ("ZeroPad2d", "Upsample", "LSTM", "Linear", "Sequential", "Embedding", "PixelShuffle", "Unfold"):
+        config = {"model": {"_target_": "torch.nn.Identity", place: {"_target_": f"torch.nn.{layer}"}}}
+        with pytest.raises(ConfigError, match=rf"is refused.*\n.*--trust torch.nn.{layer}"):
+            check_targets(config)
+        check_targets(config, trust=[f"torch.nn.{layer}"])
+
+
+@pytest.mark.parametrize("section", ["model", "augment", "data", "loss", "optimizer", "scheduler", "trainer", "callbacks"])
 def test_names_are_refused_before_anything_is_imported(section, monkeypatch):
     """Hydra's ``get_object`` imports every prefix of a name, and importing alone runs code."""
     imported = []

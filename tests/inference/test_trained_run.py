@@ -166,6 +166,26 @@ def test_a_hostile_checkpoint_reads_no_file_and_sends_no_request(hostile, place,
 
 
 @pytest.mark.security
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation": {"_target_": "torch.nn.ZeroPad2d", "padding": 5000, "_partial_": True}},
+        {"activation": {"_target_": "torch.nn.Upsample", "scale_factor": 300, "_partial_": True}},
+        {"_target_": "torch.nn.LSTM", "input_size": 1, "hidden_size": 1, "num_layers": 10**9},
+        {"_target_": "torchvision.models.DenseNet", "block_config": [10**9]},
+        {"channels": [10**9, 16]},
+    ],
+    ids=str,
+)
+def test_a_network_without_bounds_is_refused_before_memory_is_allocated(changes, edited):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"(is refused|does not fit this version|do not fit)") as caught:
+        load_run(edited(lambda checkpoint: checkpoint["hyper_parameters"]["model"].update(changes)))
+    assert "If you trust" in str(caught.value) or "does not fit this version" in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
+
+
+@pytest.mark.security
 def test_a_hostile_name_is_not_imported(edited, tmp_path, monkeypatch):
     (tmp_path / "stranger.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -179,16 +199,17 @@ def test_a_hostile_name_is_not_imported(edited, tmp_path, monkeypatch):
 @pytest.mark.security
 def test_sizes_that_the_file_does_not_hold_allocate_nothing(edited):
     def widen(checkpoint):
-        checkpoint["hyper_parameters"]["model"]["num_classes"] = 10**9
+        checkpoint["hyper_parameters"]["model"]["num_classes"] = 10**6
         for name, tensor in checkpoint["state_dict"].items():
-            if tensor.shape[0] == 10:  # one stored value, expanded to terabytes without memory
-                checkpoint["state_dict"][name] = tensor.new_zeros(()).expand(10**9, *tensor.shape[1:])
+            if tensor.shape[0] == 10:  # one stored value, expanded to 320 MiB without memory
+                checkpoint["state_dict"][name] = tensor.new_zeros(()).expand(10**6, *tensor.shape[1:])
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="weights are corrupt: they are larger than what the file stores"):
         load_run(edited(widen))
-    with pytest.raises(UserError, match="its weights do not fit"):
-        load_run(edited(lambda checkpoint: checkpoint["hyper_parameters"]["model"].update(num_classes=10**9)))
+    for classes, message in ((10**6, "its weights do not fit"), (10**9, "model is refused: a tensor has 320,435 MiB")):
+        with pytest.raises(UserError, match=message):
+            load_run(edited(lambda file, count=classes: file["hyper_parameters"]["model"].update(num_classes=count)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
@@ -198,8 +219,9 @@ def test_every_model_of_the_project_can_be_built_on_the_meta_device():
         from omegaconf import OmegaConf
 
         model = OmegaConf.to_container(config(f"model={name}").model, resolve=True)
-        weights = {f"net.{key}": value for key, value in instantiate(model).state_dict().items()}
-        assert load_net(model, weights).state_dict().keys() == {key.removeprefix("net.") for key in weights}
+        weights = instantiate(model).state_dict()
+        state = {f"net.{key}": value for key, value in weights.items()}
+        assert load_net(model, state, model["image_size"]).state_dict().keys() == weights.keys()
 
 
 # --- networks of the user's own -------------------------------------------------------------------------------------
