@@ -28,7 +28,11 @@ LIGHTNING_CALLBACKS = (
 LIGHTNING_LOGGERS = ("CSVLogger", "TensorBoardLogger")
 """Lightning's loggers that open no connection."""
 
-DATA_MODULES = ("CIFAR10DataModule", "DigitsDataModule", "ImageFolderDataModule", "ShardedDataModule")
+DATA_MODULES = (
+    "CIFAR100DataModule", "CIFAR10DataModule", "DigitsDataModule", "FashionMNISTDataModule", "ImageFolderDataModule",
+    "ImagenetteDataModule", "KMNISTDataModule", "MNISTDataModule", "STL10DataModule", "SVHNDataModule",
+    "ShardedDataModule",
+)  # fmt: skip
 
 MAX_VALUES = 200_000
 """Number of values in a foreign config; a checkpoint's may hold 22,000 class names."""

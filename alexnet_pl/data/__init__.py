@@ -4,16 +4,32 @@ from alexnet_pl.data.cifar10 import CIFAR10DataModule
 from alexnet_pl.data.digits import DigitsDataModule
 from alexnet_pl.data.image_folder import ImageFolderDataModule
 from alexnet_pl.data.shards.datamodule import ShardedDataModule
+from alexnet_pl.data.torchvision_sets import (
+    CIFAR100DataModule,
+    FashionMNISTDataModule,
+    ImagenetteDataModule,
+    KMNISTDataModule,
+    MNISTDataModule,
+    STL10DataModule,
+    SVHNDataModule,
+)
 from alexnet_pl.data.transforms import BatchTransform, Compose, PCAColor, PerImage, RandomCropFlip
 
 __all__ = [
     "BatchTransform",
+    "CIFAR100DataModule",
     "CIFAR10DataModule",
     "Compose",
     "DigitsDataModule",
+    "FashionMNISTDataModule",
     "ImageFolderDataModule",
+    "ImagenetteDataModule",
+    "KMNISTDataModule",
+    "MNISTDataModule",
     "PCAColor",
     "PerImage",
     "RandomCropFlip",
+    "STL10DataModule",
+    "SVHNDataModule",
     "ShardedDataModule",
 ]

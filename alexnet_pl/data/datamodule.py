@@ -42,7 +42,7 @@ class ImageDataModule(LightningDataModule, ABC):
     name: str
     _loaders: Mapping[str, BatchLoader]
     classes_from_files = False
-    """True if the classes are known only after reading the data. ``model.num_classes`` then follows them."""
+    """True if ``model.num_classes`` follows the classes of the data, False if it may be larger."""
 
     keep_ratio = False
     """True if images are scaled by their shorter side and center-cropped, False if they are stretched to a square."""

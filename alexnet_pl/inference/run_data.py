@@ -43,7 +43,8 @@ def find_data(run: TrainedRun, split: str, data_root: str | Path | None, preproc
         return kind(**{**settings, "root": str(data_root)})
     data_root = Path(data_root)
     if has_root and (official_dir(data_root).is_dir() or split == "val"):
-        if not official_dir(data_root).is_dir() and not (data_root / "train").is_dir():
+        has_copy = official_dir(data_root).is_dir() or (data_root / "train").is_dir()
+        if kind.classes_from_files or not has_copy:  # of those, kind.is_in was False above
             raise DataError(f"{data_root} has no copy of the run's training images, which --split val is a part of.")
         return kind(**{**settings, "root": data_root})
     if split == "val":
