@@ -81,6 +81,22 @@ def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     return overrides
 
 
+def to_sweep(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as the overrides of a sweep: as :func:`to_overrides`, but over the values of each list."""
+    overrides: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            overrides += to_sweep({f"{key}.{name}": below for name, below in value.items()})
+        else:
+            overrides.append(f"{key}={','.join(map(_value, value if isinstance(value, list | tuple) else [value]))}")
+    return overrides
+
+
+def config_dir_arguments(config_dir: str | os.PathLike[str] | None) -> list[str]:
+    """Return the command-line arguments that add a directory of options."""
+    return [] if config_dir is None else ["--config-dir", os.fspath(config_dir)]
+
+
 def _value(value: Any) -> str:
     """Return a value in Hydra's grammar; NumPy's and torch's scalars are numbers."""
     if isinstance(value, list | tuple):

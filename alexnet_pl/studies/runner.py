@@ -157,15 +157,15 @@ def prepare(cfg: DictConfig, run_dir: Path) -> None:
     if (run_dir / CONFIG).is_file():
         cfg.resume = str(run_dir)
         # A run directory may be untrusted, but the classes that this very command names are the user's own choice.
-        cfg.trust = [*(cfg.get("trust") or ()), *_targets(OmegaConf.to_container(cfg))]
+        cfg.trust = [*(cfg.get("trust") or ()), *named_targets(OmegaConf.to_container(cfg))]
 
 
-def _targets(node: Any) -> Iterator[str]:
+def named_targets(node: Any) -> Iterator[str]:
     """Yield every ``_target_`` of a config given as plain dicts and lists."""
     if isinstance(node, dict) and isinstance(node.get("_target_"), str):
         yield node["_target_"]
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _targets(value)
+        yield from named_targets(value)
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, error: Exception) -> None:

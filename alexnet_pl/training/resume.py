@@ -1,5 +1,6 @@
 """Resuming a run: its saved config, output paths, changed settings, and the position to continue from."""
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl.config.rehearsal import rehearse
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
+from alexnet_pl.config.schema import locate
 from alexnet_pl.config.trust import check_targets
+from alexnet_pl.data.shards.reader import is_url
+from alexnet_pl.runtime.commands import hydra_override, shell_join
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
 from alexnet_pl.runtime.run_folder import CONFIG, load_plain, refuse_links
 
@@ -115,7 +119,7 @@ def derive_outputs(saved: DictConfig, now: DictConfig, run_dir: Path) -> None:
         ConfigError: a path outside the run directory that this command line does not give, or positional arguments,
             which could be paths without a name to tell them by.
     """
-    saved.run_dir = str(run_dir)
+    saved.run_dir, saved.trust = str(run_dir), list(now.get("trust") or ())
     for section in (*OUTPUT_SECTIONS, "data"):
         if positional := next((key for key, _ in _strings(saved.get(section), section) if "._args_[" in key), None):
             raise ConfigError(f"{positional} is refused: expected arguments by name in the config of a run directory.")
@@ -159,9 +163,12 @@ def _is_path(key: str, value: str) -> bool:
 
 def named_on_the_command_line() -> list[str]:
     """Return the keys and groups given beside ``resume``, such as ``optimizer.lr`` and ``model/norm``."""
-    if not HydraConfig.initialized():
-        return []
-    keys = [override.split("=", 1)[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    return named_settings(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def named_settings(overrides: Sequence[str]) -> list[str]:
+    """Return the keys and groups that overrides set, without those that say how a run is called."""
+    keys = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     return [key for key in keys if key not in CALL_KEYS]
 
 
@@ -202,10 +209,10 @@ def _leaves(config: DictConfig) -> dict[str, Any]:
 
 def apply_path_changes(saved: DictConfig, changed: Changes) -> Changes:
     """Apply the changes of ``PLACES`` to ``saved`` and return the others."""
-    for key in PLACES:
-        if key in changed:
-            OmegaConf.update(saved, key, changed[key][1])
-    return {key: change for key, change in changed.items() if key not in PLACES}
+    moved = {key: now for key, (_, now) in changed.items() if key in PLACES and now is not ABSENT}
+    for key, now in moved.items():
+        OmegaConf.update(saved, key, now)
+    return {key: change for key, change in changed.items() if key not in moved}
 
 
 def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
@@ -238,10 +245,40 @@ def restarts_schedule(changed: Changes) -> bool:
     return any(key.partition(".")[0] in ("optimizer", "scheduler") for key in changed)
 
 
-def log_inputs(run_dir: Path, cfg: DictConfig) -> None:
-    """Log the paths that a resumed run reads, as its config.yaml gives them, before they are used."""
-    inputs = {f"data.{key}": cfg.data.get(key) for key in ("root", "shards")}
-    given = [f"{key}={value}" for key, value in {**inputs, "init_from": cfg.get("init_from")}.items() if value]
+def without_places(cfg: DictConfig, named: Sequence[str]) -> DictConfig:
+    """Return the config of a command that resumes without ``++data.root=…``, which is meant for the run's own data.
+
+    It says where the data of the run is now, and the default data module, which the command names implicitly, may have
+    no such argument. With ``data=…`` on the command line, the config is returned as it is.
+    """
+    if "data" in named or not any(key in named for key in PLACES):
+        return cfg
+    rest = copy.deepcopy(cfg)
+    with open_dict(rest):
+        for key in PLACES:
+            section, _, name = key.rpartition(".")
+            OmegaConf.select(rest, section).pop(name, None)
+    return rest
+
+
+def check_inputs(run_dir: Path, saved: DictConfig, now: DictConfig) -> None:
+    """Check that the data of a run is where its config.yaml says, and log the paths that a resumed run reads.
+
+    An address of the config alone is never contacted and nothing is downloaded to a directory of its choice.
+
+    Raises:
+        ConfigError: the data is at a URL, or not in its directory, and this command line does not give ``data.root``.
+    """
+    root = saved.data.get("root")
+    if root is not None and root != now.data.get("root"):
+        if is_url(str(root)):
+            override = shell_join([hydra_override("++data.root", root)])
+            raise ConfigError(f"the run's data is at {root}. If you trust that address, add {override}")
+        module: Any = locate("data", saved.data._target_)
+        if hasattr(module, "is_in") and not module.is_in(str(root)):
+            raise ConfigError(f"the run's data was not found in {root}. Give its current location: ++data.root=DIR")
+    inputs = {f"data.{key}": saved.data.get(key) for key in ("root", "shards")}
+    given = [f"{key}={value}" for key, value in {**inputs, "init_from": saved.get("init_from")}.items() if value]
     if given:
         log.info(f"reads   {', '.join(given)}  (from {run_dir / CONFIG})")
 
