@@ -9,7 +9,6 @@ import pytest
 import torch
 from helpers import REPOSITORY, config
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from sklearn.datasets import load_sample_image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -30,7 +29,12 @@ def options(group: str) -> list[str]:
 MODELS, NORMS = options("model"), options("model/norm")
 POOLS, ACTIVATIONS = options("model/pool"), options("model/activation")
 PARTS = {"norm": NORMS, "pool": POOLS, "activation": ACTIVATIONS}
-NARROW = {"AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"], "LeNet5": [], "CNN4": []}
+NARROW = {
+    "AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"],
+    "CudaConvnet": ["model.image_size=24"],
+    "LeNet5": [],
+    "CNN4": [],
+}
 
 
 PAPER = {"conv1_padding": 0, "pool2_padding": 0, "groups": 2}
@@ -46,20 +50,23 @@ def count(*overrides: str) -> int:
 
 
 def variants() -> list[tuple[str, str]]:
-    """Return all combinations for the tutorial's network and LeNet-5, single options for the other networks."""
+    """Return single options for all networks, and combinations for the tutorial's network and LeNet-5.
+
+    CudaConvnet has its poolings as arguments.
+    """
     everywhere = [(model, f"model/{group}={option}") for model in MODELS for group, options in PARTS.items()
-                  for option in options]  # fmt: skip
+                  for option in options if group != "pool" or not model.startswith("cuda_convnet")]  # fmt: skip
     combined = [" ".join(f"model/{group}={option}" for group, option in zip(PARTS, chosen, strict=True))
-                for chosen in itertools.product(*PARTS.values())]  # fmt: skip
+                for chosen in itertools.product(("batch", "lrn", "none"), POOLS, ACTIVATIONS)]  # fmt: skip
     crossed = ("alexnet_bn", "lenet5")
-    return [(m, v) for m, v in everywhere if m not in crossed] + [(m, v) for m in crossed for v in combined]
+    return everywhere + [(model, variant) for model in crossed for variant in combined]
 
 
 @pytest.mark.parametrize(("model", "variant"), variants())
 def test_every_variant_trains_every_parameter(model, variant):
-    network = OmegaConf.load(REPOSITORY / "conf/model" / f"{model}.yaml").get("_target_", "alexnet_pl.models.AlexNet")
-    small = [] if network.endswith("LeNet5") else ["model.image_size=70"]
-    chosen = [f"model={model}", *variant.split(), *small, "model.num_classes=10", *NARROW[network.rpartition(".")[2]]]
+    network = config(f"model={model}").model._target_.rpartition(".")[2]
+    small = [] if network == "LeNet5" else ["model.image_size=70"]
+    chosen = [f"model={model}", *variant.split(), *small, "model.num_classes=10", *NARROW[network]]
     cfg = config(*chosen)
     torch.manual_seed(0)
     net = instantiate(cfg.model)
@@ -73,7 +80,8 @@ def test_every_variant_trains_every_parameter(model, variant):
         assert name.endswith("bias") or parameter.grad.abs().max() > 0, name
     if "model/norm=" in variant:
         norm = variant.partition("model/norm=")[2].split()[0]
-        kind = {"batch": "BatchNorm2d", "none": "Identity"}.get(norm, "LocalResponseNorm")
+        kinds = {"batch": "BatchNorm2d", "none": "Identity", "within_map": "SpatialResponseNorm"}
+        kind = kinds.get(norm, "LocalResponseNorm")
         assert type(net.features.norm1).__name__ == type(net.features.norm2).__name__ == kind
 
 
@@ -101,6 +109,19 @@ def test_every_variant_trains_every_parameter(model, variant):
         (["model=alexnet_imagenet_bn", "model.bias_before_norm=true"], 62_378_344 + 704),
         (["model=alexnet_torchvision"], 61_100_840),
         (["model=alexnet_torchvision", "model.num_classes=10"], 57_044_810),
+        (["model=alexnet_2012"], 60_965_224),  # the paper's, with the same layers in another order
+        (["model=alexnet_2012", "model.num_classes=10"], 56_909_194),
+        (["model=alexnet_half"], 19_042_122),  # conv1 to conv5 1,167,168; fc6 to fc8 1,052,672 + 16,781,312 + 40,970
+        (["model=alexnet_paper", "model.groups=1", "model.half=true"], 59_798_312),  # fc6 to fc8 58,631,144
+        (["model=alexnet_lrn", "model.groups=2"], 21_622_506 - 704 + 352 - 307_200 - 663_552 - 442_368),
+        (["model=alexnet_lrn", "model.without=conv3"], 21_622_154 - 1_327_488),  # conv4 reads 256 maps, not 384
+        (["model=alexnet_lrn", "model.without=conv4"], 21_622_154 - 1_327_488),
+        (["model=alexnet_lrn", "model.without=conv5"], 21_622_154 - 884_992 + 128 * 4096),  # fc6 reads 384 maps
+        (["model=cuda_convnet_13pct"], 1_116_490),  # 4,864 + 102,464 + 36·(577·32 + 289·32) + 11,530
+        (["model=cuda_convnet_11pct"], 2_112_970),  # 4,864 + 102,464 + 36·(577·64 + 577·32) + 11,530
+        (["model=cuda_convnet_11pct", "model/norm=none"], 2_112_970),
+        (["model=cuda_convnet_18pct"], 89_578),
+        (["model=cuda_convnet_80sec"], 145_578),  # 2,432 + 25,632 + 51,264 + 65,600 + 650
         (["model=lenet5"], 62_006),
         (["model=lenet5", "model/pool=overlapping"], 62_006),
     ],
@@ -147,6 +168,7 @@ def test_parameters_of_the_paper_by_layer():
         (["model=alexnet_paper"], 724_406_816),
         (["model=alexnet_paper", "model.image_size=224", "model.conv1_padding=2"], 724_406_816),
         (["model=alexnet_ungrouped"], 1_135_256_096),
+        (["model=alexnet_2012"], 724_406_816),
         (["model=alexnet_imagenet_bn"], 1_135_256_096),
         (["model=alexnet_torchvision"], 714_188_480),
     ],
@@ -168,6 +190,7 @@ def test_multiply_adds(overrides, expected):
         (["model=alexnet_paper"], [55, 27, 27, 13, 13, 13, 13, 6]),
         (["model=alexnet_paper", "model.image_size=224", "model.conv1_padding=2"], [55, 27, 27, 13, 13, 13, 13, 6]),
         (["model=alexnet_ungrouped"], [55, 27, 27, 13, 13, 13, 13, 6]),
+        (["model=alexnet_2012"], [55, 27, 27, 13, 13, 13, 13, 6]),
         (["model=alexnet_imagenet_bn"], [55, 27, 27, 13, 13, 13, 13, 6]),
         (["model=alexnet_torchvision"], [55, 27, 27, 13, 13, 13, 13, 6]),
     ],
@@ -203,7 +226,7 @@ def test_feature_map_sizes_agree_with_the_layers(pool, paddings):
 
 def test_order_of_layers():
     def order(model, part, count):
-        net = build(f"model={model}", "model.fc_width=8")
+        net = build(f"model={model}", *(["model.fc_width=8"] if model.startswith("alexnet") else []))
         return " ".join([name for name, _ in getattr(net, part).named_children()][:count])
 
     assert order("alexnet_bn", "features", 8) == "conv1 norm1 pool1 act1 conv2 norm2 pool2 act2"
@@ -211,6 +234,14 @@ def test_order_of_layers():
     assert order("alexnet_bn", "classifier", 8) == "flatten drop6 fc6 act6 drop7 fc7 act7 fc8"
     assert order("alexnet_paper", "features", 8) == "conv1 act1 norm1 pool1 conv2 act2 norm2 pool2"
     assert order("alexnet_paper", "classifier", 8) == "flatten fc6 act6 drop6 fc7 act7 drop7 fc8"
+    assert order("alexnet_2012", "features", 11) == ("pad1 conv1 norm1 pool1 act1 conv2 act2 norm2 cnorm2 pool2 conv3")
+    assert order("alexnet_2012", "classifier", 8) == "flatten fc6 act6 drop6 fc7 act7 drop7 fc8"
+    assert order("cuda_convnet_11pct", "features", 12) == (
+        "conv1 act1 pool1 norm1 conv2 act2 norm2 pool2 local3 act3 local4 act4"
+    )
+    assert order("cuda_convnet_18pct", "features", 12) == (
+        "conv1 pool1 act1 norm1 conv2 act2 pool2 norm2 conv3 act3 pool3 norm3"
+    )
     assert order("alexnet_imagenet_bn", "features", 8) == "conv1 norm1 pool1 act1 conv2 norm2 pool2 act2"
 
 
