@@ -4,13 +4,14 @@ import math
 from collections import Counter
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from alexnet_pl.runtime.errors import DataError, invalid_value
 
 
 def stratified_split(labels: np.ndarray, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out the same fraction of every class, with scikit-learn's ``train_test_split(stratify=…)``.
+    """Hold out the same fraction of every class: the split of scikit-learn's ``train_test_split(stratify=…)``.
+
+    The same arithmetic and random draws as there, because importing scikit-learn takes as long as importing torch.
 
     Args:
         labels: ``(N,)`` integer class labels.
@@ -37,5 +38,27 @@ def stratified_split(labels: np.ndarray, held_out: float, seed: int) -> tuple[np
             f"{smallest}: expected an image per class or more on both sides, and the sides would have {total - held:,} "
             f"and {held:,} images. {fix}."
         )
-    kept, out = train_test_split(np.arange(total), test_size=held_out, stratify=labels, random_state=seed)
-    return np.sort(kept), np.sort(out)
+    _, class_of, class_counts = np.unique(labels, return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(class_of, kind="stable"), np.cumsum(class_counts)[:-1])
+    generator = np.random.RandomState(seed)
+    kept_counts = _apportion(class_counts, total - held, generator)
+    held_counts = _apportion(class_counts - kept_counts, held, generator)
+    shuffled = [indices[generator.permutation(len(indices))] for indices in members]
+    kept = [indices[:n] for indices, n in zip(shuffled, kept_counts, strict=True)]
+    out = [indices[n : n + m] for indices, n, m in zip(shuffled, kept_counts, held_counts, strict=True)]
+    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(out))
+
+
+def _apportion(counts: np.ndarray, total: int, generator: np.random.RandomState) -> np.ndarray:
+    """Return ``total`` split in proportion to ``counts``, by largest remainder; equal remainders are drawn by lot."""
+    exact = counts / counts.sum() * total
+    parts = np.floor(exact)
+    remainders, missing = exact - parts, int(total - parts.sum())
+    for remainder in np.unique(remainders)[::-1]:
+        if missing == 0:
+            break
+        (tied,) = np.nonzero(remainders == remainder)
+        chosen = generator.choice(tied, size=min(len(tied), missing), replace=False)
+        parts[chosen] += 1
+        missing -= len(chosen)
+    return parts.astype(int)

@@ -4,6 +4,7 @@ from hashlib import md5
 
 import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 
 from alexnet_pl.data.splits import stratified_split
 from alexnet_pl.runtime.errors import ConfigError, DataError
@@ -28,6 +29,17 @@ def test_split_depends_on_its_seed_alone_and_never_changes():
     assert not np.array_equal(first, other)
     # The same images on every machine and in every version, so that studies across them compare like with like.
     assert md5(first.astype("<i8").tobytes()).hexdigest() == "497630b93af286ee920df5e24c1583c1"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_split_is_that_of_scikit_learn_on_unequal_classes_with_tied_remainders(seed):
+    generator = np.random.default_rng(seed)
+    classes = int(generator.integers(2, 30))
+    labels = generator.permutation(np.repeat(np.arange(classes), generator.integers(10, 30, classes)))
+    held_out = float(generator.choice([0.1, 0.2, 1 / 3, 0.5]))
+    expected = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=seed)
+    for found, indices in zip(stratified_split(labels, held_out, seed), expected, strict=True):
+        assert np.array_equal(found, np.sort(indices))
 
 
 def test_split_ignores_the_training_seed():
