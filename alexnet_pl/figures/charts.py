@@ -1,17 +1,22 @@
 """Charts of runs: learning curves, training curves, confusion matrix. Pure functions from numbers to a Figure."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from alexnet_pl.runtime.errors import UserError, printable
 from alexnet_pl.runtime.run_folder import METRICS, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, distinguishable with any kind of color vision."""
@@ -33,6 +38,20 @@ def read_curves(run_dir: Path) -> Curves:
     return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
+def new_figure(**settings: Any) -> Figure:
+    """Return an empty figure with settings of ``matplotlib.figure.Figure``, such as ``figsize`` in inches."""
+    from matplotlib.figure import Figure  # here for start-up time: training draws nothing before its end
+
+    return Figure(**settings)
+
+
+def use_whole_numbers(axis: Axis) -> None:
+    """Place the ticks of an axis at whole numbers only, such as epochs or images."""
+    from matplotlib.ticker import MaxNLocator  # here for start-up time
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
 def plot_learning_curves(runs: dict[str, Curves], published: dict[str, float] | None = None) -> Figure:
     """Plot loss and accuracy per epoch: training dashed, validation solid, one color per run.
 
@@ -41,7 +60,7 @@ def plot_learning_curves(runs: dict[str, Curves], published: dict[str, float] | 
             ``train/acc`` and ``val/acc`` (in [0, 1]) against ``epoch``, by default 1, 2, …
         published: validation accuracies to compare with, drawn as labeled horizontal lines.
     """
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = new_figure(figsize=(10, 4.4), layout="constrained")
     for axes, quantity, label in zip(
         figure.subplots(1, 2), ("loss", "acc"), ("cross-entropy loss (nats)", "accuracy"), strict=True
     ):
@@ -87,7 +106,7 @@ def plot_training_curves(curves: Curves) -> Figure:
     }
     charts = {name: label for name, label in labels.items() if any(map(math.isfinite, curves.get(name, [])))}
     rows = math.ceil(len(charts) / 3)
-    figure = Figure(figsize=(10, 2.2 * rows or 1))
+    figure = new_figure(figsize=(10, 2.2 * rows or 1))
     if rows:  # fixed margins in inches, because a computed layout takes longer than the drawing
         height = 2.2 * rows
         figure.subplots_adjust(0.09, 0.5 / height, 0.99, 1 - 0.25 / height, wspace=0.38, hspace=0.5)
@@ -121,7 +140,7 @@ def _plot(axes: Axes, curves: Curves, name: str, color: str, style: str) -> Line
 
 
 def _style_axes(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    use_whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -143,7 +162,7 @@ def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     if len(names) > MAX_MATRIX_CLASSES:
         return _plot_confused_pairs(counts, percent, names)
     side = 2.2 + 0.42 * max(len(names), 4)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    figure = new_figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     matrix = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(percent):
@@ -161,7 +180,7 @@ def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def _plot_confused_pairs(counts: np.ndarray, percent: np.ndarray, names: Sequence[str], most: int = 20) -> Figure:
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    figure = new_figure(figsize=(10, 5.6), layout="constrained")
     matrix, bars = figure.subplots(1, 2, width_ratios=(1, 1.1))
     # Left: the matrix. Single cells of 1,000 classes would vanish, so blocks of classes are averaged.
     block = math.ceil(len(names) / 250)
@@ -182,7 +201,7 @@ def _plot_confused_pairs(counts: np.ndarray, percent: np.ndarray, names: Sequenc
         bars.text(0, place, text, va="center", fontsize=8, parse_math=False)
     bars.set(xlabel="test images", ylim=(max(len(pairs), 1) - 0.4, -0.6), yticks=[])
     bars.set_title("most frequent confusions", fontsize=10)
-    bars.xaxis.set_major_locator(MaxNLocator(integer=True))
+    use_whole_numbers(bars.xaxis)
     bars.spines[["top", "right", "left"]].set_visible(False)
     return figure
 

@@ -4,20 +4,22 @@ Images are uint8 ``(N, H, W, 3)`` arrays throughout. Figures with many images co
 one axes per image takes matplotlib ten times as long.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 
-from alexnet_pl.figures.charts import COLORS, shorten
+from alexnet_pl.figures.charts import COLORS, new_figure, shorten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRUE_COLOR, OTHER_COLOR = COLORS[1], COLORS[5]
 
@@ -147,6 +149,8 @@ def plot_top5(predictions: Sequence[Prediction], truths: Sequence[str] | None = 
         predictions: one per image, with any number of classes.
         truths: true class of each image, whose bar gets another color.
     """
+    from matplotlib.patches import Rectangle  # here for start-up time
+
     columns = min(5 if truths is None else 4, len(predictions))
     rows = math.ceil(len(predictions) / columns)
     bars = max(len(top) for _, _, top in predictions)
@@ -215,6 +219,8 @@ def tile(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
 
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """Return a figure as a PNG file on white."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here for start-up time
+
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
@@ -250,7 +256,7 @@ def _fit(image: Image.Image, side: int) -> np.ndarray:
 def _page_figure(page: np.ndarray, margin: float = 0.12) -> tuple[Figure, Axes]:
     """Return a figure of exactly the image's size plus a margin in inches, with axes in pixel coordinates."""
     height, width = page.shape[0] / PIXELS_PER_INCH, page.shape[1] / PIXELS_PER_INCH
-    figure = Figure(figsize=(width + 2 * margin, height + 2 * margin))
+    figure = new_figure(figsize=(width + 2 * margin, height + 2 * margin))
     left, bottom = margin / (width + 2 * margin), margin / (height + 2 * margin)
     axes = figure.add_axes((left, bottom, 1 - 2 * left, 1 - 2 * bottom))
     axes.imshow(page, interpolation="nearest", aspect="auto")

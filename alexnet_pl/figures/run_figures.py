@@ -1,13 +1,15 @@
 """Figures of one run: data collected during its test, drawing functions by figure name, reasons for missing figures."""
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,6 +19,9 @@ from alexnet_pl.figures.features import FeatureBank, feature_layer, find_first_c
 from alexnet_pl.figures.image_grids import plot_captioned, plot_kernels, plot_nearest_images, plot_top5, png
 from alexnet_pl.runtime.errors import one_line
 from alexnet_pl.runtime.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLE_SIZE = 300
 """Test images kept for the projector, a fixed random sample of the split. The examples in figures come from it."""
