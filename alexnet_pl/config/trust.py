@@ -79,9 +79,15 @@ POOLS = ("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Identity", "LPP
 
 _LAYERS: Allowed = {"torch.nn": (nn.Module, None)}
 
+_NORMS: Allowed = {
+    "torch.nn": (nn.Module, NORMS),
+    "alexnet_pl.models": (nn.Module, ("LocalResponseNorm", "SpatialResponseNorm")),
+}
+
 _IN_MODEL: dict[str, Allowed] = {
     "activation": {"torch.nn": (nn.Module, ACTIVATIONS)},
-    "norm": {"torch.nn": (nn.Module, NORMS), "alexnet_pl.models": (nn.Module, ("LocalResponseNorm",))},
+    "norm": _NORMS,
+    "cnorm2": _NORMS,
     "pool": {
         "torch.nn": (nn.Module, POOLS),
         "alexnet_pl.models": (nn.Module, ("NonOverlappingMaxPool2d", "OverlappingMaxPool2d")),
