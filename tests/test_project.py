@@ -29,7 +29,7 @@ PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="ut
 def test_every_option_composes_and_is_instantiated(option: Path, tmp_path: Path) -> None:
     above = ["augment=crop_flip_color"] if option.parent.name == "color" else []
     cfg = config(*above, f"{option.parent}={option.name}", "model.image_size=70", run_dir=tmp_path)
-    for part in ("model", "data", "augment", "optimizer", "scheduler", "callbacks", "logger", "trainer"):
+    for part in ("model", "data", "augment", "loss", "optimizer", "scheduler", "callbacks", "logger", "trainer"):
         if cfg.get(part) is None and part == "scheduler":
             continue  # an experiment may leave it out
         overrides = {"precision": "32-true", "logger": False} if part == "trainer" else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, write_output
+from alexnet_pl.data.transforms import VIEW_NAMES
 from alexnet_pl.inference.evaluation import Evaluation, evaluate
 from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.errors import csv_safe, printable
@@ -25,6 +26,7 @@ names, DIR/test/<class>/* or DIR/<class>/*, with images of any size."""
 EPILOG = """\
   --crops 10 is the paper's test: the softmax is averaged over the four corner crops, the center crop and their mirror
   images, cut from images of data.resize_size pixels, or of 256/224 of the network's input size if the run has none.
+  --crops 2 averages over the center crop and its mirror image, --crops 6 also over both shifted by a pixel either way.
   The calibration error is the expected one over 15 bins of equal width: the mean of |accuracy − confidence|, weighted
   by the number of images per bin. Accuracies and errors are fractions; the loss is in nats.
 
@@ -61,8 +63,8 @@ def report(run: TrainedRun, result: Evaluation, crops: int) -> str:
 def compare(run: TrainedRun, result: Evaluation, crops: int) -> str:
     """Return how the metrics relate to those in the run's result.json, or "" if there is nothing to compare."""
     here = {f"{result.split}/{key}": result.figures[f"{result.split}/{key}"] for key in ("loss", "acc", "acc_top5")}
-    if crops == 10:
-        here = {f"{name}_ten_crop": value for name, value in here.items()}
+    if crops > 1:
+        here = {f"{name}_{VIEW_NAMES[crops]}": value for name, value in here.items()}
     if run.result is None or not here.keys() <= run.result.keys():
         return ""
     if all(run.result[name] == value for name, value in here.items()):
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("evaluate", DESCRIPTION, EPILOG)
     add_run(parser)
     add_data_root(parser, "current location of the run's data, or other data with the same classes")
-    parser.add_argument("--crops", type=int, choices=(1, 10), default=1, help="center crop or ten-crop (default: 1)")
+    parser.add_argument("--crops", type=int, choices=(1, *VIEW_NAMES), default=1, help="views averaged (default: 1)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write labels and probabilities as CSV")

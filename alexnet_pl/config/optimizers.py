@@ -160,3 +160,11 @@ def optimizer_factory(configured: Any) -> OptimizerFactory:
         given["layers"] = OmegaConf.to_container(layers)
     keywords = {key: value for key, value in configured.keywords.items() if key not in GROUPING}
     return OptimizerFactory(functools.partial(configured.func, *configured.args, **keywords), Grouping(**given))
+
+
+def discards_state(keys: Iterable[str]) -> bool:
+    """Return True if a change of these config keys leaves no use for the state of the optimizer, its momentum.
+
+    It belongs to parameters by their position in the groups, so another optimizer or other groups cannot load it.
+    """
+    return any(key.startswith(f"optimizer.{name}") for key in keys for name in ("_target_", *GROUPING))

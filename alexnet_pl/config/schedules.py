@@ -1,19 +1,23 @@
-"""Learning-rate schedules in a config: when they step (``interval``), and lengths that follow the run (``auto``)."""
+"""Learning-rate schedules in a config: when they step, their linear warm-up, and lengths that follow the run."""
 
 import functools
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.errors import ConfigError, invalid_value
 
 INTERVALS = ("epoch", "step")
 
 LENGTHS = ("T_max", "total_steps", "total_iters")
 """Arguments of schedules that ``auto`` sets to the length of the run: its epochs, or its optimizer steps."""
+
+PEAKS = ("max_lr", "base_lr")
+"""Arguments of schedules that are learning rates: each parameter group gets them in proportion to its own rate."""
 
 PER_STEP = ("OneCycleLR", "CyclicLR")
 """Schedules that torch defines per optimizer step."""
@@ -43,11 +47,24 @@ class ScheduleFactory:
         make: creates the scheduler from the optimizer and keyword arguments.
         interval: ``epoch`` or ``step``, after which the scheduler steps.
         auto: names of arguments that follow from the length of the run.
+        warmup_epochs: epochs in which the scheduled rates are multiplied by a factor that rises linearly to 1.
     """
 
     make: Any  # a class or functools.partial: typed calls are impossible because each schedule has its own arguments
     interval: Literal["epoch", "step"]
     auto: tuple[str, ...] = ()
+    warmup_epochs: float = 0.0
+
+    def warmup_factor(self, progress: float) -> float:
+        """Return the factor of the learning rates for a step that ends at ``progress`` epochs; 1 after the warm-up."""
+        return 1.0 if progress >= self.warmup_epochs else progress / self.warmup_epochs
+
+    def _peaks(self, optimizer: Optimizer) -> dict[str, list[float]]:
+        """Return the ``PEAKS`` of each parameter group, if there are several and the config gives one number."""
+        groups, settings = optimizer.param_groups, getattr(self.make, "keywords", {})
+        ratios = [group["lr"] / optimizer.defaults["lr"] for group in groups]
+        found = {name: settings[name] for name in PEAKS if isinstance(settings.get(name), int | float)}
+        return {name: [value * ratio for ratio in ratios] for name, value in found.items()} if len(groups) > 1 else {}
 
     def __call__(self, optimizer: Optimizer, length: RunLength | None = None) -> LRScheduler:
         """Create the scheduler for a run of ``length``; without one, for a rehearsal before data is read.
@@ -56,7 +73,7 @@ class ScheduleFactory:
             ConfigError: a plateau schedule per step, a per-step schedule per epoch, a schedule shorter than the run.
         """
         total = REHEARSED if length is None else length.steps if self.interval == "step" else length.epochs
-        scheduler: LRScheduler = self.make(optimizer, **dict.fromkeys(self.auto, total))
+        scheduler: LRScheduler = self.make(optimizer, **dict.fromkeys(self.auto, total), **self._peaks(optimizer))
         name = type(scheduler).__name__
         if self.interval == "step" and isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigError(
@@ -77,24 +94,27 @@ class ScheduleFactory:
 
 
 def schedule_factory(configured: Any) -> ScheduleFactory | None:
-    """Separate ``interval`` and ``auto`` lengths from an instantiated ``scheduler`` section.
+    """Separate ``interval``, ``warmup_epochs`` and ``auto`` lengths from an instantiated ``scheduler`` section.
 
     Args:
         configured: the ``functools.partial`` that Hydra makes of the section, any other callable, or None.
 
     Raises:
-        ConfigError: an unknown interval.
+        ConfigError: an unknown interval or a negative warm-up.
     """
     if configured is None or isinstance(configured, ScheduleFactory):
         return configured
     if not isinstance(configured, functools.partial):
         return ScheduleFactory(configured, "epoch")
     keywords = dict(configured.keywords)
-    takes_interval = "interval" in inspect.signature(configured.func).parameters
-    interval = "epoch" if takes_interval else keywords.pop("interval", "epoch")
+    own = inspect.signature(configured.func).parameters
+    interval = "epoch" if "interval" in own else keywords.pop("interval", "epoch")
+    warmup_epochs = 0.0 if "warmup_epochs" in own else keywords.pop("warmup_epochs", 0.0)
+    if not 0 <= warmup_epochs < math.inf:
+        raise invalid_value("scheduler.warmup_epochs", warmup_epochs, "0 or more epochs")
     if interval not in INTERVALS:
         raise ConfigError(f"scheduler.interval={interval} is invalid: expected epoch or step.")
     auto = tuple(name for name in LENGTHS if keywords.get(name) == "auto")
     fixed = {name: value for name, value in keywords.items() if name not in auto}
     make = functools.partial(configured.func, *configured.args, **fixed)
-    return ScheduleFactory(make, cast(Literal["epoch", "step"], interval), auto)
+    return ScheduleFactory(make, cast(Literal["epoch", "step"], interval), auto, warmup_epochs)

@@ -20,6 +20,7 @@ Settings = dict[str, Any]
 
 ADDED: dict[str, Any] = {
     "scheduler.interval": Literal["epoch", "step"],
+    "scheduler.warmup_epochs": float,
     "optimizer.decay_biases_and_norms": bool,
     "optimizer.bias_lr_multiplier": float,
     "optimizer.layers": dict[str, Any],
@@ -28,7 +29,7 @@ ADDED: dict[str, Any] = {
 }
 """Keys and values beyond those of the constructor; they are resolved before the constructor is called."""
 
-NEW_KEYS = ("scheduler.interval", *(f"optimizer.{name}" for name in GROUPING))
+NEW_KEYS = ("scheduler.interval", "scheduler.warmup_epochs", *(f"optimizer.{name}" for name in GROUPING))
 """Those of ``ADDED`` that no constructor has; the others are values beyond the constructor's."""
 
 

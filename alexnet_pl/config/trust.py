@@ -109,6 +109,7 @@ SLOTS = {
     ),
     "data": Slot({"alexnet_pl.data": (LightningDataModule, DATA_MODULES)}, 0),
     "loss": Slot({"torch.nn": (nn.Module, ("CrossEntropyLoss",))}, 0),
+    "loss": Slot({"torch.nn": (nn.Module, ("CrossEntropyLoss",))}, 0),
     "optimizer": Slot({"torch.optim": (Optimizer, None), "alexnet_pl.training": (Optimizer, None)}, None),
     "scheduler": Slot(
         {"torch.optim.lr_scheduler": (LRScheduler, None), "alexnet_pl.training": (LRScheduler, None)}, None

@@ -10,7 +10,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from alexnet_pl.data.loaders import BatchLoader
-from alexnet_pl.data.transforms import center_crop, normalize, per_image, select_center_crop, ten_crop
+from alexnet_pl.data.transforms import center_crop, normalize, per_image, select_center_crop, make_views
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
 
 
@@ -32,7 +32,8 @@ class ImageDataModule(LightningDataModule, ABC):
             :class:`~alexnet_pl.data.transforms.BatchTransform` are applied to each image separately.
         resize_size: side in pixels that images are resized to and stored in, at least ``image_size``; by default the
             same. The paper stores 256 for an input of 224, crops at random in training and the center in evaluation.
-        test_crops: 10 for test batches ``(10, B, 3, image_size, image_size)``, the paper's ten crops of each image.
+        test_crops: 2, 6 or 10 for test batches ``(test_crops, B, 3, image_size, image_size)``, the views of each image
+            by :func:`~alexnet_pl.data.transforms.make_views`.
 
     Raises:
         ConfigError: a value is out of range, ``augment`` returns images that the network cannot take, or the images are
@@ -58,7 +59,7 @@ class ImageDataModule(LightningDataModule, ABC):
         std: Sequence[float] = (0.5, 0.5, 0.5),
         augment: Callable[[Tensor], Tensor] | None = None,
         resize_size: int | None = None,
-        test_crops: Literal[1, 10] = 1,
+        test_crops: Literal[1, 2, 6, 10] = 1,
     ):
         super().__init__()
         resize_size = image_size if resize_size is None else resize_size
@@ -67,7 +68,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise invalid_value(f"data.{name}", value, "an integer, 1 or more")
         if resize_size < image_size:
             raise invalid_value("data.resize_size", resize_size, f"data.image_size={image_size} or more, or null")
-        if test_crops != 1 and resize_size == image_size:
+        if test_crops == 10 and resize_size == image_size:
             raise ConfigError(
                 f"data.test_crops={test_crops} is invalid: ten crops need images larger than "
                 f"data.image_size={image_size}. Set data.resize_size, to {round(image_size * 256 / 224)} for the "
@@ -147,8 +148,8 @@ class ImageDataModule(LightningDataModule, ABC):
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             images = self.augment(images)
-        if self.test_crops == 10 and self.trainer is not None and self.trainer.testing:
-            images = ten_crop(images, self.image_size)
+        if self.test_crops > 1 and self.trainer is not None and self.trainer.testing:
+            images = make_views(images, self.image_size, self.test_crops)
         return normalize(center_crop(images, self.image_size), self.mean, self.std), labels
 
 

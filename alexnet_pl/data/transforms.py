@@ -73,9 +73,43 @@ def ten_crop(images: Tensor, size: int) -> Tensor:
     return torch.stack([*crops, *(crop.flip(-1) for crop in crops)])
 
 
+VIEW_NAMES = {2: "mirror", 6: "shifted_mirror", 10: "ten_crop"}
+"""Number of test views → their name, the suffix of the metrics that average over them."""
+
+CENTERS = {2: 0, 6: 0, 10: CENTER}
+"""Number of test views → index of the center crop among them."""
+
+SHIFTED_MIRROR_WEIGHTS = (0.25, 0.25, 0.125, 0.125, 0.125, 0.125)
+"""Weights of the six views: half of it for the center crop and its mirror image, half for the shifted ones."""
+
+
+def make_views(images: Tensor, size: int, count: int) -> Tensor:
+    """Return the views of each image whose predictions a test averages.
+
+    Args:
+        images: ``(N, C, B, B)``, B at least ``size``.
+        size: side of a view in pixels, at least 2.
+        count: 2 for the center crop and its mirror image, 6 for these two and both shifted by a pixel along the
+            diagonal in either direction, with a reflected border (cifar10-airbench), 10 for :func:`ten_crop`.
+
+    Returns:
+        ``(count, N, C, size, size)``; ``CENTERS`` has the index of the center crop.
+    """
+    if count == 10:
+        return ten_crop(images, size)
+    center = center_crop(images, size)
+    views = [center, center.flip(-1)]
+    if count == 6:
+        left = torch.arange(-1, size - 1, device=images.device).abs()  # 1, 0, 1, …: the border is reflected
+        for order in (left, (size - 1 - left).flip(0)):
+            shifted = center.index_select(-2, order).index_select(-1, order)
+            views += [shifted, shifted.flip(-1)]
+    return torch.stack(views)
+
+
 def select_center_crop(images: Tensor) -> Tensor:
-    """Return the center crop of a ten-crop batch ``(10, N, 3, S, S)``, or an ``(N, 3, S, S)`` batch unchanged."""
-    return images[CENTER] if images.ndim == 5 else images
+    """Return the center crop of a batch of views ``(V, N, 3, S, S)``, or an ``(N, 3, S, S)`` batch unchanged."""
+    return images[CENTERS[len(images)]] if images.ndim == 5 else images
 
 
 # --- augmentation ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from alexnet_pl.figures.image_grids import png
 from alexnet_pl.figures.run_figures import TITLES, save
 from alexnet_pl.runtime.errors import UserError, one_line, printable
 from alexnet_pl.runtime.files import write_atomic
-from alexnet_pl.runtime.run_folder import CONFIG, read_commands, read_config, read_result
+from alexnet_pl.runtime.run_folder import CONFIG, TEST_VIEWS, read_commands, read_config, read_result
 from alexnet_pl.runtime.system import package_versions
 
 REPORT = "report.html"
@@ -148,9 +148,10 @@ def _headline(result: dict[str, Any], curves: Curves) -> tuple[int | None, dict[
 
 
 def _result_rows(metrics: dict[str, Any]) -> list[Row]:
-    """Return loss, accuracies and errors per split, with a row for the ten-crop test if there was one."""
+    """Return loss, accuracies and errors per split, with a row for a test of several views if there was one."""
     rows = []
-    splits = {"validation": ("val", ""), "test": ("test", ""), "test, ten-crop": ("test", "_ten_crop")}
+    splits = {"validation": ("val", ""), "test": ("test", "")}
+    splits |= {f"test, {words}": ("test", suffix) for suffix, words in TEST_VIEWS.items()}
     for name, (split, suffix) in splits.items():
         loss, top1, top5 = (_number(metrics.get(f"{split}/{key}{suffix}")) for key in ("loss", "acc", "acc_top5"))
         if not all(map(math.isnan, (loss, top1, top5))):

@@ -1,4 +1,4 @@
-"""Evaluation of a trained run on a data split, by the center crop or by ten-crop."""
+"""Evaluation of a trained run on a data split, by the center crop or by several views."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from alexnet_pl.config.resolve import default_precision
 from alexnet_pl.data.image_io import Preprocess
-from alexnet_pl.data.transforms import ten_crop
+from alexnet_pl.data.transforms import make_views
 from alexnet_pl.figures.run_figures import confusion_counts
 from alexnet_pl.inference.run_data import find_data
 from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.runtime.errors import DataError
 from alexnet_pl.training.build import quiet_lightning
-from alexnet_pl.training.classifier import ImageClassifier, average_crops
+from alexnet_pl.training.classifier import ImageClassifier, average_views
 
 ECE_BINS = 15
 """Bins of equal width for the calibration error (Guo et al. 2017)."""
@@ -51,21 +51,24 @@ class Evaluation:
         return confusion_counts(self.labels, self.probabilities)
 
 
-class TenCrop(nn.Module):
-    """Average a network's softmax over :func:`~alexnet_pl.data.transforms.ten_crop`, as a run's own test does.
+class AveragedViews(nn.Module):
+    """Average a network's softmax over :func:`~alexnet_pl.data.transforms.make_views`, as a run's own test does.
 
     Args:
         net: takes ``(N, 3, size, size)``.
-        size: side of a crop in pixels.
+        size: side of a view in pixels.
+        count: number of views: 2, 6 or 10.
     """
 
-    def __init__(self, net: nn.Module, size: int):
+    def __init__(self, net: nn.Module, size: int, count: int):
         super().__init__()
-        self.net, self.size = net, size
+        self.net, self.size, self.count = net, size, count
 
     def forward(self, images: Tensor) -> Tensor:
         """Return log-probabilities ``(N, num_classes)`` in float32 of ``(N, 3, B, B)``, B at least ``size``."""
-        return average_crops(torch.stack([self.net(crop).float() for crop in ten_crop(images, self.size)]))
+        return average_views(
+            torch.stack([self.net(view).float() for view in make_views(images, self.size, self.count)])
+        )
 
 
 def evaluate(
@@ -75,14 +78,14 @@ def evaluate(
 
     Args:
         split: ``val`` or ``test``; ``val`` is the run's own part of the training images, given by its ``split_seed``.
-        crops: 1 for the center crop, 10 for the paper's ten-crop.
+        crops: 1 for the center crop; 2, 6 or 10 for the views of :func:`~alexnet_pl.data.transforms.make_views`.
         data_root: current location of the data, or another ImageFolder layout with the run's classes.
 
     Raises:
         DataError: the data is missing or corrupt, or has other classes than the run.
     """
-    data: Any = find_data(run, split, data_root, run.preprocess if crops == 1 else uncropped(run.preprocess))
-    net = run.net if crops == 1 else TenCrop(run.net, run.preprocess.image_size)
+    data: Any = find_data(run, split, data_root, uncropped(run.preprocess) if crops == 10 else run.preprocess)
+    net = run.net if crops == 1 else AveragedViews(run.net, run.preprocess.image_size, crops)
     trainer, precision = make_trainer(run)
     model = ImageClassifier(net, run.config["model"]["num_classes"], torch.optim.SGD)
     logits: list[Tensor] = []

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.runtime.errors import UserError, one_line, printable
+from alexnet_pl.runtime.run_folder import TEST_VIEWS
 
 DATA_SOURCES = {
     "cifar10": (
@@ -83,12 +84,12 @@ def _values(run: TrainedRun, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def results(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the results table: validation, test and, if the run measured it, ten-crop test."""
+    """Return the rows of the results table: validation, test and, if the run measured it, the test of several views."""
     rows = []
     for split, suffix, label in (
         ("val", "", "validation"),
         ("test", "", "test"),
-        ("test", "_ten_crop", "test, ten-crop"),
+        *(("test", suffix, f"test, {words}") for suffix, words in TEST_VIEWS.items()),
     ):
         if suffix and f"{split}/acc{suffix}" not in result:
             continue

@@ -20,6 +20,9 @@ from alexnet_pl.runtime.errors import ConfigError, UserError, one_line, os_reaso
 from alexnet_pl.runtime.files import InUseError, exclusive_lock, write_atomic
 
 CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
+
+TEST_VIEWS = {"_mirror": "mirror", "_shifted_mirror": "6 views", "_ten_crop": "ten-crop"}
+"""Suffix of test metrics that average over several views of each image (``data.test_crops``) → their name in tables."""
 COMMANDS, LOCK = "commands.txt", ".lock"
 
 MAX_BYTES = 16 * 2**20
@@ -188,10 +191,11 @@ def results_table(result: Mapping[str, Any]) -> str:
     """Return loss, accuracy and error on validation and test data as aligned text.
 
     Validation metrics are those of the best epoch. Test metrics are those of its checkpoint, on center crops and, if
-    the run has them, on ten crops.
+    the run has them, on several views of each image.
     """
     lines = [f"{'':12}{'loss':>10}{'top-1 acc':>12}{'top-1 err':>12}{'top-5 acc':>12}{'top-5 err':>12}"]
-    for label, split, crops in (("validation", "val", ""), ("test", "test", ""), ("  ten-crop", "test", "_ten_crop")):
+    views = [(f"  {words}", "test", suffix) for suffix, words in TEST_VIEWS.items()]
+    for label, split, crops in (("validation", "val", ""), ("test", "test", ""), *views):
         if f"{split}/acc{crops}" in result:
             loss, top1, top5 = (result[f"{split}/{name}{crops}"] for name in ("loss", "acc", "acc_top5"))
             lines.append(f"{label:12}{loss:10.4f}{top1:12.4f}{1 - top1:12.4f}{top5:12.4f}{1 - top5:12.4f}")

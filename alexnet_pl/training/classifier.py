@@ -1,6 +1,7 @@
 """LightningModule with the loss, metrics, optimizer and schedule of an image classifier."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchmetrics import Metric
 
 from alexnet_pl.config.optimizers import OptimizerFactory, optimizer_factory
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory, schedule_factory
-from alexnet_pl.data.transforms import CENTER
+from alexnet_pl.data.transforms import CENTERS, SHIFTED_MIRROR_WEIGHTS, VIEW_NAMES
 from alexnet_pl.training.lightning_internals import mark_updated
 from alexnet_pl.training.lr_schedules import WarmupPlateau
 
@@ -23,9 +24,13 @@ class ImageClassifier(LightningModule):
     """Cross-entropy training of a network that maps ``(N, 3, S, S)`` images to ``(N, num_classes)`` logits.
 
     Logs once per epoch, for each of train, val and test, ``<split>/loss`` (mean cross-entropy in nats), ``acc`` and
-    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those), and ``lr`` with train. If test batches hold ten
-    crops of each image, these metrics are the center crop's, and ``test/acc_ten_crop`` and so on come from the mean
-    softmax of all ten. One pass over the test set gives both.
+    ``acc_top5`` (fractions), ``error`` and ``error_top5`` (1 − those), and ``lr`` with train, for further parameter
+    groups as ``lr/<group>``. If test batches hold several views of each image, these metrics are the center crop's,
+    and ``test/acc_ten_crop`` and so on (``VIEW_NAMES``) come from their mean softmax. One pass gives both.
+
+    These metrics are those of plain cross-entropy whatever ``loss`` is, so that all runs and splits compare. Labels of
+    mixed training images are rows of class weights: their loss is the cross-entropy with these weights, and a
+    prediction is correct if it is the class with the largest.
 
     Args:
         net: the network; ``net.*`` are the only keys in the state dict.
@@ -33,6 +38,7 @@ class ImageClassifier(LightningModule):
         optimizer: creates the optimizer from the parameters; see :func:`optimizer_factory`.
         scheduler: creates the learning-rate scheduler from the optimizer; see :func:`schedule_factory`. A
             ``ReduceLROnPlateau`` monitors ``val/loss``, a ``WarmupPlateau`` what it is told to. None keeps the rate.
+        loss: objective of training, from logits and labels to a scalar; None is the mean cross-entropy.
         hyperparameters: plain values that the checkpoint and the loggers record.
 
     Attributes:
@@ -48,18 +54,22 @@ class ImageClassifier(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | OptimizerFactory,
         scheduler: Callable[[Optimizer], LRScheduler] | ScheduleFactory | None = None,
         hyperparameters: dict[str, Any] | None = None,
+        loss: nn.Module | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(hyperparameters or {})
         self.net = net
+        self.loss = None if loss is None or is_plain(loss) else loss
         self.make_optimizer, self.make_scheduler = optimizer_factory(optimizer), schedule_factory(scheduler)
         self.validation_period = 1
         self.run_length: RunLength | None = None
         self.initial_groups: list[dict[str, Any]] = []
+        self._warmup_factor = 1.0
         self.train_metrics, self.val_metrics, self.test_metrics = (
             ClassificationMetrics(top_k=min(5, num_classes)) for _ in ("train", "val", "test")
         )
-        self.ten_crop_metrics = ClassificationMetrics(top_k=min(5, num_classes))
+        self.views_metrics = ClassificationMetrics(top_k=min(5, num_classes))
+        self._views = 1
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, num_classes)`` of normalized images ``(N, 3, S, S)``."""
@@ -71,41 +81,65 @@ class ImageClassifier(LightningModule):
         if isinstance(schedule, WarmupPlateau):
             schedule.warm_up(self.current_epoch + batch_idx / self.trainer.num_training_batches)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take a step at the scheduled learning rates, times the factor of the warm-up.
+
+        The factor follows from the position alone and the scheduled rates are put back, because many schedules compute
+        a rate from the one before.
+        """
+        schedule, progress = self.make_scheduler, epoch + (batch_idx + 1) / self.trainer.num_training_batches
+        self._warmup_factor = 1.0 if schedule is None else schedule.warmup_factor(progress)
+        scheduled = [group["lr"] for group in optimizer.param_groups]
+        if self._warmup_factor != 1:
+            for group in optimizer.param_groups:
+                group["lr"] *= self._warmup_factor
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for group, rate in zip(optimizer.param_groups, scheduled, strict=True):
+            group["lr"] = rate
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, self.train_metrics)[0]
+        mean, logits = self._step(batch, self.train_metrics)
+        if self.loss is None:
+            return mean
+        objective: Tensor = self.loss(logits, pad_classes(batch[1], logits))
+        return objective
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the logits ``(N, num_classes)``, the center crop's if there are ten: figures of the test show them."""
+        """Return the logits ``(N, num_classes)``, the center crop's if there are several: figures show them."""
         images, labels = batch
         if images.ndim == 4:
             return self._step(batch, self.test_metrics)[1]
-        # One crop at a time, so that the center crop's metrics equal those of a test without the others.
-        logits = torch.stack([self(crop).float() for crop in images])
-        for metrics, averaged in ((self.test_metrics, logits[CENTER]), (self.ten_crop_metrics, average_crops(logits))):
+        # One view at a time, so that the center crop's metrics equal those of a test without the others.
+        logits = torch.stack([self(view).float() for view in images])
+        self._views, center = len(images), logits[CENTERS[len(images)]]
+        for metrics, averaged in ((self.test_metrics, center), (self.views_metrics, average_views(logits))):
             metrics.update(averaged, labels, F.cross_entropy(averaged, labels, reduction="none"))
-        return logits[CENTER]
+        return center
 
     def _step(self, batch: tuple[Tensor, Tensor], metrics: "ClassificationMetrics") -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = self(images).float()  # autocast returns 16-bit logits
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        metrics.update(logits.detach(), labels, losses.detach())
+        losses = F.cross_entropy(logits, pad_classes(labels, logits), reduction="none")
+        metrics.update(logits.detach(), labels if labels.ndim == 1 else labels.argmax(1), losses.detach())
         return losses.mean(), logits  # the mean is used in training only, where batches have no padding
 
     def on_train_epoch_end(self) -> None:
         self._log("train", self.train_metrics)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        groups = self.trainer.optimizers[0].param_groups
+        for index, group in enumerate(groups):
+            name = "/" + re.sub(r"\W+", "_", str(group.get("name", index))).strip("_") if index else ""
+            self.log(f"lr{name}", group["lr"] * self._warmup_factor)
 
     def on_validation_epoch_end(self) -> None:
         self._log("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         self._log("test", self.test_metrics)
-        if self.ten_crop_metrics.update_called:
-            self._log("test", self.ten_crop_metrics, "_ten_crop")
+        if self.views_metrics.update_called:
+            self._log("test", self.views_metrics, f"_{VIEW_NAMES[self._views]}")
 
     def _log(self, split: str, metrics: "ClassificationMetrics", suffix: str = "") -> None:
         self.log_dict({f"{split}/{name}{suffix}": value for name, value in metrics.compute().items()})
@@ -178,6 +212,22 @@ class ClassificationMetrics(Metric):
         return {"loss": self.loss_sum / self.images, "acc": acc, "acc_top5": acc_top5, **errors}
 
 
-def average_crops(logits: Tensor) -> Tensor:
-    """Return the logarithm of the mean softmax, ``(N, classes)``, of logits ``(crops, N, classes)``."""
+def average_views(logits: Tensor) -> Tensor:
+    """Return the logarithm of the mean softmax, ``(N, classes)``, of logits ``(views, N, classes)``, by their weights.
+
+    Source: the paper, section 4.1, for ten crops; cifar10-airbench for the shifted mirror views.
+    """
+    if len(logits) == 6:
+        weights = torch.tensor(SHIFTED_MIRROR_WEIGHTS, device=logits.device).log().view(-1, 1, 1)
+        return (logits.log_softmax(-1) + weights).logsumexp(0)
     return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+def pad_classes(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return rows of class weights ``(N, classes of the data)`` as wide as the logits; labels ``(N,)`` unchanged."""
+    return labels if labels.ndim == 1 else F.pad(labels, (0, logits.shape[1] - labels.shape[1]))
+
+
+def is_plain(loss: nn.Module) -> bool:
+    """Return True if a loss is the mean cross-entropy, which the metrics compute anyway."""
+    return type(loss) is nn.CrossEntropyLoss and loss.label_smoothing == 0 and loss.reduction == "mean"

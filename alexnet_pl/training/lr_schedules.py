@@ -23,7 +23,7 @@ class WarmupPlateau(ReduceLROnPlateau):
     Args:
         optimizer: its learning rates are those after the warm-up.
         warmup_epochs: 0 or more; may be fractional.
-        warmup_lr: learning rate of the first step, above 0.
+        warmup_lr: learning rate of the first step, above 0; of the first parameter group, others in proportion.
         max_reductions: 0 or more.
         factor, patience, mode: see ``ReduceLROnPlateau``: what the learning rate is multiplied by, how many epochs may
             pass without improvement, and whether less (``min``) or more (``max``) is better.
@@ -77,5 +77,5 @@ class WarmupPlateau(ReduceLROnPlateau):
         else:
             return
         for group, full in zip(self.optimizer.param_groups, self.full_rates, strict=True):
-            start = min(self.warmup_lr, full)
+            start = min(self.warmup_lr * (full / self.full_rates[0]), full)
             group["lr"] = full if fraction == 1 else start + fraction * (full - start)

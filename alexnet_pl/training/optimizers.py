@@ -103,8 +103,9 @@ def _by_shape(
         for group in groups:
             members = [parameter for parameter in group["params"] if (parameter.ndim >= 2) == is_muon]
             rate = group.get("lr", lr) * (1 if is_muon else ratio)
+            name = " ".join([*filter(None, [group.get("name")]), "Muon" if is_muon else "AdamW"])
             if members:
-                found.append({**group, "params": members, "lr": rate, "is_muon": is_muon})
+                found.append({**group, "params": members, "lr": rate, "is_muon": is_muon, "name": name})
     return found
 
 

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.config.compose import name_run_dir
+from alexnet_pl.config.optimizers import discards_state
 from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
@@ -298,7 +299,7 @@ def restore(
     if start.checkpoint is not None:
         model.run_length = check_length(model.make_scheduler, start.length, whole, position, restart)
     objects.resume.stop, objects.resume.restart_schedule = stop, restart and start.checkpoint is not None
-    objects.resume.restart_optimizer = "optimizer._target_" in plan.changed
+    objects.resume.restart_optimizer = discards_state(plan.changed)
     loader.start_image = position.images
     # After a change of the batch size, at least one batch of the epoch is left.
     batch = min(loader.start_batch, num_batches(loader, trainer.limit_train_batches) - 1)

@@ -22,7 +22,9 @@ from alexnet_pl.data.transforms import (
     center_crop,
     crop_by_gather,
     crop_by_slicing,
+    make_views,
     normalize,
+    select_center_crop,
     ten_crop,
 )
 from alexnet_pl.runtime.errors import ConfigError, DataError
@@ -111,6 +113,27 @@ def test_center_crop_is_one_of_the_ten_crops():
     for size in (224, 227, 256):
         assert torch.equal(center_crop(images, size), ten_crop(images, size)[CENTER])
     assert torch.equal(center_crop(images, 224), images[..., 16:240, 16:240])
+
+
+def test_six_views_are_the_shifted_mirror_views_of_airbench():
+    images = torch.arange(2 * 3 * 6 * 6).view(2, 3, 6, 6).to(torch.uint8)
+    views = make_views(images, 6, 6)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    crops = [images.numpy(), padded[..., :6, :6], padded[..., 2:, 2:]]
+    expected = [view for crop in crops for view in (crop, crop[..., ::-1])]
+    assert views.dtype == torch.uint8
+    for ours, theirs in zip(views.numpy(), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert torch.equal(select_center_crop(views), images)
+
+
+@pytest.mark.parametrize("count", [2, 6, 10])
+def test_the_center_crop_of_any_views_is_found(count):
+    images = torch.randn(2, 3, 11, 11)
+    views = make_views(images, 8, count)
+    assert views.shape == (count, 2, 3, 8, 8)
+    assert torch.equal(select_center_crop(views), center_crop(images, 8))
+    assert torch.equal(views[1] if count < 10 else views[7], center_crop(images, 8).flip(-1))
 
 
 # --- PCA color ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import config
+from helpers import SHORT_RUN, config
 from hydra.utils import instantiate
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
@@ -16,11 +16,12 @@ from alexnet_pl.cli.evaluate import as_json, report
 from alexnet_pl.cli.evaluate import main as evaluate_command
 from alexnet_pl.data.image_io import Preprocess
 from alexnet_pl.data.transforms import ten_crop
-from alexnet_pl.inference.evaluation import TenCrop, evaluate, uncropped
+from alexnet_pl.inference.evaluation import AveragedViews, evaluate, uncropped
 from alexnet_pl.inference.run_data import find_data
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.errors import DataError
 from alexnet_pl.runtime.run_folder import results_table
+from alexnet_pl.training.run import run as train_run
 from inference import RUN
 
 
@@ -92,9 +93,19 @@ def test_ten_crop_averages_the_softmax(run):
     images = torch.randn(3, 3, 37, 37)
     one_by_one = torch.stack([run.probabilities(crop) for crop in ten_crop(images, 32)]).mean(0)
     with torch.no_grad():
-        assert torch.allclose(TenCrop(run.net, 32)(images).exp(), one_by_one, atol=1e-6)
+        assert torch.allclose(AveragedViews(run.net, 32, 10)(images).exp(), one_by_one, atol=1e-6)
     result = evaluate(run, crops=10)
     assert len(as_json(run, result, 10)["test/confusion"]) == 10
+
+
+@pytest.mark.parametrize(("crops", "name"), [(2, "mirror"), (6, "shifted_mirror")])
+def test_a_run_tests_the_views_that_evaluate_repeats(crops, name, tmp_path):
+    train_run(config(*SHORT_RUN, f"data.test_crops={crops}", run_dir=tmp_path / "run"))
+    run = load_run(tmp_path / "run")
+    assert run.result[f"test/loss_{name}"] != run.result["test/loss"]
+    assert "identical to the metrics in result.json" in report(run, evaluate(run, crops=crops), crops)
+    words = {"mirror": "mirror", "shifted_mirror": "6 views"}[name]
+    assert f"{words:10}{run.result[f'test/loss_{name}']:10.4f}" in results_table(run.result)
 
 
 def test_a_run_tests_center_crop_and_ten_crop_in_one_pass(cropped):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import config, run_until_stopped
+from helpers import config, metric_rows, run_until_stopped
 from hydra.utils import instantiate
 from torch import nn
 
@@ -58,6 +58,11 @@ def one_cycle(step: int, total: int, peak: float) -> float:
         (["scheduler=step", "scheduler.interval=step"], [0.1 * 0.1 ** (k // 10) for k in range(30)]),
         (["scheduler=constant"], [0.1] * 30),
         (["~scheduler"], [0.1] * 30),
+        (["scheduler=constant", "scheduler.warmup_epochs=1.5"], [0.1 * min(1, (k + 1) / 15) for k in range(30)]),
+        (["scheduler=cosine", "scheduler.interval=step", "scheduler.warmup_epochs=0.5"],
+         [0.05 * (1 + math.cos(math.pi * k / 30)) * min(1, (k + 1) / 5) for k in range(30)]),
+        (["scheduler=step", "scheduler.step_size=1", "scheduler.warmup_epochs=2"],
+         [0.1 * 0.1 ** (k // 10) * min(1, (k + 1) / 20) for k in range(30)]),
     ],
 )  # fmt: skip
 def test_every_step_has_the_rate_of_the_closed_form(overrides, expected, rates, tmp_path):
@@ -65,13 +70,13 @@ def test_every_step_has_the_rate_of_the_closed_form(overrides, expected, rates, 
     assert rates == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("overrides", ["scheduler=one_cycle", "scheduler=cosine scheduler.warmup_epochs=2"])
 @pytest.mark.parametrize("step", [7, 10, 20])
-def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(name, step, rates, tmp_path, monkeypatch):
-    run(config(*RUN, f"scheduler={name}", run_dir=tmp_path / "whole"))
+def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(overrides, step, rates, tmp_path, monkeypatch):
+    run(config(*RUN, *overrides.split(), run_dir=tmp_path / "whole"))
     whole = rates.copy()
     rates.clear()
-    run_until_stopped(config(*RUN, f"scheduler={name}", run_dir=tmp_path / "run"), monkeypatch, step)
+    run_until_stopped(config(*RUN, *overrides.split(), run_dir=tmp_path / "run"), monkeypatch, step)
     run(config("resume=here", run_dir=tmp_path / "run"))
     assert rates == whole
 
@@ -84,6 +89,8 @@ def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(name, step
         (["scheduler.interval=batch"], "scheduler.interval=batch is invalid: expected epoch or step"),
         (["scheduler=cosine", "scheduler.T_max=soon"], "scheduler.T_max=soon is invalid"),
         (["scheduler.patience=auto"], "scheduler.patience=auto is invalid"),
+        (["scheduler.warmup_epochs=-1"], "scheduler.warmup_epochs=-1 is invalid: expected 0 or more epochs"),
+        (["scheduler.warmup_epochs=some"], "scheduler.warmup_epochs=some is invalid: expected a number"),
         (["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "~scheduler.factor", "~scheduler.patience",
           "+scheduler.max_lr=0.01", "+scheduler.total_steps=40"], "scheduler.interval=epoch is invalid: OneCycleLR"),
     ],
@@ -111,3 +118,8 @@ def test_a_schedule_of_the_users_own_needs_no_interval():
 def test_every_option_states_its_interval():
     for name in ("plateau", "warmup_plateau", "cosine", "one_cycle", "step", "constant"):
         assert config(f"scheduler={name}").scheduler.interval in ("epoch", "step")
+
+
+def test_the_logged_rate_is_that_of_the_last_step(tmp_path):
+    run(config(*RUN, "scheduler=constant", "scheduler.warmup_epochs=2", run_dir=tmp_path / "run"))
+    assert [float(row["lr"]) for row in metric_rows(tmp_path / "run")] == pytest.approx([0.05, 0.1, 0.1])

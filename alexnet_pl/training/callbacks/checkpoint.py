@@ -131,7 +131,7 @@ class ResumeCheckpoint(Callback):
     Attributes:
         stop: signals received so far.
         restart_schedule: recreate the schedule and give the optimizer the configured hyperparameters.
-        restart_optimizer: drop the state of the optimizer, which is of another class.
+        restart_optimizer: drop the state of the optimizer, which is of another class or has other parameter groups.
 
     Raises:
         ConfigError: a negative time.

@@ -156,7 +156,7 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
         else:
             row[path] = node
 
-    for section in ("model", "data", "augment", "optimizer", "scheduler", "trainer"):
+    for section in ("model", "data", "augment", "loss", "optimizer", "scheduler", "trainer"):
         node = config.get(section)
         if section in INCLUDED and isinstance(node, dict):
             node = {key: node[key] for key in INCLUDED[section] if key in node}

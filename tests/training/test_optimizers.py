@@ -1,0 +1,143 @@
+"""Muon against NumPy and AdamW, and runs whose optimizer has several parameter groups."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHORT_RUN, assert_same_run, config, metric_rows, run_until_stopped, weights
+from torch import nn
+
+from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.training.callbacks.checkpoint import TrainingEnd
+from alexnet_pl.training.optimizers import Muon, orthogonalize
+from alexnet_pl.training.run import run
+
+GROUPS = ("optimizer.decay_biases_and_norms=false", "optimizer.bias_lr_multiplier=2")
+
+
+# --- Muon -----------------------------------------------------------------------------------------------------------
+
+
+def newton_schulz(matrix: np.ndarray, steps: int = 5) -> np.ndarray:
+    """Apply the quintic polynomial to the singular values, which is what the iteration amounts to, in float64."""
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    s = s / np.linalg.norm(s)
+    for _ in range(steps):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (u * s) @ v
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 12), (12, 5), (1, 7)])
+def test_orthogonalize_is_the_polynomial_of_the_singular_values(shape):
+    matrix = np.random.default_rng(0).normal(size=shape)
+    ours = orthogonalize(torch.from_numpy(matrix).float()).double().numpy()
+    np.testing.assert_allclose(ours, newton_schulz(matrix), atol=2e-5)
+    values = np.linalg.svd(ours, compute_uv=False)
+    assert 0.6 < values.min() <= values.max() < 1.25
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_steps_on_a_convolution_follow_the_formula(nesterov):
+    random = np.random.default_rng(1)
+    start, gradients = random.normal(size=(6, 2, 3, 3)), random.normal(size=(4, 6, 2, 3, 3))
+    weight = nn.Parameter(torch.from_numpy(start).float().contiguous(memory_format=torch.channels_last))
+    optimizer = Muon([weight], lr=0.1, momentum=0.8, nesterov=nesterov, weight_decay=0.01)
+    expected, buffer = start.reshape(6, 18), np.zeros((6, 18))
+    for gradient in gradients:
+        weight.grad = torch.from_numpy(gradient).float()
+        optimizer.step()
+        g = gradient.reshape(6, 18)
+        buffer = 0.8 * buffer + 0.2 * g
+        update = newton_schulz(0.8 * buffer + 0.2 * g if nesterov else buffer)
+        expected = expected * (1 - 0.1 * 0.01) - 0.1 * max(1, 6 / 18) ** 0.5 * update
+    np.testing.assert_allclose(weight.detach().numpy().reshape(6, 18), expected, atol=1e-5)
+
+
+def test_a_tall_matrix_moves_further():
+    moved = []
+    for shape in ((4, 4), (16, 4)):
+        weight = nn.Parameter(torch.zeros(shape))
+        weight.grad = torch.eye(*shape)
+        Muon([weight], lr=1.0, momentum=0).step()
+        moved.append(weight.detach().norm().item())
+    assert moved[1] == pytest.approx(2 * moved[0], rel=1e-5)
+
+
+def test_vectors_are_left_to_adamw():
+    net, twin = nn.Linear(3, 4), nn.Linear(3, 4)
+    twin.load_state_dict(net.state_dict())
+    ours = Muon(net.parameters(), lr=0.02, weight_decay=0.1, adamw_lr=0.005)
+    theirs = torch.optim.AdamW([twin.bias], lr=0.005, weight_decay=0.1)
+    for step in range(3):
+        net.bias.grad = twin.bias.grad = torch.randn(4, generator=torch.Generator().manual_seed(step))
+        net.weight.grad = torch.ones(4, 3)
+        ours.step()
+        theirs.step()
+    assert torch.equal(net.bias, twin.bias)
+    assert [group["lr"] for group in ours.param_groups] == [0.02, 0.005]
+    assert not torch.equal(net.weight, twin.weight)
+
+
+def test_a_loaded_state_continues_both_parts():
+    def steps(net: nn.Module, optimizer: Muon, seeds: range) -> None:
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in net.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+
+    net = nn.Linear(3, 4)
+    optimizer = Muon(net.parameters())
+    steps(net, optimizer, range(3))
+    twin = nn.Linear(3, 4)
+    twin.load_state_dict(net.state_dict())
+    resumed = Muon(twin.parameters())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # loading shares tensors
+    for pair in ((net, optimizer), (twin, resumed)):
+        steps(*pair, range(3, 6))
+    assert torch.equal(net.bias, twin.bias)
+    assert torch.equal(net.weight, twin.weight)
+
+
+# --- runs with several groups ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "optimizer", [("optimizer=muon",), ("optimizer=sgd", "+optimizer.layers.fc3.lr_multiplier=0.5", *GROUPS)]
+)
+def test_a_run_with_groups_resumes_bit_for_bit(optimizer, tmp_path, monkeypatch):
+    settings = (*SHORT_RUN, *optimizer, "scheduler=one_cycle", "trainer.fast_dev_run=3",
+                "callbacks.resume.min_interval_seconds=0")  # fmt: skip
+    run(config(*settings, run_dir=tmp_path / "whole"))
+    run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, step=5)
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_every_group_follows_the_schedule_and_is_logged(tmp_path, monkeypatch):
+    seen: list[list[float]] = []
+    monkeypatch.setattr(
+        TrainingEnd,
+        "on_before_optimizer_step",
+        lambda self, trainer, module, optimizer: seen.append([group["lr"] for group in optimizer.param_groups]),
+        raising=False,
+    )
+    settings = ("optimizer=sgd", "optimizer.lr=0.1", "scheduler=one_cycle", *GROUPS, "+trainer.gradient_clip_val=1")
+    run(config(*SHORT_RUN, *settings, "+optimizer.layers.fc5.weight_decay=0.1", run_dir=tmp_path / "run"))
+    assert len(seen) == 4
+    for first, *others in seen:
+        assert others == pytest.approx([first, 2 * first])
+    assert max(first for first, *_ in seen) == pytest.approx(0.1, rel=0.5)
+    rows = metric_rows(tmp_path / "run")
+    assert [float(row["lr/biases_fc5_biases"]) for row in rows] == pytest.approx([2 * float(row["lr"]) for row in rows])
+    assert "lr/fc5_weights" in rows[0]
+
+
+def test_changed_groups_restart_the_optimizer(tmp_path):
+    run(config(*SHORT_RUN, "optimizer=sgd", run_dir=tmp_path / "run"))
+    changed = ("resume=here", "allow_changes=true", *GROUPS, "trainer.max_epochs=3")
+    before = weights(tmp_path / "run")
+    run(config(*changed, run_dir=tmp_path / "run"), named=[key.split("=")[0] for key in changed[2:]])
+    assert finished_result(tmp_path / "run")["epochs"] == 3
+    assert any(not torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
