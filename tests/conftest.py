@@ -117,3 +117,25 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ("callbacks.dashboard.histogram_every_n_epochs=1", "callbacks.resume.keep=true")
     run(config(*SHORT_RUN, *overrides, run_dir=run_dir, figures=True))
     return run_dir
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """A local web server; yields its address and the paths that were requested so far."""
+    requests: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", requests
+    server.shutdown()
+    server.server_close()

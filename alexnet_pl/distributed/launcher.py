@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO
 
 from alexnet_pl.distributed.collectives import RankFailedError
-from alexnet_pl.runtime.commands import hydra_override, train_command
+from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import user_environment
 from alexnet_pl.runtime.signals import stop_signals
 from alexnet_pl.runtime.system import usable_cores
@@ -32,11 +32,14 @@ _PARENT = "ALEXNET_PL_PARENT"
 _Rank = subprocess.Popen[bytes]
 
 
-def launch(count: int, run_dir: Path) -> None:
+def launch(count: int, run_dir: Path, resume_command: str) -> None:
     """Run this process's command as ``count`` ranks on this node and wait until they have ended.
 
     Signals are passed on. If a rank fails, the others are stopped. If the launcher is killed, the ranks stop by
     themselves (:func:`end_with_parent`).
+
+    Args:
+        resume_command: command that resumes the run, for the message.
 
     Raises:
         RankFailedError: a rank was killed.
@@ -61,7 +64,7 @@ def launch(count: int, run_dir: Path) -> None:
                 signal.signal(number, handler)
         if failed is not None:
             messages = ["", *(path.read_text(encoding="utf-8", errors="replace") for path in errors)]
-            _report(failed, ranks[failed].returncode, messages, run_dir)
+            _report(failed, ranks[failed].returncode, messages, resume_command)
 
 
 def _start(count: int, run_dir: Path, errors: Sequence[IO[bytes]]) -> list[_Rank]:
@@ -120,12 +123,12 @@ def _stop(ranks: Sequence[_Rank]) -> None:
         rank.wait()
 
 
-def _report(rank: int, code: int, messages: Sequence[str], run_dir: Path) -> None:
+def _report(rank: int, code: int, messages: Sequence[str], resume_command: str) -> None:
     """Raise or exit as the failed rank did; print its message unless it is rank 0, which printed its own."""
     if code < 0:
         raise RankFailedError(
             f"rank {rank} of {len(messages)} was killed by {signal.Signals(-code).name}; the others were stopped.\n"
-            f"To resume: {train_command(resume=run_dir)}"
+            f"To resume: {resume_command}"
         )
     lines = messages[rank].strip().splitlines()
     if rank > 0 and code < 128:  # above, a signal that the user knows of

@@ -19,11 +19,12 @@ from alexnet_pl.config.optimizers import discards_state
 from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
+from alexnet_pl.data.shards.reader import is_url
 from alexnet_pl.distributed.collectives import RankFailedError, lost_peer
 from alexnet_pl.distributed.environment import get_world, is_launched
 from alexnet_pl.distributed.launcher import end_with_parent, launch
 from alexnet_pl.figures.html_report import REPORT, open_command, write_report
-from alexnet_pl.runtime.commands import current_command, train_command
+from alexnet_pl.runtime.commands import current_command, hydra_override, train_command
 from alexnet_pl.runtime.errors import ConfigError, DataError, UserError, one_line
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.run_folder import (
@@ -36,7 +37,7 @@ from alexnet_pl.runtime.run_folder import (
     write_result,
 )
 from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted, raise_if_interrupted
-from alexnet_pl.runtime.system import device_name, git_commit, package_versions
+from alexnet_pl.runtime.system import NUMERICS, device_name, git_commit, package_versions
 from alexnet_pl.training.build import (
     RunObjects,
     Trainer,
@@ -58,14 +59,15 @@ from alexnet_pl.training.resume import (
     Position,
     apply_changes,
     apply_path_changes,
+    check_inputs,
     check_length,
     check_not_passed,
     check_ranks,
     diff_configs,
-    log_inputs,
     named_on_the_command_line,
     restarts_schedule,
     saved_config,
+    without_places,
 )
 from alexnet_pl.training.weights import check_fit, warm_start
 
@@ -182,7 +184,7 @@ def prepare(cfg: DictConfig, named: Sequence[str], command: str | None = None) -
     end_with_parent()
     commit, run_dir, resuming = git_commit(), Path(cfg.run_dir), cfg.resume is not None
     drop_disabled(cfg)
-    validate(cfg)
+    validate(without_places(cfg, named) if resuming else cfg)
     resolve_auto(cfg)
     if get_world().rank == 0:
         refuse_unwritable(run_dir)
@@ -195,10 +197,10 @@ def prepare(cfg: DictConfig, named: Sequence[str], command: str | None = None) -
         changed = apply_path_changes(saved, diff_configs(saved, cfg, named))
         apply_changes(saved, changed, cfg.allow_changes)
         result = None if changed else finished_result(run_dir)
-        cfg = saved
         if result is None:
-            validate(cfg)  # on this machine, with the changes
-            log_inputs(run_dir, cfg)
+            validate(saved)  # on this machine, with the changes
+            check_inputs(run_dir, saved, cfg)
+        cfg = saved
     if result is None:
         check_processes(cfg, get_world())
     return Plan(cfg, run_dir, named, resuming, changed, result, commit, command)
@@ -228,7 +230,7 @@ def launch_ranks(plan: Plan) -> bool:
         return False
     if plan.command is not None or not HydraConfig.initialized():
         raise ConfigError(f"{count} ranks are launched by alexnet train, torchrun or srun, but this process is not.")
-    launch(count, plan.run_dir)
+    launch(count, plan.run_dir, resume_command(plan.cfg))
     return True
 
 
@@ -386,6 +388,7 @@ def record_result(
         "seed": cfg.seed,
         "split_seed": cfg.split_seed,
         "versions": package_versions(),
+        "numerics": NUMERICS,
         "git_commit": plan.commit,
     }
     write_result(plan.run_dir / RESULT, result)
@@ -446,9 +449,11 @@ def _graceful_shutdown(cfg: DictConfig) -> Iterator[GracefulShutdown]:
 
 
 def resume_command(cfg: DictConfig) -> str:
-    """Return the command that resumes the run, with the modules that its own command trusts."""
+    """Return the command that resumes the run, with the modules and the address of data that its own command trusts."""
     trusted = [f"trust=[{','.join(cfg.trust)}]"] if cfg.get("trust") else []
-    return train_command(*trusted, resume=cfg.run_dir)
+    root = str(cfg.data.get("root"))
+    address = [hydra_override("++data.root", root)] if is_url(root) else []
+    return train_command(*trusted, *address, resume=cfg.run_dir)
 
 
 @contextmanager

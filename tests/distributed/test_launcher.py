@@ -13,7 +13,7 @@ import pytest
 from alexnet_pl.distributed import launcher
 from alexnet_pl.distributed.collectives import RankFailedError
 from alexnet_pl.distributed.launcher import launch
-from alexnet_pl.runtime.commands import hydra_override, train_command
+from alexnet_pl.runtime.commands import hydra_override
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -46,7 +46,7 @@ def started(tmp_path, monkeypatch):
 
     def start(how: str, run_dir: Path = tmp_path / "lr=0.01 (a)") -> list[dict[str, object]]:
         monkeypatch.setattr(sys, "argv", ["train.py", how, "seed=1", "hydra.run.dir=elsewhere"])
-        launch(2, run_dir)
+        launch(2, run_dir, "alexnet train trust=[my_nets] resume=RUN")
         return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
 
     return start
@@ -69,13 +69,12 @@ def test_failed_rank_ends_all_with_its_status_and_message(started, capsys):
     assert capsys.readouterr().err == "error: größe is invalid\n"
 
 
-def test_killed_rank_is_named_with_a_command_to_resume(started, tmp_path):
-    run_dir = tmp_path / "lr=0.01 (a)"
+def test_killed_rank_is_named_with_a_command_to_resume(started):
     with pytest.raises(RankFailedError) as raised:
-        started("kill", run_dir)
+        started("kill")
     assert str(raised.value) == (
         "rank 1 of 2 was killed by SIGKILL; the others were stopped.\n"
-        f"To resume: {train_command(resume=run_dir)}"
+        "To resume: alexnet train trust=[my_nets] resume=RUN"
     )  # fmt: skip
     assert raised.value.exit_code == 1
 

@@ -1,13 +1,11 @@
 """Loading trained runs: directories and lone checkpoints, hostile and corrupt files, networks of the user's own."""
 
-import http.server
 import json
 import pickle
 import resource
 import shutil
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -93,28 +91,6 @@ def test_files_that_are_not_runs_are_refused_in_one_line(folder, edited, tmp_pat
 
 
 # --- checkpoints from strangers -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server():
-    """A local web server; yields its address and the paths that were requested so far."""
-    requests = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.path)
-            self.send_error(404)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", requests
-    server.shutdown()
-    server.server_close()
 
 
 SHARDS = "alexnet_pl.data.shards.Shards"

@@ -11,9 +11,10 @@ from helpers import assert_same_run, config, metric_rows, run_until_stopped
 from omegaconf import OmegaConf
 
 from alexnet_pl.data.loaders import TensorLoader
+from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.run_folder import run_lock
-from alexnet_pl.training.resume import derive_outputs
+from alexnet_pl.training.resume import check_inputs, derive_outputs, saved_config
 from alexnet_pl.training.run import resume_command, run
 
 RUN = (
@@ -263,6 +264,50 @@ def test_the_paths_that_a_resumed_run_reads_are_logged_first(stopped, caplog):
     assert lines.index(f"reads   init_from=/strange/file  (from {stopped / 'config.yaml'})") == 0
 
 
+DATA = {
+    "shards at a URL": ("ShardedDataModule", "SERVER/shards", "the run's data is at SERVER/shards. If you trust that"),
+    "no shards there": ("ShardedDataModule", "HERE/new", "the run's data was not found in HERE/new. Give its current"),
+    "a download": ("CIFAR10DataModule", "HERE/new", "the run's data was not found in HERE/new. Give its current"),
+    "no class folders": ("ImageFolderDataModule", "HERE/new", "the run's data was not found in HERE/new. Give its"),
+}
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("module", "root", "message"), DATA.values(), ids=DATA)
+def test_data_that_only_a_foreign_config_names_is_asked_for(module, root, message, stopped, server, tmp_path):
+    """As evaluate and report ask for ``--data-root``: no request is sent and no directory made or downloaded into."""
+    address, requests = server
+    root, message = (text.replace("SERVER", address).replace("HERE", str(tmp_path)) for text in (root, message))
+    saved = OmegaConf.load(stopped / "config.yaml")
+    saved.data.update(_target_=f"alexnet_pl.data.{module}", root=root)
+    OmegaConf.save(saved, stopped / "config.yaml")
+    with pytest.raises(ConfigError) as refusal:
+        run(config("resume=here", run_dir=stopped))
+    assert str(refusal.value).startswith(message)
+    assert requests == []
+    assert not (tmp_path / "new").exists()
+    own = config("data=shards", hydra_override("data.root", root), run_dir=stopped)
+    check_inputs(stopped, saved, own)  # given on this command line
+
+
+def test_data_that_has_moved_is_found_by_its_new_place(class_folders, tmp_path, monkeypatch):
+    """The command composes another data module by default, which has no root."""
+    images = class_folders()
+    settings = ("data=cifar10", f"data.root={images}", "data.batch_size=16")
+    run_until_stopped(config(*RUN[:1], *RUN[2:], *settings, run_dir=tmp_path / "run"), monkeypatch, 7)
+    images.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"Give its current location: \+\+data.root=DIR"):
+        run(config("resume=here", run_dir=tmp_path / "run"))
+    names, place = ["data.root"], hydra_override("++data.root", tmp_path / "moved")
+    run(config("resume=here", place, run_dir=tmp_path / "run"), named=names)
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").data.root == str(tmp_path / "moved")
+
+
+def test_another_data_module_is_a_change_like_any_other(stopped):
+    with pytest.raises(ConfigError, match="resume would change data._target_"):
+        run(config("resume=here", "data=cifar10", run_dir=stopped), named=["data"])
+
+
 # --- two processes, and what an interruption leaves undone ----------------------------------------------------------
 
 
@@ -308,6 +353,17 @@ def test_the_resume_command_repeats_the_trusted_modules(tmp_path):
     words = shlex.split(resume_command(cfg))
     assert words[-2:] == ["trust=[my_nets,my_callbacks]", f"resume='{tmp_path / 'lr=0.1'}'"]
     assert "trust" not in resume_command(config(*RUN, run_dir=tmp_path))
+    cfg = config("data=shards", "data.root='s3://bucket/a=1'", run_dir=tmp_path)
+    assert shlex.split(resume_command(cfg))[-2:] == ["++data.root='s3://bucket/a=1'", f"resume={tmp_path}"]
+
+
+@pytest.mark.security
+def test_the_resume_command_repeats_no_module_that_a_foreign_config_trusts(stopped, tmp_path):
+    saved = OmegaConf.load(stopped / "config.yaml")
+    saved.trust = ["evil"]
+    OmegaConf.save(saved, stopped / "config.yaml")
+    assert saved_config(stopped, config(run_dir=stopped)).trust == []
+    assert saved_config(stopped, config("trust=[mine]", run_dir=stopped)).trust == ["mine"]
 
 
 @pytest.mark.parametrize("overrides", [["~logger.tensorboard"], ["~logger"], ["~callbacks.dashboard"]])
