@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from alexnet_pl.benchmark.loops import (
     AUTOCAST_DTYPES,
     EPOCH,
-    ROOT,
     HandwrittenLoop,
     RandomImages,
     bench_loops,
@@ -189,6 +188,6 @@ def train_seconds(arguments: list[str]) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *arguments], cwd=scratch, check=True, capture_output=True
+            [sys.executable, "-m", "alexnet_pl", "train", *arguments], cwd=scratch, check=True, capture_output=True
         )
         return time.perf_counter() - start

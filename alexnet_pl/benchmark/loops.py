@@ -25,7 +25,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
@@ -34,17 +33,15 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from alexnet_pl.benchmark.timing import synchronize, wall_seconds
+from alexnet_pl.config.compose import CONF, compose
 from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.resolve import resolve_auto
 from alexnet_pl.data.cifar10 import CLASS_NAMES, CIFAR10DataModule
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.data.transforms import normalize
-from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.system import raise_malloc_thresholds, restore_malloc_thresholds
 from alexnet_pl.training.run import run
-
-ROOT = Path(__file__).resolve().parents[2]
 
 EPOCH = 45_000
 """Training images of CIFAR-10 per epoch, to which all epoch times are scaled."""
@@ -85,16 +82,9 @@ class RandomImages(CIFAR10DataModule):
 
 
 def make_config(device: str, run_dir: Path, *overrides: str) -> DictConfig:
-    """Return the config of ``experiment=tutorial`` for ``device``, composed and resolved as in ``train.py``.
-
-    Raises:
-        ConfigError: the package is installed without the ``conf/`` directory of a checkout.
-    """
-    if not (ROOT / "conf").is_dir():
-        raise ConfigError(f"{ROOT / 'conf'} not found. The benchmark needs a checkout of the project.")
+    """Return the config of ``experiment=tutorial`` for ``device``, composed and resolved as in ``train.py``."""
     fixed = ("experiment=tutorial", f"trainer.accelerator={device}", f"run_dir={run_dir}", "data.root=unused")
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides=[*fixed, *overrides])
+    cfg = compose([*fixed, *overrides])
     resolve_auto(cfg)
     return cfg
 
@@ -322,7 +312,7 @@ def summarize_loops(cfg: DictConfig, found: dict[str, Any], count: int, repeats:
     batch_size = cfg.data.batch_size
     images = count * 9 // 10 // batch_size * batch_size
     epochs = {name: statistics.median(found["seconds"][name][1 : repeats + 1]) * EPOCH / images for name in NAMES}
-    default_interval = OmegaConf.load(ROOT / "conf/callbacks/default.yaml").resume.min_interval_seconds
+    default_interval = OmegaConf.load(CONF / "callbacks/default.yaml").resume.min_interval_seconds
     checkpoints = found["checkpoint_seconds"] * epochs["project"] / max(epochs["project"], default_interval)
     overhead = epochs["project"] - epochs["handwritten"]
     epochs["project"] += checkpoints
