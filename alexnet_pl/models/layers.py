@@ -279,9 +279,9 @@ def check_response_norm(size: int, alpha: float, beta: float, k: float) -> None:
 class LocallyConnected2d(nn.Module):
     """Convolution whose weights are not shared: every output pixel has filters and biases of its own.
 
-    This is cuda-convnet's ``local`` layer, with stride 1. Weights are ``(pixels, out_channels, in_channels *
-    kernel_size**2)`` and biases ``(pixels, out_channels)``, for the output pixels in row-major order; both start like
-    those of ``nn.Linear``.
+    This is cuda-convnet's ``local`` layer, with stride 1. Weights are ``(pixels, out_channels, kernel_size**2 *
+    in_channels)`` and biases ``(pixels, out_channels)``, with the pixels of output and filter in row-major order; both
+    start like those of ``nn.Linear``.
 
     Args:
         in_channels, out_channels: feature maps of the input and output.
@@ -304,9 +304,12 @@ class LocallyConnected2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(N, out_channels, out_size, out_size)`` for ``(N, in_channels, size, size)``."""
-        columns = F.unfold(x, self.kernel_size, padding=self.padding).permute(2, 0, 1)  # (pixels, N, inputs)
+        # Copying whole pixels, channels last, takes half the time of F.unfold.
+        padded = F.pad(x.permute(2, 3, 0, 1), (0, 0, 0, 0, *[self.padding] * 4))
+        side, offsets = self.out_size, range(self.kernel_size)
+        columns = torch.cat([padded[i : i + side, j : j + side] for i in offsets for j in offsets], -1).flatten(0, 1)
         pixels = torch.baddbmm(self.bias.unsqueeze(1), columns, self.weight.transpose(1, 2))
-        return pixels.permute(1, 2, 0).unflatten(2, (self.out_size, self.out_size)).contiguous()
+        return pixels.permute(1, 2, 0).unflatten(2, (side, side)).contiguous()
 
     def extra_repr(self) -> str:
         return (
@@ -324,7 +327,8 @@ class UnscaledDropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (1 - self.p)
+        dropped: Tensor = super().forward(x)
+        return dropped * (1 - self.p)
 
 
 class OverlappingMaxPool2d(nn.MaxPool2d):

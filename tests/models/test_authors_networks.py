@@ -73,7 +73,7 @@ def convolve_locally(x: Array, weight: Array, bias: Array) -> Array:
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     result = np.empty((weight.shape[1], side, side))
     for o, i, j in np.ndindex(result.shape):
-        filters = weight[i * side + j, o].reshape(len(x), 3, 3)
+        filters = weight[i * side + j, o].reshape(3, 3, len(x)).transpose(2, 0, 1)
         result[o, i, j] = (padded[:, i : i + 3, j : j + 3] * filters).sum() + bias[i * side + j, o]
     return result
 
@@ -166,7 +166,7 @@ def test_locally_connected_layer_with_equal_filters_is_a_convolution():
     torch.manual_seed(0)
     layer, convolution = LocallyConnected2d(3, 4, size=6).double(), nn.Conv2d(3, 4, 3, padding=1).double()
     with torch.no_grad():
-        layer.weight.copy_(convolution.weight.flatten(1).expand_as(layer.weight))
+        layer.weight.copy_(convolution.weight.permute(0, 2, 3, 1).flatten(1).expand_as(layer.weight))
         layer.bias.copy_(convolution.bias.expand_as(layer.bias))
     torch.testing.assert_close(layer(raw_pixels(6)), convolution(raw_pixels(6)))
 
