@@ -28,8 +28,11 @@ register_resolvers()
 
 @pytest.fixture(scope="session", autouse=True)
 def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the image cache out of the home directory, and the user's copy of CIFAR-10 out of the tests."""
+    """Keep the image cache out of the home directory, and the user's settings and CIFAR-10 out of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ["ALEXNET_PL_LOCAL"] = "none"
+    os.environ.pop("ALEXNET_PL_CONF", None)
     os.environ.pop("CIFAR10_ROOT", None)
 
 

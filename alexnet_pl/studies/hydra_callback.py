@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def register_trials(config: DictConfig) -> None:
         raise ConfigError("resume is for a single run. Re-run a study's command to resume it.")
     if "ten_crop_of" in config:
         raise ConfigError("experiment=ten_crop evaluates the runs of one study and is not a sweep. Leave -m out.")
+    check_launcher(config.hydra.launcher)
     study = Study(Path(config.hydra.sweep.dir))
     configs = compose_trials(config)
     trials = {
@@ -84,6 +86,21 @@ def register_trials(config: DictConfig) -> None:
             print_line(line)
         if warning:
             print(warning, file=sys.stderr)
+
+
+def check_launcher(launcher: DictConfig) -> None:
+    """Check that the launcher's package is installed, before anything of the study is written.
+
+    Raises:
+        ConfigError: names the extra that installs it.
+    """
+    package = ".".join(launcher._target_.split(".")[:2])
+    try:
+        import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"hydra.launcher needs the package {package.rpartition('.')[2]}: pip install 'alexnet_pl[launchers]'."
+        ) from error
 
 
 def parallel_trials(launcher: DictConfig) -> int:
