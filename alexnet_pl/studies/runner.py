@@ -3,7 +3,6 @@
 import gc
 import logging
 import re
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from alexnet_pl.runtime.signals import raise_if_interrupted
 from alexnet_pl.runtime.system import git_commit, package_versions
 from alexnet_pl.studies.internals import clear_traced_modules
 from alexnet_pl.studies.session import as_worker, current_session, print_line, print_resume_hint
+from alexnet_pl.studies.sharing import remove, running_elsewhere, take_over
 from alexnet_pl.studies.store import LOCKS, Study, config_hash, progress, trial_entry
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,10 @@ def is_sweep_trial() -> bool:
 def run_trial(cfg: DictConfig) -> float:
     """Run a trial of a study, resume it, or skip it.
 
-    A finished trial is skipped. An interrupted one resumes from its latest checkpoint and computes what it would have
-    computed without the interruption. A failed one is retried from scratch, unless the disk or the memory was at fault:
-    then it resumes. One that another process is running is left to that process. An error is recorded in the trial's
+    A finished trial is skipped, and one that a neighboring study has finished is taken over. An interrupted one resumes
+    from its latest checkpoint and computes what it would have computed without the interruption. A failed one is
+    retried from scratch, unless the disk or the memory was at fault: then it resumes. One that another process is
+    running, in this study or a neighboring one, is left to that process. An error is recorded in the trial's
     result.json and not raised, so that the other trials run.
 
     Returns:
@@ -103,6 +104,13 @@ def _run_locked(cfg: DictConfig, study: Study, run_dir: Path, trials: list[str])
         if score is not None:
             print_line(f"{run_dir.name} has already finished: val acc {score:.4f}")
             return score
+        if (source := take_over(cfg, study, run_dir)) is not None:
+            score = finished_score(run_dir)
+            print_line(f"{run_dir.name} is taken over from {source}: val acc {score:.4f}")
+            return float("nan") if score is None else score
+        if (elsewhere := running_elsewhere(study, run_dir)) is not None:
+            print_line(f"{run_dir.name} is running in the study {elsewhere}, from which it can be taken over")
+            return float("nan")
         print_line(f"\ntrial   {run_dir.name}")
         score = _run_or_record(cfg, run_dir)
     except Timeout:
@@ -151,9 +159,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> None:
             is_resumable = bool(failure.get("resumable")) and latest_valid(run_dir / "checkpoints") is not None
         except CheckpointError:
             is_resumable = False
-        for entry in (RESULT,) if is_resumable else REMOVED_BEFORE_RETRY:
-            path = run_dir / entry
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove(run_dir, (RESULT,) if is_resumable else REMOVED_BEFORE_RETRY)
     if (run_dir / CONFIG).is_file():
         cfg.resume = str(run_dir)
         # A run directory may be untrusted, but the classes that this very command names are the user's own choice.

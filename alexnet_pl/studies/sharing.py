@@ -1,0 +1,113 @@
+"""Sharing of trials between studies: a trial that a neighboring study has finished is taken over, not trained again.
+
+Studies are neighbors if they lie in the same directory, ``multirun`` by default. What is taken over is a copy, whose
+checkpoints are hard links where the file system has them, so that either study may be deleted.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, read_config, read_trial, write_result
+from alexnet_pl.runtime.system import NUMERICS
+from alexnet_pl.studies.store import STUDY, Study
+
+COPIED = ("checkpoints", "figures", "tensorboard", METRICS, "report.html", "commands.txt", CONFIG)
+"""Files and directories of a run that are taken over, in this order. result.json, which makes it finished, is last."""
+
+
+def take_over(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
+    """Copy a finished run of the same trial from a neighboring study into ``run_dir``, whose lock this process holds.
+
+    It has to be the same by its config hash, the version of what a config computes, the release of torch, the kind
+    of device and the directory of the data.
+
+    Returns:
+        The run that was taken over, as ``study/run directory``, or None if there is none.
+    """
+    for source in _same_trials(study, run_dir):
+        result = read_trial(source)
+        if result.get("status") != "finished" or not _is_equivalent(cfg, source, result):
+            continue
+        name = f"{source.parent.name}/{source.name}"
+        try:
+            _copy(source, run_dir)
+            write_result(run_dir / RESULT, {**result, "taken_over_from": name})
+        except OSError:  # the source is being deleted, or the disk is full
+            remove(run_dir, COPIED)
+            continue
+        return name
+    return None
+
+
+def running_elsewhere(study: Study, run_dir: Path) -> str | None:
+    """Return the name of a neighboring study in which a process is running the same trial, or None."""
+    digits = run_dir.name.rpartition("-")[2]
+    for source in _same_trials(study, run_dir):
+        with suppress(UserError):  # its study.json is corrupt
+            if Study(source.parent).is_running(digits):
+                return source.parent.name
+    return None
+
+
+def remove(run_dir: Path, entries: tuple[str, ...]) -> None:
+    """Remove some files and directories of a run, in order."""
+    for entry in entries:
+        path = run_dir / entry
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _same_trials(study: Study, run_dir: Path) -> Iterator[Path]:
+    """Yield the run directories of the same trial in neighboring studies."""
+    digits = run_dir.name.rpartition("-")[2]
+    root = study.root.absolute()
+    for source in sorted(root.parent.glob(f"*/*{digits}")):
+        is_trial = source.name.rpartition("-")[2] == digits and (source.parent / STUDY).is_file()
+        if is_trial and source.parent != root and source.is_dir() and not source.is_symlink():
+            yield source
+
+
+def _is_equivalent(cfg: DictConfig, source: Path, result: dict[str, Any]) -> bool:
+    """Return True if the run in ``source`` computed what this process would compute with ``cfg``."""
+    then = str((result.get("versions") or {}).get("torch", ""))
+    if result.get("numerics") != NUMERICS or then.split(".")[:2] != version("torch").split(".")[:2]:
+        return False
+    try:
+        before = (read_config(source).get("data") or {}).get("root")
+    except UserError:
+        return False
+    now = cfg.data.get("root")
+    if before != now and (before is None or now is None or os.path.realpath(before) != os.path.realpath(now)):
+        return False
+    from alexnet_pl.config.resolve import on_cuda  # start-up time: loads torch, and is needed for few trials only
+
+    return str(result.get("device", "")).startswith("cuda") == on_cuda(str(cfg.trainer.get("accelerator", "auto")))
+
+
+def _copy(source: Path, run_dir: Path) -> None:
+    """Copy the files of a run, with hard links for checkpoints.
+
+    Raises:
+        OSError: a file cannot be read or written.
+    """
+    remove(run_dir, (*COPIED, RESULT))
+    for entry in COPIED:
+        for path in sorted((source / entry).rglob("*")) if (source / entry).is_dir() else [source / entry]:
+            if path.is_symlink() or not path.is_file():
+                continue
+            target = run_dir / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".ckpt":
+                try:
+                    os.link(path, target)
+                    continue
+                except OSError:  # another file system, or one without hard links
+                    pass
+            shutil.copyfile(path, target)

@@ -1,0 +1,138 @@
+"""Sharing of trials between studies: what is taken over, when not, and that either study may be deleted."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from faults.processes import DIGITS, Command
+from omegaconf import DictConfig, OmegaConf
+
+from alexnet_pl.runtime.system import NUMERICS
+from alexnet_pl.studies.sharing import running_elsewhere, take_over
+from alexnet_pl.studies.store import Study
+
+HASH = "0123456789"
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> DictConfig:
+    return OmegaConf.create({"data": {"root": str(tmp_path / "data")}, "trainer": {"accelerator": "cpu"}})
+
+
+SourceMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_source(cfg: DictConfig, tmp_path: Path) -> SourceMaker:
+    """Write a finished trial of the study ``a``; ``changes`` go to its result.json."""
+
+    def make(name: str = f"seed_1-{HASH}", root: str | None = None, **changes: object) -> Path:
+        run_dir = tmp_path / "multirun" / "a" / name
+        (run_dir / "checkpoints").mkdir(parents=True)
+        (run_dir / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+        (run_dir / "metrics.csv").write_text("epoch\n1\n")
+        (run_dir / "train.log").write_text("of a")
+        (run_dir / "config.yaml").write_text(json.dumps({"data": {"root": root or cfg.data.root}}))
+        result = {"status": "finished", "val/acc": 0.5, "device": "cpu (x)", "numerics": NUMERICS,
+                  "versions": {"torch": version("torch")}}  # fmt: skip
+        (run_dir / "result.json").write_text(json.dumps(result | changes))
+        entry = {"run_dir": name, "overrides": {}, "choices": {}}
+        content = {"axes": [], "trials": {HASH: entry}, "commands": []}
+        (run_dir.parent / "study.json").write_text(json.dumps(content))
+        return run_dir
+
+    return make
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[Study, Path]:
+    """Return the study ``b`` and the directory of its trial, which was interrupted."""
+    run_dir = tmp_path / "multirun" / "b" / f"pool_x-seed_1-{HASH}"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "latest.ckpt").write_bytes(b"state")
+    (run_dir / "train.log").write_text("of b")
+    return Study(run_dir.parent), run_dir
+
+
+def test_a_finished_trial_is_copied_and_survives_its_source(cfg, make_source, own):
+    source, (study, run_dir) = make_source(), own
+    assert take_over(cfg, study, run_dir) == f"a/seed_1-{HASH}"
+    assert os.path.samefile(source / "checkpoints/best.ckpt", run_dir / "checkpoints/best.ckpt")
+    shutil.rmtree(source.parent)
+    assert study.state(HASH) == "finished"
+    assert json.loads((run_dir / "result.json").read_text())["taken_over_from"] == f"a/seed_1-{HASH}"
+    assert sorted(path.name for path in run_dir.rglob("*")) == [
+        "best.ckpt", "checkpoints", "config.yaml", "metrics.csv", "result.json", "train.log",
+    ]  # fmt: skip
+    assert (run_dir / "checkpoints/best.ckpt").read_bytes() == b"weights"
+    assert (run_dir / "train.log").read_text() == "of b"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": "failed"},
+        {"numerics": NUMERICS - 1},
+        {"numerics": None},
+        {"versions": {"torch": "1.0.0"}},
+        {"device": "cuda (x)"},
+        {"root": "/another/copy"},
+        {"name": "seed_1-9876543210"},
+        {"name": f"seed_1-0{HASH}"},
+    ],
+)
+def test_other_trials_are_not_taken_over(cfg, make_source, own, changes):
+    make_source(**changes)
+    study, run_dir = own
+    assert take_over(cfg, study, run_dir) is None
+    assert (run_dir / "checkpoints/latest.ckpt").is_file()
+    assert not (run_dir / "result.json").exists()
+
+
+def test_without_hard_links_checkpoints_are_copied(cfg, make_source, own, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise OSError("no links here")
+
+    source, (study, run_dir) = make_source(), own
+    monkeypatch.setattr(os, "link", refuse)
+    assert take_over(cfg, study, run_dir)
+    assert not os.path.samefile(source / "checkpoints/best.ckpt", run_dir / "checkpoints/best.ckpt")
+    assert (run_dir / "checkpoints/best.ckpt").read_bytes() == b"weights"
+
+
+def test_what_cannot_be_copied_is_left_to_training(cfg, make_source, own, monkeypatch):
+    def fill(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    make_source()
+    study, run_dir = own
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    assert take_over(cfg, study, run_dir) is None
+    assert [path.name for path in run_dir.iterdir()] == ["train.log"]
+
+
+def test_a_trial_that_a_neighbor_is_running_is_left_to_it(make_source, own):
+    source, (study, run_dir) = make_source(), own
+    assert running_elsewhere(study, run_dir) is None
+    neighbor = Study(source.parent)
+    (source.parent / ".locks").mkdir()
+    with neighbor.lock(HASH):
+        assert running_elsewhere(study, run_dir) == "a"
+
+
+def test_a_second_study_takes_over_the_trials_of_the_first(tmp_path):
+    trial = ("-m", *DIGITS, "trainer=smoke", "callbacks.dashboard.figures=false", "seed=1,2")
+    first = Command(*trial, "study=a", cwd=tmp_path)
+    assert first.wait() == 0, first.text
+    second = Command(*trial, "study=b", cwd=tmp_path)
+    assert second.wait() == 0, second.text
+    assert second.text.count("is taken over from a/seed_") == 2
+    assert "epoch" not in second.text
+    shutil.rmtree(tmp_path / "multirun" / "a")
+    third = Command(*trial, "study=b", cwd=tmp_path)
+    assert third.wait() == 0, third.text
+    assert third.text.count("has already finished") == 2
