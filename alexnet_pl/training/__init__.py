@@ -9,16 +9,19 @@ from alexnet_pl.training.callbacks.nan_monitor import NaNMonitor
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.lr_schedules import WarmupPlateau
 from alexnet_pl.training.optimizers import Muon
+from alexnet_pl.training.trackers import MLflowTracker, WandbTracker
 
 __all__ = [
     "EMA",
     "BestCheckpoint",
     "Dashboard",
+    "MLflowTracker",
     "MetricsCSV",
     "Muon",
     "NaNMonitor",
     "ResumeCheckpoint",
     "StopAtTrainingError",
     "Trainer",
+    "WandbTracker",
     "WarmupPlateau",
 ]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ from alexnet_pl.training.resume import (
     saved_config,
     without_places,
 )
+from alexnet_pl.training.trackers import Tracker, attempt, tracking, trackers
 from alexnet_pl.training.weights import check_fit, warm_start
 
 log = logging.getLogger(__name__)
@@ -163,14 +165,15 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None, command: str | None
             start = find_start(plan, objects)
             loggers, metrics = build_loggers(plan.cfg, plan.run_dir, start.position)
             trainer = build_trainer(plan.cfg, objects.callbacks, loggers)
-            load_data(objects.data, trainer)
-            restore(plan, objects, start, trainer, metrics, stop)
-            record_start(plan, objects, start, trainer)
-            fit(plan, objects, start, trainer)
-            final = final_metrics(objects.model, objects.data, trainer) if plan.cfg.get("final_evaluation") else {}
-            tested = test_best(objects, trainer)
-            result = record_result(plan, objects, trainer, metrics, tested, final)
-            report(plan, objects, result)
+            with tracking(loggers, plan.run_dir):
+                load_data(objects.data, trainer)
+                restore(plan, objects, start, trainer, metrics, stop)
+                record_start(plan, objects, start, trainer)
+                fit(plan, objects, start, trainer)
+                final = final_metrics(objects.model, objects.data, trainer) if plan.cfg.get("final_evaluation") else {}
+                tested = test_best(objects, trainer)
+                result = record_result(plan, objects, trainer, metrics, tested, final)
+                report(plan, objects, result, trackers(loggers))
         return objects.best.metrics["val/acc"]
 
 
@@ -395,13 +398,18 @@ def record_result(
     return result
 
 
-def report(plan: Plan, objects: RunObjects, result: dict[str, Any]) -> None:
-    """Write report.html, remove the resume checkpoints, and log the results and where they are."""
+def report(plan: Plan, objects: RunObjects, result: dict[str, Any], trackers: Sequence[Tracker]) -> None:
+    """Write report.html, give it to the trackers, remove the resume checkpoints, and log the results and their place."""
     if get_world().rank > 0:
         return
     page = None
     if objects.dashboard is not None and objects.dashboard.figures:
         page = _write_report(plan.run_dir, objects.dashboard.unavailable)
+    outcome = {"hp/val_acc_best": result["val/acc"], "hp/test_acc": result["test/acc"], "hp/seconds": result["seconds"]}
+    for tracker in trackers:
+        attempt(tracker, "no outcome", partial(tracker.log_metrics, outcome, None))
+        if page is not None:
+            attempt(tracker, "no report", partial(tracker.log_report, page))
     objects.resume.remove()
     log.info(f"\n{results_table(result)}\n")
     log.info(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from alexnet_pl.training.callbacks.tensorboard import (
 )
 from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.loggers import MetricsCSV
+from alexnet_pl.training.trackers import trackers
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +170,9 @@ class Dashboard(Callback):
             if "failed" in reason:
                 log.warning(f"warning: figure {name} is unavailable: {reason}")
         self._attempt("figure files", lambda: save(drawn, self.folder))
+        files = [file for name in drawn if (file := self.folder / f"{name}.png").is_file()]
+        for tracker in trackers(trainer.loggers):
+            self._attempt(f"figures at {type(tracker).__name__}", partial(tracker.log_figures, files, self._step))
         self._write("images", trainer, lambda writer: add_images(writer, drawn, self._step))
         self._write("precision-recall curves", trainer, lambda writer: add_pr_curves(writer, inputs, self._step))
         self._write("projector", trainer, lambda writer: add_projector(writer, inputs, self._step))
