@@ -22,7 +22,7 @@ from torch import nn
 from alexnet_pl.config.compose import compose, config_dir_arguments, to_overrides, to_sweep
 from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.commands import train_command
-from alexnet_pl.runtime.errors import ConfigError, UserError, user_environment
+from alexnet_pl.runtime.errors import ConfigError, UserError, user_environment, user_errors
 from alexnet_pl.runtime.logging import StdoutHandler
 from alexnet_pl.runtime.run_folder import METRICS, finished_result, results_table
 from alexnet_pl.runtime.system import restore_malloc_thresholds
@@ -171,7 +171,7 @@ def train(
         raise ConfigError("a study is invalid here: expected a single run. Use alexnet_pl.study.")
     run_dir = Path(cfg.run_dir)
     try:
-        with _logging_to(run_dir), _process_restored():
+        with user_errors(), _logging_to(run_dir), _process_restored():
             run(cfg, named, command)
     except SystemExit as stopped:  # a signal, after the state was saved
         if stopped.code == 130:

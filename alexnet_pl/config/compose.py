@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from alexnet_pl.config.resolvers import register_resolvers, run_folder
 from alexnet_pl.runtime.commands import hydra_override
-from alexnet_pl.runtime.errors import ConfigError, UserError, user_message
+from alexnet_pl.runtime.errors import ConfigError, user_errors
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -135,15 +135,8 @@ def compose(
             )
         given.append(_search_path(Path(config_dir)))
     register_resolvers()
-    with _private_hydra():
-        try:
-            return _compose(given)
-        except UserError:
-            raise
-        except Exception as error:
-            if (found := user_message(error)) is None:
-                raise
-            raise ConfigError(found[0]) from error
+    with _private_hydra(), user_errors():
+        return _compose(given)
 
 
 def name_run_dir(cfg: DictConfig) -> None:

@@ -131,6 +131,26 @@ def one_line_errors() -> Iterator[None]:
             os.environ[_FULL_ERROR] = before
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise errors the user can fix as :class:`UserError`, for callers from Python.
+
+    It is the error that Hydra has wrapped, or has the line that :func:`one_line_errors` would print.
+
+    Raises:
+        UserError: with the original error as its cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (found := user_message(error)) is None:
+            raise
+        known = _user_cause(error)
+        raise known or (ConfigError if found[1] == 2 else UserError)(found[0]) from error
+
+
 def user_message(error: BaseException) -> tuple[str, int] | None:
     """Return the message to print and the exit status; None if the error is a bug, which needs its traceback."""
     for translate in (_from_user_error, _from_hydra, _from_worker, _from_file_system):
@@ -141,12 +161,18 @@ def user_message(error: BaseException) -> tuple[str, int] | None:
 
 def _from_user_error(error: BaseException) -> _Message | None:
     """Find a UserError among the causes: ``hydra.utils.instantiate`` wraps what a constructor raises."""
+    cause = _user_cause(error)
+    return None if cause is None else (str(cause), cause.exit_code)
+
+
+def _user_cause(error: BaseException) -> UserError | None:
+    """Return the first UserError among an error and its causes."""
     from omegaconf.errors import OmegaConfBaseException  # start-up time: needed after an error only
 
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
-            return str(cause), cause.exit_code
+            return cause
         # OmegaConf drops the cause of an error in a resolver.
         cause = cause.__cause__ or (cause.__context__ if isinstance(cause, OmegaConfBaseException) else None)
     return None

@@ -1,0 +1,245 @@
+"""Composition outside ``alexnet train``: overrides from Python, Hydra's state, own options, settings of the machine."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY, config
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.utils import instantiate
+from hydra.version import VersionBase
+from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from omegaconf import OmegaConf
+
+from alexnet_pl.config.compose import (
+    CONF,
+    OWN_OPTIONS,
+    compose,
+    find_own_options,
+    name_run_dir,
+    own_options_dir,
+    to_overrides,
+    to_sweep,
+)
+from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.studies.hydra_callback import check_launcher
+from alexnet_pl.studies.store import config_hash, trial_entry
+
+
+@pytest.fixture
+def own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory of one's own options: a model whose name Hydra fills in, and settings of the machine."""
+    directory = tmp_path / "own options"
+    (directory / "model").mkdir(parents=True)
+    (directory / "local").mkdir()
+    (directory / "model" / "tiny.yaml").write_text("defaults: [lenet5, _self_]\nfc_widths: [8, 8]\n")
+    (directory / "logger").mkdir()
+    (directory / "logger" / "named.yaml").write_text(
+        "csv:\n  _target_: alexnet_pl.training.MetricsCSV\n  path: ${hydra:runtime.choices.model}/${now:%Y}.csv\n"
+    )
+    (directory / "local" / "default.yaml").write_text("# @package _global_\ndata_dir: /datasets\nseed: 7\n")
+    monkeypatch.delenv("CIFAR10_ROOT", raising=False)
+    return directory
+
+
+# --- overrides from Python ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides"),
+    [
+        ({"model": "lenet5", "seed": 3}, ["model=lenet5", "seed=3"]),
+        ({"trainer": {"max_epochs": 2, "profile": False}}, ["trainer.max_epochs=2", "trainer.profile=False"]),
+        ({"scheduler.factor": 0.5, "compile": None}, ["scheduler.factor=0.5", "compile=null"]),
+        ({"data.root": Path("/a b")}, ["data.root='/a b'"]),
+        ({"trust": ["a", "1"], "data.mean": (0.1, 0.2)}, ["trust=[a,'1']", "data.mean=[0.1,0.2]"]),
+        ({"model.channels": [[1, 2], [3]]}, ["model.channels=[[1,2],[3]]"]),
+    ],
+)
+def test_settings_become_overrides(settings, overrides):
+    assert to_overrides(settings) == overrides
+
+
+def test_scalars_of_numpy_and_torch_are_numbers():
+    import numpy as np
+    import torch
+
+    assert to_overrides({"seed": np.int64(4), "optimizer": {"lr": torch.tensor(0.5)}}) == ["seed=4", "optimizer.lr=0.5"]
+
+
+def test_lists_are_swept_in_a_study():
+    assert to_sweep({"seed": [1, 2], "model": "lenet5", "data": {"root": ["a b", "c"]}}) == [
+        "seed=1,2", "model=lenet5", "data.root='a b',c",
+    ]  # fmt: skip
+
+
+def test_keywords_come_last_and_keep_their_types(tmp_path):
+    cfg = compose(["model=alexnet_bn", "seed=1"], model="lenet5", seed=2, trainer={"max_epochs": 3}, run_dir=tmp_path)
+    assert cfg.model._target_ == "alexnet_pl.models.LeNet5"
+    assert (cfg.seed, cfg.trainer.max_epochs, cfg.run_dir) == (2, 3, str(tmp_path))
+    cfg.model.image_size = 40
+    assert cfg.data.image_size == 40  # interpolations stay
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=nope"], "model=nope is invalid: expected one of: "),
+        (["trainer.max_epoch=3"], "Did you mean trainer.max_epochs?"),
+        (["x"], "x is invalid: expected key=value"),
+        (["resume=nowhere"], "resume=nowhere not found"),
+        ("model=lenet5", r"expected a list of text, such as \['model=lenet5'\]"),
+    ],
+)
+def test_wrong_overrides_are_config_errors_in_one_line(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose(overrides)
+    assert "\n" not in str(caught.value)
+
+
+# --- Hydra's state --------------------------------------------------------------------------------------------------
+
+
+def hydra_state() -> tuple[object, ...]:
+    resolvers = {name: OmegaConf.has_resolver(name) for name in ("now", "hydra", "python_version")}
+    job = dict(JobRuntime.instance().conf)
+    return GlobalHydra.instance().hydra, HydraConfig.instance().cfg, VersionBase.instance().version_base, job, resolvers
+
+
+@pytest.mark.parametrize("overrides", [["model=lenet5"], ["model=nope"]])
+def test_hydra_is_left_as_it_was(overrides):
+    for name in ("now", "hydra", "python_version"):
+        OmegaConf.clear_resolver(name)  # as in a process that has not used Hydra
+    before = hydra_state()
+    try:
+        compose(overrides)
+    except ConfigError:
+        assert overrides == ["model=nope"]
+    assert hydra_state() == before
+
+
+def test_another_hydra_application_is_not_disturbed(tmp_path):
+    (tmp_path / "app.yaml").write_text("when: ${now:%Y}\n")
+    with initialize_config_dir(str(tmp_path), job_name="app", version_base="1.2"):
+        before = hydra_state()
+        assert compose(["model=lenet5"]).model._target_.endswith("LeNet5")
+        assert hydra_state() == before
+        assert hydra_compose("app").when.isdigit()
+
+
+def test_a_config_names_its_own_run_directory(tmp_path):
+    first, second = compose(["model=lenet5"]), compose(["model=lenet5"])
+    assert first.run_dir.startswith("runs/lenet5_digits/20")
+    assert first.run_dir != second.run_dir
+    assert compose(["hydra.run.dir=there"]).run_dir == "there"
+    assert compose(resume=tmp_path).run_dir == str(tmp_path)
+    assert not OmegaConf.is_interpolation(first, "run_dir")
+    assert "hydra" not in first
+
+
+def test_a_config_of_hydras_own_compose_gets_a_run_directory():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("train", overrides=["model=lenet5"])
+    name_run_dir(cfg)
+    assert cfg.run_dir.startswith("runs/20")
+    assert cfg.callbacks.best.folder == f"{cfg.run_dir}/checkpoints"
+
+
+# --- own options and settings of the machine ------------------------------------------------------------------------
+
+
+def test_a_directory_of_own_options_extends_conf(own_options):
+    cfg = compose(["model=tiny", "logger=named", "data=cifar10"], config_dir=own_options)
+    assert list(cfg.model.fc_widths) == [8, 8]
+    assert cfg.logger.csv.path.startswith("tiny/20")  # what refers to Hydra has been resolved
+    with pytest.raises(ConfigError, match="config_dir=nowhere not found"):
+        compose(config_dir="nowhere")
+
+
+def test_settings_of_the_machine_apply_to_every_run_below_overrides(own_options, monkeypatch):
+    monkeypatch.setenv(OWN_OPTIONS, str(own_options))
+    monkeypatch.delenv("ALEXNET_PL_LOCAL")
+    cfg = compose(["data=cifar10", "model=tiny"])
+    assert (cfg.data_dir, cfg.data.root, cfg.seed) == ("/datasets", "/datasets", 7)
+    assert compose(["data=cifar10", "seed=1", "data.root=x"]).data.root == "x"
+    monkeypatch.setenv("ALEXNET_PL_LOCAL", "none")
+    assert compose(["data=cifar10"]).data.root == "data"
+
+
+def test_directories_of_data_do_not_make_another_trial():
+    assert config_hash(config("data=cifar10", "data_dir=/a")) == config_hash(config("data=cifar10", "data_dir=/b"))
+    assert trial_entry([], {"model": "lenet5", "local": "default"})["choices"] == {"model": "lenet5"}
+
+
+def test_own_options_are_found_in_the_configuration_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv(OWN_OPTIONS, raising=False)
+    find_own_options()
+    assert OWN_OPTIONS not in os.environ
+    directory = own_options_dir()
+    assert directory == tmp_path / "alexnet_pl"
+    directory.mkdir()
+    monkeypatch.setenv(OWN_OPTIONS, "")  # restored after the test
+    del os.environ[OWN_OPTIONS]
+    find_own_options()
+    assert os.environ[OWN_OPTIONS] == str(directory)
+    os.environ[OWN_OPTIONS] = "chosen"
+    find_own_options()
+    assert os.environ[OWN_OPTIONS] == "chosen"
+
+
+def test_the_example_of_local_settings_is_the_only_one_in_the_repository():
+    ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert ignored.index("/conf/local/*") < ignored.index("!/conf/local/example.yaml")
+    assert config("local=example", "data=cifar10").data.root == "/data"
+
+
+# --- launchers ------------------------------------------------------------------------------------------------------
+
+
+def launcher(option: str) -> dict[str, object]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra_compose("train", overrides=[f"hydra/launcher={option}", "study=s"], return_hydra_config=True)
+    cfg.hydra.sweep.dir = "multirun/s"
+    return OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "schema", "left_out"),
+    [
+        ("slurm", "SlurmLauncher", SlurmQueueConf, set()),
+        ("workers", "JoblibLauncher", JobLibLauncherConf, {"backend"}),  # the plugin allows loky only
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_launcher_presets_have_the_keys_of_their_plugins(option, name, schema, left_out):
+    settings = launcher(option)
+    assert set(settings) == {field.name for field in fields(schema)} - left_out
+    assert type(instantiate(settings)).__name__ == name
+    check_launcher(OmegaConf.create(settings))
+
+
+def test_a_slurm_job_has_a_gpu_and_time_to_save(tmp_path):
+    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+    settings = launcher("slurm")
+    names = {"name": "job_name", "timeout_min": "time", "mem_gb": "mem"}
+    left_out = ("_target_", "submitit_folder", "max_num_timeout", "tasks_per_node", "array_parallelism")
+    parameters = {names.get(key, key): value for key, value in settings.items() if key not in left_out}
+    parameters["mem"] = f"{parameters['mem']}GB"
+    assert set(parameters) - set(SlurmExecutor._valid_parameters()) == set()
+    script = _make_sbatch_string(command="true", folder=tmp_path, **parameters)
+    for line in ("--gpus-per-node=1", "--time=720", "--signal=USR2@120", "--cpus-per-task=8", "--mem=32GB"):
+        assert f"#SBATCH {line}\n" in script
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra():
+    missing = OmegaConf.create({"_target_": "hydra_plugins.hydra_nowhere_launcher.Launcher"})
+    with pytest.raises(ConfigError, match=r"hydra_nowhere_launcher: pip install 'alexnet_pl\[launchers\]'"):
+        check_launcher(missing)
