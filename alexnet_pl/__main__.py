@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from alexnet_pl.runtime.deferred_imports import defer_imports
 from alexnet_pl.runtime.errors import did_you_mean, one_line_errors, printable
 from alexnet_pl.runtime.logging import make_output_safe
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"error: command {printable(name)} not found.{did_you_mean(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
+    defer_imports()
     with one_line_errors():
         import_module(f"alexnet_pl.cli.{name}").main(rest)
 

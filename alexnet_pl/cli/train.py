@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_pl.config.compose import CONF, find_own_options
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.distributed.environment import get_world
+from alexnet_pl.runtime.deferred_imports import defer_imports
 from alexnet_pl.runtime.errors import ConfigError, one_line_errors
 from alexnet_pl.runtime.logging import make_output_safe
 from alexnet_pl.runtime.signals import exit_on_signal
@@ -30,6 +31,7 @@ def train(cfg: DictConfig) -> float | None:
         The score that a sweeper maximizes: the best validation accuracy, in [0, 1]. None for a ten-crop evaluation.
     """
     # torch is imported only once Hydra knows that there is something to run.
+    defer_imports()  # here and not in main, which the workers of a parallel launcher never call
     with one_line_errors():
         if "ten_crop_of" in cfg:
             from alexnet_pl.studies import ten_crop

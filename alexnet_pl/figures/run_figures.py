@@ -128,7 +128,7 @@ class TestPredictions:
         """``(N, classes)`` float32."""
         return torch.cat(self._probabilities) if self._probabilities else torch.empty(0, 0)
 
-    def merge(self, other: "TestPredictions") -> None:
+    def merge(self, other: TestPredictions) -> None:
         """Add the predictions of another rank in the same test."""
         self._labels += other._labels
         self._probabilities += other._probabilities

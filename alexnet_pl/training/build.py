@@ -207,6 +207,8 @@ class Trainer(lightning.Trainer):
         if profile:
             path = Path(settings.get("default_root_dir") or ".") / "profile" / "trace.json"
             settings["callbacks"] = [*(settings.get("callbacks") or ()), Trace(path)]
+        if settings.get("deterministic") is False and not torch.are_deterministic_algorithms_enabled():
+            settings["deterministic"] = None  # start-up time: setting what is set already imports inductor
         super().__init__(**settings)
 
 

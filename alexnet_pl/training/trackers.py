@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -222,6 +221,7 @@ class MLflowTracker(MLFlowLogger, Tracker):
 
         Parameters cannot change in MLflow, so a resumed run adds the values that it has changed as tags.
         """
+        import pandas as pd  # here for start-up time
         from mlflow.entities import Param, RunTag  # of the extra "mlflow"
 
         (flat,) = pd.json_normalize([dict(params)], sep=".").to_dict("records")
