@@ -61,4 +61,5 @@ def _apportion(counts: np.ndarray, total: int, generator: np.random.RandomState)
         chosen = generator.choice(tied, size=min(len(tied), missing), replace=False)
         parts[chosen] += 1
         missing -= len(chosen)
-    return parts.astype(int)
+    whole: np.ndarray = parts.astype(int)
+    return whole
