@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 20
 """Time for the other ranks to end after one has ended, before they are killed."""
 
-_PARENT = "ALEXNET_PL_PARENT"
-"""Environment variable with the process ID of the launcher, whose end its ranks notice."""
+PARENT = "ALEXNET_PLPARENT"
+"""Environment variable with the process ID of a launcher, whose end the runs that it started notice."""
 
 _Rank = subprocess.Popen[bytes]
 
@@ -76,7 +76,7 @@ def _start(count: int, run_dir: Path, errors: Sequence[IO[bytes]]) -> list[_Rank
         "OMP_NUM_THREADS": str(max(1, usable_cores() // count)), **user_environment(os.environ),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "alexnet_pl",
-        _PARENT: str(os.getpid()),
+        PARENT: str(os.getpid()),
     }  # fmt: skip
     return [
         subprocess.Popen(
@@ -138,8 +138,8 @@ def _report(rank: int, code: int, messages: Sequence[str], resume_command: str) 
 
 
 def end_with_parent() -> None:
-    """In a rank of :func:`launch`, watch for the launcher's end and stop as at SIGTERM; do nothing elsewhere."""
-    if (parent := os.environ.get(_PARENT)) is None:
+    """Watch for the end of the launcher that :data:`PARENT` names and stop then as at SIGTERM; do nothing without one."""
+    if (parent := os.environ.get(PARENT)) is None:
         return
 
     def watch() -> None:

@@ -38,8 +38,8 @@ from alexnet_pl.studies.table import Trial, curves_of, factors_of, read_study, v
 FACTOR = "factor "
 """Prefix of the columns that hold the levels of what a study varies."""
 
-NOT_IN_COMMAND = ("study", "data.root")
-"""Overrides that belong to the machine, not to the trial."""
+NOT_IN_COMMAND = ("study", "data.root", "data_dir", "callbacks.dashboard")
+"""Overrides, and all below them, that change no number."""
 
 RESULT_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_second", "parameters", "device", "precision",
                   "split_seed", "git_commit")  # fmt: skip
@@ -124,7 +124,7 @@ def row_of(
     row |= {name: result.get(name) for name in RESULT_COLUMNS}
     root = str((trial.config.get("data") or {}).get("root", ""))
     source = str(trial.data("source", ""))
-    overrides = {key: value for key, value in given.items() if key not in NOT_IN_COMMAND}
+    overrides = {key: value for key, value in given.items() if not key.startswith(NOT_IN_COMMAND)}
     return row | {
         "data_source": csv_safe(source.replace(root, "DIR") if root else source),
         "versions": csv_safe(versions(trial)),
@@ -302,8 +302,12 @@ def shifted(value: Estimate, by: float) -> Estimate:
     return Estimate(value.n, value.mean + by, value.std, low, high)
 
 
-def findings(claims: Sequence[Claim], directory: Path) -> dict[str, list[Finding]]:
-    """Return claim → what the CSV files in ``directory`` say, at each scale that has been measured, full scale last.
+Ledger = Sequence[tuple[Claim, Sequence[Finding]]]
+"""Claims, each with what has been found at the scales that have been measured, the largest last."""
+
+
+def findings(claims: Sequence[Claim], directory: Path) -> Ledger:
+    """Return what the CSV files in ``directory`` say about each claim.
 
     Raises:
         UserError: a file is corrupt.
@@ -316,7 +320,7 @@ def findings(claims: Sequence[Claim], directory: Path) -> dict[str, list[Finding
             frame = read_evidence(path)
             for claim in testing:
                 found[claim.id].append(find(claim, scale, frame))
-    return found
+    return [(claim, found[claim.id]) for claim in claims]
 
 
 def headline(found: Sequence[Finding]) -> Finding | None:

@@ -1,13 +1,16 @@
-"""Plots of a study: a table in, a matplotlib figure out."""
+"""Plots of studies and claims: numbers in, a matplotlib figure out."""
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from alexnet_pl.figures.charts import COLORS
-from alexnet_pl.studies.statistics import estimate
+from alexnet_pl.studies.statistics import CONFIRMED, NO_EFFECT, OPEN, REVERSED, Estimate, estimate
 from alexnet_pl.studies.table import Table, curves_of, measured, target_of
 
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -73,3 +76,75 @@ def curves_figure(table: Table) -> Figure:
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
+
+
+VERDICT_COLORS = {CONFIRMED: COLORS[0], REVERSED: COLORS[1], NO_EFFECT: COLORS[2], OPEN: "0.45"}
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One line of a forest plot, in the unit of its panel.
+
+    Attributes:
+        label: name of the claim and its seeds.
+        measured: mean and interval; None if nothing has been measured.
+        published: published value; None if there is no number.
+        verdict: in words, in the color of ``kind``.
+        kind: a key of ``VERDICT_COLORS``.
+        margin: ends of the range that counts as no effect; None without one.
+    """
+
+    label: str
+    measured: Estimate | None
+    published: float | None
+    verdict: str
+    kind: str
+    margin: tuple[float, float] | None
+
+
+def forest_figure(panels: Mapping[str, Sequence[ForestRow]]) -> Figure:
+    """Plot claims as intervals beside the published values, one panel per unit: a diamond is what was published.
+
+    Args:
+        panels: label of the axis → rows; a label that contains ``ratio`` has a logarithmic axis around 1.
+    """
+    panels = {label: rows for label, rows in panels.items() if rows}
+    counts = [len(rows) for rows in panels.values()] or [1]
+    figure = Figure(figsize=(10.5, 0.9 * len(counts) + 0.42 * sum(counts)), layout="constrained")
+    grid = figure.subplots(len(counts), 1, squeeze=False, height_ratios=[count + 1 for count in counts])
+    for axes, (label, rows) in zip(grid[:, 0], panels.items(), strict=False):
+        for place, row in enumerate(rows):
+            _forest_row(axes, place, row)
+        is_ratio = "ratio" in label
+        if is_ratio:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
+        if "%" not in label:
+            axes.axvline(1 if is_ratio else 0, color="0.3", linewidth=0.8, zorder=0)
+        axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        for text in axes.get_yticklabels():
+            text.set_parse_math(False)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _forest_row(axes: Axes, place: int, row: ForestRow) -> None:
+    """Draw one row: the margin as a gray band, the interval as a bar, the published value as a diamond, the verdict."""
+    color = VERDICT_COLORS[row.kind]
+    if row.margin is not None:
+        low, high = row.margin
+        axes.fill_betweenx([place - 0.4, place + 0.4], low, high, color="0.92", linewidth=0, zorder=0)
+    if row.measured is not None:
+        if row.measured.low is not None and row.measured.high is not None:
+            axes.plot([row.measured.low, row.measured.high], [place, place], color=color, linewidth=2.4, zorder=2)
+        axes.plot(row.measured.mean, place, "o", color=color, markersize=6, zorder=3)
+    if row.published is not None:
+        axes.plot(row.published, place, "D", color="black", fillstyle="none", markersize=7, zorder=4)
+    axes.annotate(
+        row.verdict, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=color,
+        parse_math=False,
+    )  # fmt: skip

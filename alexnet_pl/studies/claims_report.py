@@ -1,0 +1,350 @@
+"""Report on the claims: a Markdown page, an HTML page with a forest plot, and the README's table, from CSV files."""
+
+import base64
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from alexnet_pl.runtime.errors import UserError, printable
+from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.studies.claims import OWN, Claim
+from alexnet_pl.studies.claims_evidence import (
+    Finding,
+    Ledger,
+    findings,
+    headline,
+    provenance,
+    read_evidence,
+    studies_of,
+)
+from alexnet_pl.studies.markdown import render
+from alexnet_pl.studies.plots import ForestRow, forest_figure
+from alexnet_pl.studies.statistics import LEVEL, OPEN, Estimate, holm
+
+PAGE, HTML, EVIDENCE, FOREST = "claims.md", "claims.html", "claims", "forest.png"
+"""Files in the results directory: the two pages, the directory of the CSV files, and the plot in it."""
+
+MARKERS = ("<!-- claims -->", "<!-- /claims -->")
+"""Lines between which a README has the table."""
+
+UNMEASURED = "not measured yet"
+
+PANELS = {
+    "difference": "difference in points",
+    "within": "difference in points",
+    "ratio": "ratio of epochs",
+    "level": "value in %",
+}
+"""Kind of claim → panel of the forest plot."""
+
+
+class OutdatedReportError(UserError):
+    """A rendered file does not say what the CSV files say."""
+
+    exit_code = 1
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def write_claims(claims: Sequence[Claim], results: Path, readme: Path | None = None) -> list[Path]:
+    """Write the pages and the plot into ``results``, and the table into a README that has the markers.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        UserError: a CSV file is corrupt, or a file cannot be written.
+    """
+    ledger = findings(claims, results / EVIDENCE)
+    forest = _png(ledger)
+    files: dict[Path, str | bytes] = {
+        results / EVIDENCE / FOREST: forest,
+        results / PAGE: page(ledger, results / EVIDENCE),
+        results / HTML: html_page(ledger, results / EVIDENCE, forest),
+    }
+    if readme is not None and (updated := with_table(readme, ledger)) is not None:
+        files[readme] = updated
+    for path, content in files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, content)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    return [*files]
+
+
+def check_claims(claims: Sequence[Claim], results: Path, readme: Path | None = None) -> None:
+    """Check that the pages and the README say what the CSV files and the claims say. The plot is not compared.
+
+    Raises:
+        OutdatedReportError: names the file.
+    """
+    ledger = findings(claims, results / EVIDENCE)
+    expected = {
+        results / PAGE: page(ledger, results / EVIDENCE),
+        results / HTML: html_page(ledger, results / EVIDENCE, b""),
+    }
+    if readme is not None and (updated := with_table(readme, ledger)) is not None:
+        expected[readme] = updated
+    for path, text in expected.items():
+        written = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if re.sub(r"base64,[^\"]*", "base64,", written) != text:
+            raise OutdatedReportError(f"{path} does not say what the CSV files say. Run: alexnet claims report")
+
+
+def with_table(readme: Path, ledger: Ledger) -> str | None:
+    """Return a README with the table of the claims between the markers, or None if it has no markers."""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    start, end = MARKERS
+    if start not in text or end not in text.partition(start)[2]:
+        return None
+    before, _, rest = text.partition(start)
+    after = rest.partition(end)[2]
+    table = render("claims_readme.md.j2", overview=overview(ledger), summary=summary(ledger), level=level(ledger))
+    return f"{before}{start}\n{table.strip()}\n{end}{after}"
+
+
+# --- numbers as text ------------------------------------------------------------------------------------------------
+
+
+def effect_text(finding: Finding) -> Markup:
+    """Return ``−1.42 [−2.10, −0.74] points``, ``1.25 [1.17, 1.34] times`` or ``74.1 [73.8, 74.4]%``."""
+    value = finding.shown
+    if value is None:
+        return Markup("–")
+    test = finding.claim.test
+    sign, unit = {"ratio": ("", " times"), "level": ("", "%")}.get(test, ("+", " points"))
+    if finding.bound:
+        return Markup(f"{finding.bound} {value.mean:.2f}{unit} (the mean of bounds)")
+    return Markup(f"{_interval(value, sign)}{unit}".replace("-", "−"))
+
+
+def _interval(value: Estimate, sign: str = "") -> str:
+    text = f"{value.mean:{sign}.2f}"
+    if value.low is not None and value.high is not None:
+        text += f" [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
+    return text
+
+
+def verdict_text(finding: Finding | None) -> str:
+    """Return the verdict, and for an open claim how many more seeds would settle it."""
+    if finding is None or finding.n == 0:
+        return UNMEASURED
+    if finding.verdict.name != OPEN:
+        return finding.verdict.name
+    more = finding.verdict.more_seeds
+    return OPEN if more is None else f"{OPEN}, about {more} more seed{'s' * (more != 1)}"
+
+
+def scale_text(scale: str) -> str:
+    return "the network's own" if scale == OWN else scale
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "below 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def overview(ledger: Ledger) -> pd.DataFrame:
+    """Return one row per claim with the finding to quote."""
+    rows: list[list[Any]] = []
+    for claim, found in ledger:
+        best = headline(found)
+        statement = claim.statement + (f" ({claim.stands_in})" if claim.stands_in else "")
+        measured = Markup("–") if best is None else effect_text(best)
+        seeds = "–" if best is None or not best.n else f"{best.n}, {scale_text(best.scale)}"
+        rows.append([statement, claim.published.text, measured, seeds, verdict_text(best)])
+    return pd.DataFrame(rows, columns=["claim", "published", "measured", "seeds, scale", "verdict"])
+
+
+def summary(ledger: Ledger) -> str:
+    """Return how many claims have which verdict."""
+    verdicts = Counter(verdict_text(headline(found)).partition(",")[0] for _, found in ledger)
+    return f"{len(ledger)} claims: {', '.join(f'{count} {name}' for name, count in sorted(verdicts.items()))}."
+
+
+def level(ledger: Ledger) -> str:
+    """Return at what level the verdicts hold, each and together."""
+    tested = [(claim.id, best.verdict.p) for claim, found in ledger if (best := headline(found)) is not None]
+    known = {name: p for name, p in tested if p is not None}
+    if not known:
+        return "Each verdict is at a level of 5%."
+    adjusted = dict(zip(known, holm([*known.values()]), strict=True))
+    together = [name for name, p in adjusted.items() if p < LEVEL]
+    return (
+        f"Each verdict is at a level of 5%: if none of the {len(known)} effects existed, {LEVEL * len(known):.1f} "
+        "would be confirmed or reversed by chance on average. At 5% for all of them together (Holm's method), "
+        f"{len(together)} are significant{': ' + ', '.join(together) if together else ''}."
+    )
+
+
+def details(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return each claim's facts, results and notes for the templates."""
+    return [
+        {
+            "id": claim.id,
+            "statement": claim.statement,
+            "facts": facts(claim),
+            "results": _results(found),
+            "notes": [note for finding in found for note in notes(finding)],
+        }
+        for claim, found in ledger
+    ]
+
+
+def facts(claim: Claim) -> dict[str, str]:
+    """Return where a claim is from and how it is tested."""
+    section = f"section {claim.section}" if claim.section[:1].isdigit() else claim.section
+    where = "".join(f", {key}={level}" for key, level in claim.contrast.where.items())
+    compared = ""
+    if claim.contrast.factor:
+        levels = ", ".join(claim.contrast.levels) + " (mean)" * (len(claim.contrast.levels) > 1)
+        compared = f", {claim.contrast.factor}: {levels} against {claim.contrast.base}"
+    command = " ".join(["alexnet train", f"experiment={claim.experiment}", *claim.overrides])
+    found = {
+        "source": f"{claim.source}, {section}",
+        "published": claim.published.text,
+        "stands in": claim.stands_in or "",
+        "study": command,
+        "measured": f"{claim.measure}{compared}{where}",
+        "margin": f"{claim.margin:g} {'times' if claim.test == 'ratio' else 'points'}",
+        "planned seeds": ", ".join(f"{count} at {scale_text(scale)} scale" for scale, count in claim.seeds.items()),
+        "power": _power(claim),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _power(claim: Claim) -> str:
+    pilot = claim.pilot
+    if pilot.std is None:
+        return "no pilot yet"
+    unit = "in the logarithm of the ratio" if claim.test == "ratio" else "points"
+    effect = "the margin" if claim.published.value is None or claim.test == "level" else "the published effect"
+    parts = [f"{pilot.to_detect or 'more than 10,000'} seeds detect {effect}"]
+    if claim.test != "level":
+        parts.append(f"{pilot.to_exclude or 'more than 10,000'} show that there is none beyond the margin")
+    return (
+        f"{' and '.join(parts)}, each with 80% probability, by a standard deviation between seeds of "
+        f"{pilot.std:g} {unit} in a pilot of {pilot.seeds} seeds at {scale_text(str(pilot.scale))} scale"
+    )
+
+
+def _results(found: Sequence[Finding]) -> pd.DataFrame | None:
+    rows = []
+    for finding in found:
+        percent = 1 if finding.claim.test == "ratio" else 100
+        compared = "; ".join(f"{name or 'all'} {percent * value:.2f}" for name, value in finding.compared.items())
+        found_p = (_p(finding.verdict.p), _p(finding.verdict.p_equivalence))
+        rows.append(
+            [scale_text(finding.scale), f"{finding.n} of {finding.planned}", compared, effect_text(finding), *found_p,
+             verdict_text(finding)]
+        )  # fmt: skip
+    heads = ["scale", "seeds", "means", "effect", "p", "p of equivalence", "verdict"]
+    return pd.DataFrame(rows, columns=heads) if rows else None
+
+
+def notes(finding: Finding) -> list[str]:
+    """Return what a reader must know about a finding: seeds left out, mixed conditions, the published value."""
+    found, scale = [], scale_text(finding.scale)
+    if finding.left_out:
+        found.append(f"{scale} scale: seeds {', '.join(map(str, finding.left_out))} are left out, which lack a run")
+    for name, column in MIXED.items():
+        column_of_text = finding.trials.get(column, pd.Series(dtype=str)).dropna().astype(str)
+        values = [*dict.fromkeys(column_of_text)]
+        if len(values) > 1:
+            found.append(f"{scale} scale: mixed {name}: {'; '.join(values)}")
+    value, shown = finding.claim.published.value, finding.shown
+    if value is not None and shown is not None and shown.low is not None and shown.high is not None:
+        place = "inside" if shown.low <= value <= shown.high else "outside"
+        found.append(f"{scale} scale: the published {value:g} is {place} the interval".replace("-", "−"))
+    return found
+
+
+MIXED = {"devices": "device", "precisions": "precision", "copies of the data": "data_source", "versions": "versions"}
+
+
+def studies_table(ledger: Ledger, directory: Path) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    """Return one row per study with results, and what is behind all of them."""
+    frames = {
+        name: read_evidence(directory / f"{name}.csv")
+        for name in sorted(studies_of([claim for claim, _ in ledger]))
+        if (directory / f"{name}.csv").is_file()
+    }
+    if not frames:
+        return None, {}
+    rows = [
+        [Markup(f"[{name}](claims/{name}.csv)"), len(frame), ", ".join(map(str, sorted(frame["seed"].unique()))),
+         " or ".join(map(str, sorted(frame["epochs"].unique()))), f"{frame['seconds'].sum() / 3600:.2f}"]
+        for name, frame in frames.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["study", "runs", "seeds", "epochs", "hours"]), provenance(frames.values())
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+
+def page(ledger: Ledger, directory: Path) -> str:
+    """Return the Markdown page; ``directory`` has the CSV files."""
+    return render("claims.md.j2", **_content(ledger, directory))
+
+
+def html_page(ledger: Ledger, directory: Path, forest: bytes) -> str:
+    """Return the HTML page, self-contained: ``forest`` is the plot as a PNG file."""
+    environment = Environment(
+        loader=PackageLoader("alexnet_pl.studies"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_clean,
+    )  # fmt: skip
+    content = _content(ledger, directory)
+    if content["studies"] is not None:
+        content["studies"] = content["studies"].assign(study=content["studies"]["study"].map(_link_text))
+    template = environment.get_template("claims.html.j2")
+    return template.render(forest=base64.b64encode(forest).decode(), **content)
+
+
+def _content(ledger: Ledger, directory: Path) -> dict[str, Any]:
+    studies, behind = studies_table(ledger, directory)
+    return {
+        "summary": summary(ledger), "overview": overview(ledger), "level": level(ledger), "claims": details(ledger),
+        "studies": studies, "provenance": behind,
+    }  # fmt: skip
+
+
+def _link_text(link: str) -> str:
+    return str(link).partition("]")[0].removeprefix("[")
+
+
+def _clean(value: Any) -> Any:
+    """Drop control characters, which HTML does not allow."""
+    return printable(value) if type(value) is str else value
+
+
+def _png(ledger: Ledger) -> bytes:
+    """Return the forest plot: every claim with a number or a result, one row per scale."""
+    panels: dict[str, list[ForestRow]] = {label: [] for label in PANELS.values()}
+    for claim, found in ledger:
+        rows = [_row(claim, finding) for finding in found if finding.n]
+        if not rows and claim.published.value is not None:
+            rows = [_row(claim, None)]
+        panels[PANELS[claim.test]] += rows
+    file = io.BytesIO()
+    forest_figure(panels).savefig(file, format="png", dpi=110, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _row(claim: Claim, finding: Finding | None) -> ForestRow:
+    margin = {"ratio": (1 / claim.margin, claim.margin), "level": None}.get(claim.test, (-claim.margin, claim.margin))
+    label = claim.id if finding is None else f"{claim.id} ({finding.scale}, n = {finding.n})"
+    return ForestRow(
+        label, None if finding is None else finding.shown, claim.published.value, verdict_text(finding),
+        OPEN if finding is None else finding.verdict.name, margin,
+    )  # fmt: skip
