@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 20
 """Time for the other ranks to end after one has ended, before they are killed."""
 
-PARENT = "ALEXNET_PLPARENT"
+PARENT = "ALEXNET_PL_PARENT"
 """Environment variable with the process ID of a launcher, whose end the runs that it started notice."""
 
 _Rank = subprocess.Popen[bytes]
