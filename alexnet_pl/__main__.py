@@ -17,6 +17,7 @@ COMMANDS = {
     "card": "write a model card",
     "report": "redraw the figures and the HTML report of a run",
     "study": "write tables, statistics and plots of a study",
+    "claims": "list, measure and report on the published claims",
     "figures": "draw the learning curves of several runs",
     "shards": "convert an ImageFolder layout to tar shards",
     "color_pca": "compute the RGB principal components of a dataset",

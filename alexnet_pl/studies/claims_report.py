@@ -219,12 +219,13 @@ def facts(claim: Claim) -> dict[str, str]:
         "measured": f"{claim.measure}{compared}{where}",
         "margin": f"{claim.margin:g} {'times' if claim.test == 'ratio' else 'points'}",
         "planned seeds": ", ".join(f"{count} at {scale_text(scale)} scale" for scale, count in claim.seeds.items()),
-        "power": _power(claim),
+        "power": power_text(claim),
     }
     return {name: text for name, text in found.items() if text}
 
 
-def _power(claim: Claim) -> str:
+def power_text(claim: Claim) -> str:
+    """Return the power calculation of a claim in words."""
     pilot = claim.pilot
     if pilot.std is None:
         return "no pilot yet"

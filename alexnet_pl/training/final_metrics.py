@@ -31,14 +31,14 @@ def final_metrics(model: ImageClassifier, data: ImageDataModule, trainer: Traine
     model.eval()
     for split, loader in loaders.items():
         count = num_batches(loader, getattr(trainer, f"limit_{split}_batches"))
-        batches: Iterable[tuple[Tensor, Tensor]] = _in_order(loader) if split == "train" else loader
+        batches: Iterable[tuple[Tensor, ...]] = _in_order(loader) if split == "train" else loader
         values = _evaluate(model, data, islice(batches, count if count < len(loader) else None), trainer)
         found |= {f"{split}/{name}_final": values[name] for name in ("loss", "acc", "acc_top5")}
     model.train(was_training)
     return found
 
 
-def _in_order(loader: BatchLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_order(loader: BatchLoader) -> Iterator[tuple[Tensor, ...]]:
     """Yield this rank's part of every training batch in the order of the images, the last incomplete one included."""
     world = get_world()
     for batch in loader.indices.split(loader.batch_size):
@@ -47,7 +47,7 @@ def _in_order(loader: BatchLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _evaluate(
-    model: ImageClassifier, data: ImageDataModule, batches: Iterable[tuple[Tensor, Tensor]], trainer: Trainer
+    model: ImageClassifier, data: ImageDataModule, batches: Iterable[tuple[Tensor, ...]], trainer: Trainer
 ) -> dict[str, float]:
     device = trainer.strategy.root_device
     metrics = ClassificationMetrics(model.test_metrics.top_k).to(device)
