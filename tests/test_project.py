@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY, config
 from hydra.utils import instantiate
+from setuptools import find_packages
 
 GROUPS = sorted(
     path.relative_to(REPOSITORY / "conf").with_suffix("")
@@ -58,6 +59,11 @@ def test_the_lock_file_has_hashes_and_names_no_host() -> None:
     assert "index-url" not in lock
     expected = {"torch", "torchvision", "lightning", "hydra-core", "pytest", "ruff", "mypy", "import-linter", "uv"}
     assert expected <= {name for name, _, _ in pins}
+
+
+def test_every_package_is_listed() -> None:
+    listed = PYPROJECT["tool"]["setuptools"]["packages"]
+    assert listed == sorted([*find_packages(str(REPOSITORY), include=["alexnet_pl*"]), "alexnet_pl.conf"])
 
 
 def test_templates_and_type_marker_are_packaged() -> None:
