@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def commands(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directory of ``python`` and ``alexnet`` in an environment with nothing but the wheel and its dependencies."""
+    """Return the directory of the commands in an environment with nothing but the wheel and its dependencies."""
     environment = tmp_path_factory.mktemp("fresh") / "env"
     call(UV, "venv", "--python", sys.executable, environment, cwd=REPOSITORY)
     python = environment / Path(sys.executable).parent.name / "python"
