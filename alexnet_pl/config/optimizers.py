@@ -31,7 +31,8 @@ class Grouping:
         bias_lr_multiplier: learning rate of the biases relative to ``optimizer.lr``, above 0; 2 in 2012.
         layers: pattern → ``lr_multiplier`` (0 or more) and ``weight_decay`` of the weights of the matching layers. A
             pattern (:mod:`fnmatch`) matches the name of a layer or parameter or the end of one after a dot: ``conv1``,
-            ``features.conv1`` and ``conv[12]`` match ``features.conv1.weight``. The last matching pattern counts.
+            ``features.conv1`` and ``conv[12]`` match ``features.conv1.weight``. The last matching pattern counts. An
+            empty entry changes nothing, but gives the layer groups of its own, for ``scheduler.layers``.
     """
 
     decay_biases_and_norms: bool = True
@@ -90,11 +91,12 @@ def parameter_groups(
             raise ConfigError(
                 f"optimizer.layers.{pattern} is invalid: no layer matches.{did_you_mean(pattern, layers)}"
             )
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, str], dict[str, Any]] = {}
     for name, parameter in named:
         label, multiplier, decay = _rule(name, parameter, weight_decay, grouping)
         empty = {"params": [], "lr": lr * multiplier, "weight_decay": decay, "name": []}
-        group = groups.setdefault((multiplier, decay), empty)
+        own = label if grouping.layers.get(label.rpartition(" ")[0]) == {} else ""
+        group = groups.setdefault((multiplier, decay, own), empty)
         group["params"].append(parameter)
         group["name"] += [label] * (label not in group["name"])
     ordered = sorted(groups.items(), key=lambda item: item[0][0] != 1)

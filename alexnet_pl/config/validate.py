@@ -319,13 +319,11 @@ def rehearse_optimizer(settings: Settings) -> None:
             ({**settings["optimizer"], "layers": {}}, [("weight", nn.Parameter(torch.zeros(1, 1)))]),
             (unfused, _meta_weights(settings)),
         ):
-            section = "optimizer"
-            if not weights:
-                continue
-            made = optimizer_factory(instantiate(optimizer))(weights)
-            section = "scheduler"
-            if (schedule := schedule_factory(instantiate(settings.get(section)))) is not None:
-                schedule(made)
+            if weights:
+                made = optimizer_factory(instantiate(optimizer))(weights)
+        section = "scheduler"
+        if (schedule := schedule_factory(instantiate(settings.get(section)))) is not None:
+            schedule(made)
     except (InstantiationException, ConfigError):
         raise
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:

@@ -7,7 +7,7 @@ from alexnet_pl.training.callbacks.dashboard import Dashboard
 from alexnet_pl.training.callbacks.monitoring import StopAtTrainingError
 from alexnet_pl.training.callbacks.nan_monitor import NaNMonitor
 from alexnet_pl.training.loggers import MetricsCSV
-from alexnet_pl.training.lr_schedules import WarmupPlateau
+from alexnet_pl.training.lr_schedules import Milestones, WarmupPlateau
 from alexnet_pl.training.optimizers import Muon
 from alexnet_pl.training.trackers import MLflowTracker, WandbTracker
 
@@ -17,6 +17,7 @@ __all__ = [
     "Dashboard",
     "MLflowTracker",
     "MetricsCSV",
+    "Milestones",
     "Muon",
     "NaNMonitor",
     "ResumeCheckpoint",

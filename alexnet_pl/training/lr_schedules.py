@@ -1,12 +1,13 @@
-"""Learning-rate schedules that torch does not have: plateau with warm-up."""
+"""Learning-rate schedules that torch does not have: plateau with warm-up, milestones per parameter group."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.errors import ConfigError, invalid_value
 
 
 class WarmupPlateau(ReduceLROnPlateau):
@@ -79,3 +80,71 @@ class WarmupPlateau(ReduceLROnPlateau):
         for group, full in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             start = min(self.warmup_lr * (full / self.full_rates[0]), full)
             group["lr"] = full if fraction == 1 else start + fraction * (full - start)
+
+
+class Milestones(LRScheduler):
+    """Learning rates that change after given epochs, with milestones of their own for single layers.
+
+    The authors lowered the rates of 2012 by hand, at epochs that their parameter files record: those of the weights
+    only, and conv1's earlier than the others'.
+
+    Args:
+        optimizer: its learning rates are those before the first milestone.
+        epochs: increasing numbers of epochs (or steps, with ``interval: step``) after which the rate changes.
+        factors: one per milestone: the rate after it as a multiple of the first one.
+        hold_biases: keep the rate of the biases, which then need parameter groups of their own
+            (``optimizer.bias_lr_multiplier`` or ``optimizer.decay_biases_and_norms=false``).
+        layers: pattern with an empty entry in ``optimizer.layers`` → ``epochs`` and ``factors`` of the weights and
+            biases that it matches.
+
+    Raises:
+        ConfigError: epochs that do not increase, a negative factor, lists of different lengths, biases in a group with
+            weights, layers without parameter groups of their own.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        epochs: Sequence[int],
+        factors: Sequence[float],
+        hold_biases: bool = False,
+        layers: Mapping[str, Mapping[str, Any]] | None = None,
+    ):
+        named = {str(group.get("name", "")): group for group in optimizer.param_groups}
+        tables = {"": (list(epochs), list(factors))}
+        for pattern, table in (layers or {}).items():
+            if not any(name.startswith(f"{pattern} ") for name in named):
+                fix = f"Add optimizer.layers.{pattern}={{}}"
+                raise invalid_value("scheduler.layers", pattern, "layers with parameter groups of their own", fix)
+            tables[pattern] = (list(table.get("epochs", [])), list(table.get("factors", [])))
+        for pattern, (milestones, values) in tables.items():
+            _check_milestones(f"scheduler.layers.{pattern}" if pattern else "scheduler", milestones, values)
+        self.tables = []
+        for name in named:
+            pattern = next((pattern for pattern in tables if pattern and name.startswith(f"{pattern} ")), "")
+            held = hold_biases and not pattern and "weights" not in name
+            if hold_biases and (not name or ("biases" in name and "weights" in name)):
+                fix = "Set optimizer.bias_lr_multiplier or optimizer.decay_biases_and_norms=false"
+                raise invalid_value("scheduler.hold_biases", True, "biases in a parameter group of their own", fix)
+            self.tables.append(([], []) if held else tables[pattern])
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        """Return the learning rate of each group, a function of ``last_epoch`` alone."""
+        rates = []
+        for base, (epochs, factors) in zip(self.base_lrs, self.tables, strict=True):
+            passed = [factor for epoch, factor in zip(epochs, factors, strict=True) if epoch <= self.last_epoch]
+            rates.append(base * (passed[-1] if passed else 1.0))
+        return rates
+
+
+def _check_milestones(path: str, epochs: Sequence[Any], factors: Sequence[Any]) -> None:
+    """Check milestones and their factors.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if any(type(epoch) is not int or epoch < 1 for epoch in epochs) or epochs != sorted(set(epochs)):
+        raise invalid_value(f"{path}.epochs", epochs, "increasing whole numbers ≥ 1")
+    if len(factors) != len(epochs) or not all(0 <= factor < math.inf for factor in factors):
+        raise invalid_value(f"{path}.factors", factors, f"{len(epochs)} numbers ≥ 0, one per milestone")

@@ -8,6 +8,7 @@ from helpers import config, metric_rows, run_until_stopped
 from hydra.utils import instantiate
 from torch import nn
 
+from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.schedules import RunLength, schedule_factory
 from alexnet_pl.config.validate import validate
 from alexnet_pl.runtime.errors import ConfigError
@@ -123,3 +124,60 @@ def test_every_option_states_its_interval():
 def test_the_logged_rate_is_that_of_the_last_step(tmp_path):
     run(config(*RUN, "scheduler=constant", "scheduler.warmup_epochs=2", run_dir=tmp_path / "run"))
     assert [float(row["lr"]) for row in metric_rows(tmp_path / "run")] == pytest.approx([0.05, 0.1, 0.1])
+
+
+# --- milestones -----------------------------------------------------------------------------------------------------
+
+CODE_OF_2012 = ("optimizer=sgd", "optimizer.bias_lr_multiplier=2", "+optimizer.layers.conv1={}", "scheduler=milestones")
+
+
+def rates_by_epoch(epochs: int, *overrides: str) -> dict[str, list[float]]:
+    """Return the learning rates of each parameter group of LeNet-5 during each of the first epochs."""
+    cfg = config("model=lenet5", *overrides)
+    optimizer = optimizer_factory(instantiate(cfg.optimizer))(instantiate(cfg.model).named_parameters())
+    scheduler = schedule_factory(instantiate(cfg.scheduler))(optimizer)
+    rates: dict[str, list[float]] = {group["name"]: [] for group in optimizer.param_groups}
+    for _ in range(epochs):
+        for group in optimizer.param_groups:
+            rates[group["name"]].append(group["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_milestones_of_2012_lower_the_weights_and_hold_the_biases():
+    """0.01 for 2 epochs, 0.001 for 2 more; conv1 has milestones of its own."""
+    rates = rates_by_epoch(
+        6, *CODE_OF_2012, "scheduler.epochs=[2,4]", "scheduler.factors=[0.1,0.01]", "scheduler.hold_biases=true",
+        "+scheduler.layers.conv1={epochs:[3,5],factors:[0.1,0]}",
+    )  # fmt: skip
+    assert rates.keys() == {"weights", "biases", "conv1 weights", "conv1 biases"}
+    assert rates["weights"] == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+    assert rates["biases"] == pytest.approx([0.02] * 6)
+    assert rates["conv1 weights"] == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001, 0])
+    assert rates["conv1 biases"] == pytest.approx([0.02, 0.02, 0.02, 0.002, 0.002, 0])
+
+
+def test_milestones_lower_biases_too_by_default():
+    rates = rates_by_epoch(3, *CODE_OF_2012, "scheduler.epochs=[1]", "scheduler.factors=[0.5]")
+    for name, (first, *later) in rates.items():
+        assert later == pytest.approx([first / 2] * 2), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scheduler.epochs=[2,2,3]"], r"^scheduler.epochs=\[2, 2, 3\] is invalid: expected increasing whole numbers"),
+        (["scheduler.epochs=[0,2,3]"], r"^scheduler.epochs=\[0, 2, 3\] is invalid"),
+        (["scheduler.factors=[0.1]"], r"^scheduler.factors=\[0.1\] is invalid: expected 3 numbers ≥ 0, one per mile"),
+        (["scheduler.factors=[0.1,-1,0]"], r"^scheduler.factors=\[0.1, -1, 0\] is invalid"),
+        (["scheduler.hold_biases=true"], "^scheduler.hold_biases=true is invalid: .*bias_lr_multiplier"),
+        (["+scheduler.layers.conv2={epochs:[1],factors:[0]}", "+optimizer.layers.conv1={}"],
+         r"^scheduler.layers=conv2 is invalid: .*Add optimizer.layers.conv2=\{\}"),
+        (["+scheduler.layers.conv1={epochs:[1],factors:[]}", "+optimizer.layers.conv1={}"],
+         r"^scheduler.layers.conv1.factors=\[\] is invalid"),
+    ],
+)  # fmt: skip
+def test_invalid_milestones_are_refused_before_data_is_read(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(config("model=lenet5", "optimizer=sgd", "scheduler=milestones", *overrides))
