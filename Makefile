@@ -12,7 +12,7 @@ PORT ?= 6006
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart train sweep dashboard check lint types format test test-faults test-slow test-browser \
-	test-lowest lock audit clean
+	test-trackers test-lowest lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -81,6 +81,10 @@ test-browser: setup ## test the web pages in headless Chromium; installs Gradio,
 		{ echo "error: Chromium not found. Install it, for example: sudo apt-get install chromium"; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[serve]' playwright
 	$(BIN)/pytest -m browser $(ARGS)
+
+test-trackers: setup ## test wandb (offline) and MLflow (SQLite) for real; installs both
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[wandb,mlflow]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m trackers $(ARGS)
 
 test-lowest: setup ## run the security tests with the oldest supported dependencies (downloads an older PyTorch)
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \

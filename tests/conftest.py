@@ -37,7 +37,10 @@ def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip browser tests, naming what they lack, unless they are selected by ``-m browser``."""
+    """Skip the tests of browsers and trackers, naming what they lack, unless ``-m`` selects them."""
+    for item in items:
+        if item.get_closest_marker("trackers") and "trackers" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="run by make test-trackers"))
     if "browser" in config.option.markexpr:
         return
     missing = [] if any(map(shutil.which, BROWSERS)) else ["Chromium"]

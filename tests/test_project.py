@@ -1,5 +1,6 @@
 """Project files: every config option composes, the lock file, the make targets, continuous integration, packaging."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY, config
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from setuptools import find_packages
 
@@ -34,6 +36,10 @@ def test_every_option_composes_and_is_instantiated(option: Path, tmp_path: Path)
         if cfg.get(part) is None and part == "scheduler":
             continue  # an experiment may leave it out
         overrides = {"precision": "32-true", "logger": False} if part == "trainer" else {}
+        if option.name in ("mlflow", "wandb") and importlib.util.find_spec(option.name) is None:
+            with pytest.raises(InstantiationException, match=f"pip install 'alexnet_pl\\[{option.name}\\]'"):
+                instantiate(cfg.logger)
+            continue
         assert instantiate(cfg[part], **overrides) is not None
 
 

@@ -1,16 +1,20 @@
 """Private attributes of Lightning, torch and torchmetrics: every use in this package, with a test for each."""
 
+from __future__ import annotations
+
 import gc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import Metric
+
+if TYPE_CHECKING:  # a run without TensorBoard does not load it
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def set_position(trainer: Trainer, epoch: int, batch: int, step: int) -> None:

@@ -1,14 +1,15 @@
 """Dashboard callback: TensorBoard pages during training, figures after the test."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from alexnet_pl.data.datamodule import ImageDataModule, logit_names, plain_batches
 from alexnet_pl.data.transforms import denormalize, normalize, select_center_crop
@@ -37,6 +38,9 @@ from alexnet_pl.training.callbacks.tensorboard import (
 from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.trackers import trackers
+
+if TYPE_CHECKING:  # a run without TensorBoard does not load it
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 

@@ -1,20 +1,18 @@
 """TensorBoard pages: hyperparameter rows, chart layout, histograms, images, PR curves, projector, graph."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from alexnet_pl.figures.features import Histogram, feature_layer, list_layers, pca
 from alexnet_pl.figures.run_figures import FigureInputs
@@ -24,6 +22,10 @@ from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint
 from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.lightning_internals import add_summary, free_traced_types
 from alexnet_pl.training.resume import named_on_the_command_line
+
+if TYPE_CHECKING:  # a run without TensorBoard does not load it, nor do the local imports below
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import SummaryWriter
 
 CHARTS = {
     "loss (nats)": "loss",
@@ -93,6 +95,8 @@ def add_best_accuracy(writer: SummaryWriter, trainer: Trainer, step: int) -> Non
 
 def close_hparams_row(writer: SummaryWriter, accuracy: float, seconds: float, step: int) -> None:
     """Add test accuracy and training time to the run's hyperparameter row, and mark the run as finished."""
+    from torch.utils.tensorboard.summary import hparams
+
     writer.add_scalar("hp/test_acc", accuracy, step)
     writer.add_scalar("hp/seconds", seconds, step)
     add_summary(writer, hparams({}, {})[2])
@@ -123,6 +127,9 @@ EXCLUDED = ("data.root", "data.seed", "data.split_seed", "data.augment", "data.i
 
 def open_row(row: dict[str, Any], named: Sequence[str]) -> tuple[Summary, Summary]:
     """Return the declaration of the hyperparameter columns, those ``named`` first, and the start of the run's row."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from torch.utils.tensorboard.summary import hparams
+
     metrics = dict.fromkeys(HP_METRICS, 0.0)  # only the names count: TensorBoard reads the scalars of these names
     declared, started = hparams({**COLUMNS, **row}, metrics)[0], hparams(row, metrics)[1]
     plugin = declared.value[0].metadata.plugin_data
@@ -176,6 +183,8 @@ def add_histogram(writer: SummaryWriter, tag: str, values: Histogram | None, ste
 
 def add_images(writer: SummaryWriter, drawn: dict[str, bytes], step: int) -> None:
     """Write PNG files as they are; ``add_image`` would decode and re-encode them."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
     for name, png in drawn.items():
         width, height = Image.open(io.BytesIO(png)).size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
