@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import BROWSERS, SHORT_RUN, ClassFolderMaker, OfficialArchive, config
+from helpers import BROWSERS, REPOSITORY, SHORT_RUN, ClassFolderMaker, OfficialArchive, config
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -31,9 +31,14 @@ def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the image cache out of the home directory, and the user's settings and CIFAR-10 out of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
-    os.environ["ALEXNET_PL_LOCAL"] = "none"
     os.environ.pop("ALEXNET_PL_CONF", None)
     os.environ.pop("CIFAR10_ROOT", None)
+
+
+def pytest_report_header() -> list[str]:
+    """Say that settings of this machine apply to the tests that run ``alexnet train`` in a process of its own."""
+    path = REPOSITORY / "conf" / "local" / "default.yaml"
+    return [f"{path} applies: a test that fails may pass without it"] if path.exists() else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -57,6 +57,7 @@ def config(*overrides: str, run_dir: Path = Path("unused"), figures: bool = Fals
     """Return the config that ``train.py`` composes from these overrides, without figures unless asked for."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         lean = _kept(overrides) + ([] if figures else [NO_FIGURES])
+        lean += [] if any(override.startswith("local=") for override in overrides) else ["local=none"]
         return compose("train", overrides=[*overrides, *lean, hydra_override("run_dir", run_dir)])
 
 
@@ -168,7 +169,7 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
         assert ours[key] == theirs[key], key
     logged = [EventAccumulator(str(folder / "tensorboard")).Reload() for folder in (resumed, whole)]
     for name in ("train/loss", "val/loss", "lr"):
-        steps = [[(event.step, event.value) for event in events.Scalars(name)] for events in logged]
+        steps = [sorted((event.step, event.value) for event in events.Scalars(name)) for events in logged]
         assert steps[0] == steps[1], name
 
 

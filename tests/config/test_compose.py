@@ -164,12 +164,10 @@ def test_a_directory_of_own_options_extends_conf(own_options):
 
 def test_settings_of_the_machine_apply_to_every_run_below_overrides(own_options, monkeypatch):
     monkeypatch.setenv(OWN_OPTIONS, str(own_options))
-    monkeypatch.delenv("ALEXNET_PL_LOCAL")
     cfg = compose(["data=cifar10", "model=tiny"])
     assert (cfg.data_dir, cfg.data.root, cfg.seed) == ("/datasets", "/datasets", 7)
     assert compose(["data=cifar10", "seed=1", "data.root=x"]).data.root == "x"
-    monkeypatch.setenv("ALEXNET_PL_LOCAL", "none")
-    assert compose(["data=cifar10"]).data.root == "data"
+    assert compose(["data=cifar10", "local=none"]).data.root == "data"
 
 
 def test_directories_of_data_do_not_make_another_trial():
