@@ -1,5 +1,6 @@
 """Datasets as Lightning data modules, and the transforms that they apply to batches."""
 
+from alexnet_pl.data.augmentations import AlternatingFlip, Cutout, RandAugment
 from alexnet_pl.data.cifar10 import CIFAR10DataModule
 from alexnet_pl.data.digits import DigitsDataModule
 from alexnet_pl.data.image_folder import ImageFolderDataModule
@@ -16,10 +17,12 @@ from alexnet_pl.data.torchvision_sets import (
 from alexnet_pl.data.transforms import BatchTransform, Compose, PCAColor, PerImage, RandomCropFlip
 
 __all__ = [
+    "AlternatingFlip",
     "BatchTransform",
     "CIFAR100DataModule",
     "CIFAR10DataModule",
     "Compose",
+    "Cutout",
     "DigitsDataModule",
     "FashionMNISTDataModule",
     "ImageFolderDataModule",
@@ -28,6 +31,7 @@ __all__ = [
     "MNISTDataModule",
     "PCAColor",
     "PerImage",
+    "RandAugment",
     "RandomCropFlip",
     "STL10DataModule",
     "SVHNDataModule",

@@ -3,14 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from lightning import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from alexnet_pl.data.loaders import BatchLoader
-from alexnet_pl.data.transforms import center_crop, normalize, per_image, select_center_crop, make_views
+from alexnet_pl.data.transforms import center_crop, is_mixing, make_views, normalize, per_image, select_center_crop
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
 
 
@@ -18,8 +19,9 @@ class ImageDataModule(LightningDataModule, ABC):
     """Stratified train/validation split and a separate test set, with batches prepared on the device.
 
     Batches are ``(images, labels)``: normalized float32 ``(B, 3, image_size, image_size)`` and int64 ``(B,)``. In
-    evaluation, the last batch is padded with images labeled ``IGNORE_INDEX``. Only training batches are augmented.
-    Images that are still larger than ``image_size`` afterwards are center-cropped on the device.
+    evaluation, the last batch is padded with images labeled ``IGNORE_INDEX``. Only training batches are augmented. If
+    their images are mixed, their labels are rows of class weights, float32 ``(B, number of classes)``. Images that are
+    still larger than ``image_size`` after augmentation are center-cropped on the device.
 
     Args:
         image_size: side of the network's input in pixels.
@@ -29,7 +31,8 @@ class ImageDataModule(LightningDataModule, ABC):
         split_seed: seed of the split, independent of ``seed``.
         mean, std: normalization, one number per channel on the [0, 1] pixel scale.
         augment: transform of training images on their device. Transforms that do not derive from
-            :class:`~alexnet_pl.data.transforms.BatchTransform` are applied to each image separately.
+            :class:`~alexnet_pl.data.transforms.BatchTransform` are applied to each image separately, except for
+            torchvision's ``MixUp`` and ``CutMix``, which mix the images of a batch by design.
         resize_size: side in pixels that images are resized to and stored in, at least ``image_size``; by default the
             same. The paper stores 256 for an input of 224, crops at random in training and the center in evaluation.
         test_crops: 2, 6 or 10 for test batches ``(test_crops, B, 3, image_size, image_size)``, the views of each image
@@ -80,7 +83,10 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size, self.val_fraction = batch_size, val_fraction
         self.seed, self.split_seed = seed, split_seed
         self.mean, self.std = tuple(mean), tuple(std)
-        self.augment = per_image(augment)
+        self.augment = nn.Identity() if is_mixing(augment) else per_image(augment)
+        self.mixing: Any = augment if is_mixing(augment) else getattr(augment, "mixing", None)
+        if self.mixing is not None:
+            self.mixing.num_classes = None  # it receives rows of class weights
         self._try_augment()
         self._loaders = {}
         self.description = ""
@@ -90,7 +96,7 @@ class ImageDataModule(LightningDataModule, ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             noise = torch.randint(256, (2, 3, self.resize_size, self.resize_size), dtype=torch.uint8)
-            augmented = self.augment(noise)
+            augmented = self.augment_images(noise, torch.arange(2))
         smallest = min(augmented.shape[-2:])
         if smallest < self.image_size:
             raise ConfigError(
@@ -102,6 +108,17 @@ class ImageDataModule(LightningDataModule, ABC):
                 "augment is invalid: expected pixels on the 0–255 scale, and it returns them normalized. data.mean and "
                 "data.std normalize them afterwards."
             )
+
+    def augment_images(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return ``(B, 3, H, W)`` images at positions ``(B,)`` of the dataset, augmented as in the current epoch."""
+        if not self.augment_takes_index:
+            return cast(Tensor, self.augment(images))
+        return cast(Tensor, self.augment(images, index, self.trainer.current_epoch if self.trainer else 0))
+
+    @property
+    def augment_takes_index(self) -> bool:
+        """True if the augmentation depends on which image it is and on the epoch."""
+        return bool(getattr(self.augment, "takes_index", False))
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -136,7 +153,9 @@ class ImageDataModule(LightningDataModule, ABC):
             yield loader.gather(batch)[0]
 
     def train_dataloader(self) -> BatchLoader:
-        return self._loaders["train"]
+        loader = self._loaders["train"]
+        loader.with_index = self.augment_takes_index
+        return loader
 
     def val_dataloader(self) -> BatchLoader:
         return self._loaders["val"]
@@ -145,16 +164,20 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loaders["test"]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        images, labels = batch
-        if self.trainer is not None and self.trainer.training:
-            images = self.augment(images)
+        images, labels, *index = batch
+        is_training = self.trainer is not None and self.trainer.training
+        if is_training:
+            images = self.augment_images(images, *index)
         if self.test_crops > 1 and self.trainer is not None and self.trainer.testing:
             images = make_views(images, self.image_size, self.test_crops)
-        return normalize(center_crop(images, self.image_size), self.mean, self.std), labels
+        images = normalize(center_crop(images, self.image_size), self.mean, self.std)
+        if is_training and self.mixing is not None:
+            return self.mixing(images, F.one_hot(labels, len(self.class_names)).float())
+        return images, labels
 
 
 def plain_batches(
-    data: LightningDataModule, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device | str = "cpu"
+    data: LightningDataModule, loader: Iterable[tuple[Tensor, ...]], device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a loader's batches as evaluation sees them: on the device, normalized, not augmented, one crop each."""
     for batch in loader:

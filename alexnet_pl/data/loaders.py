@@ -69,6 +69,7 @@ class BatchLoader(ABC):
         start_image: images of the epoch's order that the next iteration skips. A resumed run sets it. The value
             applies to one iteration and may come from a run with another batch size. At least one batch is always left.
         per_rank_batch_size: images per batch on this rank.
+        with_index: batches are ``(images, labels, index)``, with the position of each image in the dataset.
 
     Raises:
         DataError: the split has fewer training images than there are ranks.
@@ -86,6 +87,7 @@ class BatchLoader(ABC):
         self.sampler, self.group = sampler, group
         self.batch_sampler = None  # Lightning reads this attribute of every loader that has a sampler
         self.start_image = self._first_image = 0
+        self.with_index = False
         smallest = min(batch_size, len(indices))
         self.per_rank_batch_size = smallest // group.size if sampler is not None else -(-smallest // group.size)
         if self.per_rank_batch_size == 0:
@@ -111,7 +113,7 @@ class BatchLoader(ABC):
         return max(0, min(first_image, len(self.indices) - self.batch_size))
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield this rank's slice of each batch: uint8 ``(B, 3, H, W)`` and int64 ``(B,)``."""
 
     @abstractmethod
@@ -134,12 +136,12 @@ class BatchLoader(ABC):
             missing = self.per_rank_batch_size - len(part)
             yield torch.cat([part, batch[-1:].expand(missing)]) if missing else part, missing
 
-    def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, ...]:
         """Return :meth:`gather`'s result with the last ``missing`` images labeled ``IGNORE_INDEX``."""
         pixels, labels = self.gather(images)
         if missing:
             labels[-missing:] = IGNORE_INDEX
-        return pixels, labels
+        return (pixels, labels, images) if self.with_index else (pixels, labels)
 
 
 class TensorLoader(BatchLoader):
@@ -163,7 +165,7 @@ class TensorLoader(BatchLoader):
         super().__init__(labels, indices, batch_size, sampler, group)
         self.images = images
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         order = self._order().to(self.images.device)  # one copy per epoch, because a copy per step would stall a GPU
         for part, missing in self._parts(order):
             yield self._batch(part, missing)

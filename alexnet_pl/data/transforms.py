@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,13 @@ class BatchTransform(nn.Module):
 
     Deriving from it declares that property. The data modules apply every other transform image by image
     (:class:`PerImage`), because torchvision's draw once per call and would treat all images of a batch alike.
+
+    Attributes:
+        takes_index: the transform is called with ``(images, index, epoch)``: positions of the images in the dataset,
+            ``(N,)`` int64, and the epoch, counted from 0.
     """
+
+    takes_index = False
 
 
 class PerImage(BatchTransform):
@@ -134,7 +141,7 @@ class PerImage(BatchTransform):
             same scale. All images of a batch must come out with the same shape.
 
     Raises:
-        ConfigError: ``transform`` is not callable or needs labels, as mixup and cutmix do. When called: the transform
+        ConfigError: ``transform`` is not callable or mixes images, as mixup and cutmix do. When called: the transform
             fails, or its results are not color images of one size.
     """
 
@@ -144,8 +151,11 @@ class PerImage(BatchTransform):
             raise ConfigError(f"augment={transform} is invalid: expected a transform with a _target_, or null.")
         self.transform = transform
         self.name = getattr(transform, "__name__", type(transform).__name__)
-        if {"MixUp", "CutMix"} & {each.__name__ for each in type(transform).__mro__}:
-            raise ConfigError(f"augment={self.name} is invalid: expected a transform of images alone. It mixes labels.")
+        if is_mixing(transform):
+            raise ConfigError(
+                f"augment={self.name} is invalid here: it mixes the images and labels of a batch, after all other "
+                "steps. Set it as augment, or as the last step."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return ``(N, 3, h, w)``, a new tensor, for ``(N, 3, H, W)``."""
@@ -184,15 +194,25 @@ def per_image(transform: Callable[[Tensor], Tensor] | None) -> nn.Module:
     return transform if isinstance(transform, BatchTransform | nn.Identity) else PerImage(transform)
 
 
+def is_mixing(transform: object) -> bool:
+    """Return True for torchvision's ``MixUp`` and ``CutMix``, which mix images of a batch and, alike, their labels."""
+    return bool({"MixUp", "CutMix"} & {each.__name__ for each in type(transform).__mro__})
+
+
 class Compose(BatchTransform):
     """Apply transforms one after another, each under a name for overrides, such as ``augment.color.alpha_std``.
 
+    Because steps have names, the options of a list such as ``augment=[crop_flip,cutout]`` merge into one of these.
+
     Args:
         **transforms: in the order of application; null skips one (``augment.color=null``). Transforms from elsewhere
-            are applied image by image (:class:`PerImage`).
+            are applied image by image (:class:`PerImage`). The last one may be torchvision's ``MixUp`` or ``CutMix``.
+
+    Attributes:
+        mixing: that one, or None. The data module applies it, because it changes the labels as well.
 
     Raises:
-        ConfigError: a step is not a transform.
+        ConfigError: a step is not a transform, or follows one that mixes.
     """
 
     def __init__(self, **transforms: Callable[[Tensor], Tensor] | None):
@@ -200,12 +220,17 @@ class Compose(BatchTransform):
         for name, transform in transforms.items():
             if transform is not None and not callable(transform):
                 raise invalid_value(f"augment.{name}", transform, "a transform with a _target_, or null")
-        steps = {name: per_image(step) for name, step in transforms.items() if step is not None}
-        self.transforms = nn.ModuleDict(steps)
+        steps = {name: step for name, step in transforms.items() if step is not None}
+        self.mixing: Any = None
+        if steps and is_mixing(next(reversed(steps.values()))):
+            self.mixing = steps.popitem()[1]
+        self.transforms = nn.ModuleDict({name: per_image(step) for name, step in steps.items()})
+        self.takes_index = any(getattr(step, "takes_index", False) for step in self.transforms.values())
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, index: Tensor | None = None, epoch: int = 0) -> Tensor:
         for transform in self.transforms.values():
-            images = transform(images)
+            takes_index = getattr(transform, "takes_index", False)
+            images = transform(images, index, epoch) if takes_index else transform(images)
         return images
 
 
@@ -213,23 +238,24 @@ class RandomCropFlip(BatchTransform):
     """Crop a random square and mirror it with probability 0.5, independently for each image.
 
     ``padding`` alone pads with zeros and crops back to the original size, as is usual for CIFAR-10. ``size`` alone
-    crops from a larger image, as in the paper (section 4.1): 224 of 256 pixels.
+    crops from a larger image, as in the paper (section 4.1): 224 of 256 pixels. Neither only mirrors.
 
     Args:
         padding: zeros added on every side before the crop, at least 0 pixels.
         size: side of the crop in pixels; null keeps the size of the input.
+        flip: mirror half of the images.
 
     Raises:
         ConfigError: negative padding or a size below 1. When called: images smaller than ``size``.
     """
 
-    def __init__(self, padding: int = 0, size: int | None = None):
+    def __init__(self, padding: int = 0, size: int | None = None, flip: bool = True):
         super().__init__()
         if padding < 0:
             raise invalid_value("augment.padding", padding, "0 or more pixels")
         if size is not None and size < 1:
             raise invalid_value("augment.size", size, "1 or more pixels, or null")
-        self.padding, self.size = padding, size
+        self.padding, self.size, self.flip = padding, size, flip
 
     def forward(self, images: Tensor) -> Tensor:
         """Return a new tensor of the same dtype, ``(N, C, size, size)`` or ``(N, C, H, W)``, for ``(N, C, H, W)``."""
@@ -245,12 +271,12 @@ class RandomCropFlip(BatchTransform):
         device = images.device
         top = torch.randint(rooms[0], (count, 1), device=device)
         left = torch.randint(rooms[1], (count, 1), device=device)
-        mirrored = torch.rand(count, 1, device=device) < 0.5
+        mirrored = torch.rand(count, 1, device=device) < (0.5 if self.flip else 0.0)
         crop = crop_by_slicing if device.type == "cpu" else crop_by_gather
         return crop(padded, top, left, mirrored, (height, width))
 
     def extra_repr(self) -> str:
-        return f"padding={self.padding}, size={self.size}"
+        return f"padding={self.padding}, size={self.size}, flip={self.flip}"
 
 
 def crop_by_gather(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:

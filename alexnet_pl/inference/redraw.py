@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 
 from alexnet_pl.config.trust import check_targets
+from alexnet_pl.data.transforms import is_mixing, per_image
 from alexnet_pl.figures.html_report import FIGURES
 from alexnet_pl.figures.run_figures import DRAWN_BY, NUM_AUGMENTED, FigureInputs, draw, save
 from alexnet_pl.inference.evaluation import make_trainer
@@ -65,6 +66,8 @@ def augmented_batch(run: TrainedRun, data: Any) -> tuple[torch.Tensor, torch.Ten
     images, labels = next(iter(data.train_dataloader()))
     with torch.random.fork_rng():
         torch.manual_seed(run.config["seed"])
-        images = (instantiate(augment) or torch.nn.Identity())(images[:NUM_AUGMENTED])
+        transform = instantiate(augment)
+        data.augment = per_image(None if is_mixing(transform) else transform)
+        images = data.augment_images(images[:NUM_AUGMENTED], torch.arange(NUM_AUGMENTED)[: len(images)])
     batch: tuple[torch.Tensor, torch.Tensor] = data.on_after_batch_transfer((images, labels[:NUM_AUGMENTED]), 0)
     return batch

@@ -206,7 +206,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.C
         "pipes": [*short, "data=image_folder", f"data.root={pipes}", NO_FIGURES],
         "small": [*short, "data.val_fraction=0.001"],
         "augment": [*short, "augment._target_=torchvision.transforms.v2.RandAugment", NO_FIGURES],
-        "mixup": [*short, "augment._target_=torchvision.transforms.v2.MixUp", "+augment.num_classes=10"],
+        "mixup": [*short, "augment=[mixup,crop_flip]"],
     }
     return dict(zip(commands, train_many(list(commands.values()), folder), strict=True))
 
@@ -240,11 +240,11 @@ def test_small_val_fraction(outcomes):
     assert "Use a value from 0.007 to 0.993." in outcomes["small"].stderr
 
 
-@pytest.mark.fault("augmentation from elsewhere", "applied per image; refused if it mixes labels, exit 2")
+@pytest.mark.fault("augmentation from elsewhere", "applied per image; mixing before other steps is refused, exit 2")
 def test_augmentation_from_elsewhere(outcomes):
     assert outcomes["augment"].returncode == 0, outcomes["augment"].stderr
     assert outcomes["mixup"].returncode == 2
-    assert "augment=MixUp is invalid: expected a transform of images alone" in outcomes["mixup"].stderr
+    assert "augment=MixUp is invalid here: it mixes the images and labels of a batch" in outcomes["mixup"].stderr
 
 
 @pytest.mark.fault("no home directory", "class folders are read without a cache; else a way out, exit 2")

@@ -29,7 +29,7 @@ def run(folder: Path) -> TrainedRun:
 def cropped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on crops of 32 from 37 pixels that was tested with ten-crop."""
     folder = tmp_path_factory.mktemp("cropped") / "run"
-    larger = ("data.resize_size=37", "data.test_crops=10", "augment=crop_flip", "augment.padding=0", "augment.size=32")
+    larger = ("data.resize_size=37", "data.test_crops=10", "augment=crop_flip", "augment.crop.padding=0", "augment.crop.size=32")
     train_run(config(*RUN, *larger, "trainer.max_epochs=2", run_dir=folder))
     return folder
 

@@ -89,7 +89,7 @@ class StreamLoader(BatchLoader):
         self.shards, self.split, self.side, self.workers = shards, split, side, workers
         self.pin_for: torch.device | None = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         parts = list(self._parts(self._order()))
         decoders = ThreadPoolExecutor(self.workers, "decode")
         fetchers = ThreadPoolExecutor(FETCHED_AHEAD, "fetch")
@@ -98,7 +98,7 @@ class StreamLoader(BatchLoader):
                 needed = torch.cat([part for part, _ in parts]).numpy()
                 for shard in dict.fromkeys(self.shards.splits[self.split].shard[needed].tolist()):
                     fetchers.submit(self.shards.fetch, self.split, shard)  # read() raises what failed
-            ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            ahead: deque[Future[tuple[Tensor, ...]]] = deque()
             for part, missing in parts:
                 with deferred_signals():
                     ahead.append(decoders.submit(self._batch, part, missing))
@@ -131,12 +131,12 @@ class StreamLoader(BatchLoader):
             decoded = resize(decoded, [self.side, self.side], antialias=True)
         return decoded, self.labels[images]
 
-    def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, Tensor]:
-        pixels, labels = super()._batch(images, missing)
+    def _batch(self, images: Tensor, missing: int) -> tuple[Tensor, ...]:
+        pixels, *rest = super()._batch(images, missing)
         if self.pin_for is not None:
             with torch.cuda.device(self.pin_for):  # else every rank would allocate on the first GPU
                 pixels = pixels.pin_memory()
-        return pixels, labels
+        return pixels, *rest
 
 
 def choose_splits(present: Iterable[str]) -> dict[str, str]:

@@ -94,6 +94,7 @@ class Dashboard(Callback):
 
     def _keep(self, batch: Any) -> None:
         images, labels = batch
+        labels = labels if labels.ndim == 1 else labels.argmax(1)  # mixed images are named after their larger part
         self.augmented = images[:NUM_AUGMENTED].clone(), labels[:NUM_AUGMENTED].clone()
 
     def on_validation_batch_start(

@@ -106,7 +106,7 @@ SHOWN_FIRST = ("model", "data", "optimizer.lr", "seed")
 """Columns that TensorBoard shows first (of five) if the command line sets no hyperparameter."""
 
 COLUMNS = {
-    "augment.padding": 0,
+    "augment.crop.padding": 0,
     "model.channels": "",
     "model.dropout": 0,
     "model.fc_width": 0,
