@@ -70,7 +70,7 @@ from alexnet_pl.training.resume import (
     saved_config,
     without_places,
 )
-from alexnet_pl.training.trackers import Tracker, attempt, tracking, trackers
+from alexnet_pl.training.trackers import Tracker, attempt, trackers, tracking
 from alexnet_pl.training.weights import check_fit, warm_start
 
 log = logging.getLogger(__name__)
@@ -398,15 +398,15 @@ def record_result(
     return result
 
 
-def report(plan: Plan, objects: RunObjects, result: dict[str, Any], trackers: Sequence[Tracker]) -> None:
-    """Write report.html, give it to the trackers, remove the resume checkpoints, and log the results and their place."""
+def report(plan: Plan, objects: RunObjects, result: dict[str, Any], tracked: Sequence[Tracker]) -> None:
+    """Write report.html, remove the resume checkpoints, and tell the log and the trackers the results."""
     if get_world().rank > 0:
         return
     page = None
     if objects.dashboard is not None and objects.dashboard.figures:
         page = _write_report(plan.run_dir, objects.dashboard.unavailable)
     outcome = {"hp/val_acc_best": result["val/acc"], "hp/test_acc": result["test/acc"], "hp/seconds": result["seconds"]}
-    for tracker in trackers:
+    for tracker in tracked:
         attempt(tracker, "no outcome", partial(tracker.log_metrics, outcome, None))
         if page is not None:
             attempt(tracker, "no report", partial(tracker.log_report, page))
