@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
+from alexnet_pl.config.hydra_versions import register_resolver
 from alexnet_pl.distributed.collectives import broadcast_from_rank0
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError
-from alexnet_pl.runtime.run_folder import refuse_links
+from alexnet_pl.runtime.run_folder import check_entries
 
 PAPER_BATCH = 128
 
@@ -46,7 +45,7 @@ def run_folder(resume: str | None, new: str) -> str:
         return broadcast_from_rank0("run folder", new)
     try:
         if Path(resume).is_dir():
-            refuse_links(Path(resume))
+            check_entries(Path(resume))
             return resume
         is_file = Path(resume).is_file()
     except OSError:  # a name that is too long
@@ -60,6 +59,6 @@ def run_folder(resume: str | None, new: str) -> str:
 
 def register_resolvers() -> None:
     """Register the resolvers with OmegaConf; a second call changes nothing."""
-    OmegaConf.register_new_resolver("scale_lr", scale_lr, replace=True)
-    OmegaConf.register_new_resolver("scaled", scaled, replace=True)
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    register_resolver("scale_lr", scale_lr, replace=True)
+    register_resolver("scaled", scaled, replace=True)
+    register_resolver("run_folder", run_folder, replace=True)

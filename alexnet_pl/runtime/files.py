@@ -12,16 +12,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from alexnet_pl.runtime.errors import UserError, os_reason
 
 log = logging.getLogger(__name__)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, durable: bool = False) -> None:
     """Write ``content`` to ``path``, whole or not at all; text as UTF-8.
 
     Readers see the old file or the new one, never a part. The directory must exist.
+
+    Args:
+        durable: flush the file and its directory to the disk, so that the new file survives a power cut.
 
     Raises:
         OSError: no space or no permission. ``path`` is unchanged and no scratch file is left behind.
@@ -31,9 +35,28 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         scratch.unlink(missing_ok=True)
         with scratch.open("xb") as file:  # never through a link planted under this name
             file.write(content.encode() if isinstance(content, str) else content)
+            if durable:
+                flush_file(file)
         os.replace(scratch, path)
+        if durable:
+            flush_directory(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def flush_file(file: IO[bytes]) -> None:
+    """Flush an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_directory(directory: Path) -> None:
+    """Flush the renames in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,7 +24,14 @@ CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
 
 TEST_VIEWS = {"_mirror": "mirror", "_shifted_mirror": "6 views", "_ten_crop": "ten-crop"}
 """Suffix of test metrics that average over several views of each image (``data.test_crops``) → their name in tables."""
-COMMANDS, LOCK = "commands.txt", ".lock"
+COMMANDS, LOCK, LOG = "commands.txt", ".lock", "train.log"
+
+FILES = (CONFIG, METRICS, RESULT, COMMANDS, LOG, "report.html")
+
+DIRECTORIES = ("checkpoints", "figures", "tensorboard", "profile", ".hydra")
+
+WRITTEN_IN_PLACE = (COMMANDS, LOG)
+"""Files that are appended to; the others are replaced as a whole."""
 
 MAX_BYTES = 16 * 2**20
 """Size of metrics.csv and of result.json."""
@@ -55,21 +63,44 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_links(run_dir: Path) -> None:
-    """Check that no symbolic link inside a run directory leads out of it: resuming would write through it.
+def check_entries(run_dir: Path) -> None:
+    """Check what a run directory holds before a run writes to it: such a directory may be untrusted, or half copied.
 
     The directory itself may be a link.
 
     Raises:
-        ConfigError: there is such a link, which may have been planted.
+        ConfigError: a symbolic link out of the directory or a hard link, through which another file would be written; a
+            FIFO, socket or device, which would block; a file in place of a directory or the reverse; a file or
+            directory without the permissions to use it.
     """
     root = run_dir.resolve()
     for folder, folders, files in os.walk(root):
         for path in (Path(folder) / name for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise ConfigError(
-                    f"resume={run_dir} is refused: {path} is a link that leaves the run directory. Remove the link."
-                )
+            if reason := _unusable(path, root):
+                raise ConfigError(f"resume={run_dir} is refused: {path} {reason}")
+
+
+def _unusable(path: Path, root: Path) -> str:
+    """Return why a run cannot use an entry of its directory, and the fix, or ""."""
+    if path.is_symlink() and not path.resolve().is_relative_to(root):
+        return "is a link that leaves the run directory. Remove the link."
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # a dangling link, or removed by another process
+        return ""
+    name = path.relative_to(root).as_posix()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return "is neither a file nor a directory. Remove it."
+    is_dir = stat.S_ISDIR(status.st_mode)
+    if is_dir and (name in FILES or name.startswith((".hydra/", "checkpoints/"))):
+        return "is a directory: expected a file. Remove it."
+    if not is_dir and name in DIRECTORIES:
+        return "is a file: expected a directory. Remove it."
+    if not is_dir and status.st_nlink > 1 and (name in WRITTEN_IN_PLACE or name.startswith(".hydra/")):
+        return "has a second name, a hard link, which would change with it. Copy the run directory: cp -r"
+    if not os.access(path, os.R_OK | os.W_OK | (os.X_OK if is_dir else 0)):
+        return "cannot be read and written by this user. Change its permissions."
+    return ""
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -216,6 +247,8 @@ def record_command(run_dir: Path, command: str) -> None:
 
 def read_commands(run_dir: Path) -> list[tuple[str, str]]:
     """Return ``(time, command)`` for each start of a run; [] if none was recorded."""
+    if not (run_dir / COMMANDS).is_file():
+        return []
     try:
         with (run_dir / COMMANDS).open(encoding="utf-8", errors="replace") as file:
             lines = file.read(2**20).splitlines()
@@ -238,5 +271,7 @@ def _read_text(path: Path, limit: int) -> str | None:
         if len(content) > limit:
             raise ValueError(f"larger than {limit:,} bytes")
         return content.decode("utf-8")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {os_reason(error)}.") from error
+    except ValueError as error:
         raise UserError(f"{path} is corrupt: {one_line(error)}") from error

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.runtime.errors import ConfigError, one_line, user_message
 from alexnet_pl.runtime.logging import StdoutHandler
-from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, read_trial, write_result
+from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, check_entries, read_trial, write_result
 from alexnet_pl.runtime.signals import raise_if_interrupted
 from alexnet_pl.runtime.system import git_commit, package_versions
 from alexnet_pl.studies.internals import clear_traced_modules
@@ -50,7 +50,10 @@ def study_dir(study: Any, otherwise: str) -> str:
 
 def trial_dir(*, _root_: DictConfig) -> str:
     """Return the name of a trial's run directory. Resolver of ``hydra.sweep.subdir``."""
-    return Study(Path(_root_.hydra.sweep.dir)).run_dir(config_hash(_root_)).name
+    run_dir = Study(Path(_root_.hydra.sweep.dir)).run_dir(config_hash(_root_))
+    if run_dir.is_dir():
+        check_entries(run_dir)  # Hydra is about to write there
+    return run_dir.name
 
 
 def is_sweep_trial() -> bool:

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from alexnet_pl.runtime.errors import UserError, one_line, os_reason
-from alexnet_pl.runtime.files import sha256_of
+from alexnet_pl.runtime.files import flush_directory, flush_file, sha256_of, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, previous: Path | No
     scratch = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(exist_ok=True)
-        with scratch.open("wb") as file:
+        scratch.unlink(missing_ok=True)
+        with scratch.open("xb") as file:  # never through a link planted under this name
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+            flush_file(file)
         sums = read_sums(path.parent)
         after = {**sums, path.name: sha256_of(scratch)}
         if previous is not None and path.exists():
@@ -64,10 +65,11 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, previous: Path | No
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(scratch, path)
-        _sync_directory(path.parent)
+        flush_directory(path.parent)
         _write_sums(path.parent, [(name, known) for name, known in after.items() if (path.parent / name).exists()])
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} could not be written: {os_reason(error)}. The checkpoints before it are intact."
         ) from error
@@ -93,7 +95,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", bare: bool = False) -
         raise CheckpointError(
             f"{path} is corrupt or holds more than tensors and plain values. It was not loaded."
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {os_reason(error)}.") from error
+    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is corrupt or not a checkpoint: {one_line(error)[:200]}") from error
     if bare and isinstance(checkpoint, dict) and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         checkpoint = {"state_dict": checkpoint}
@@ -225,22 +229,7 @@ def _sums_lines(folder: Path) -> list[tuple[str, str]]:
 
 def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
     lines = dict.fromkeys(f"{digest}  {name}\n" for name, digest in sums if digest)
-    scratch = folder / f".{SUMS}.part"
-    with scratch.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, folder / SUMS)
-    _sync_directory(folder)
-
-
-def _sync_directory(folder: Path) -> None:
-    """Make renames in a directory durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_atomic(folder / SUMS, "".join(lines), durable=True)
 
 
 class SafeCheckpointIO(CheckpointIO):

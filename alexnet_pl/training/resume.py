@@ -17,7 +17,7 @@ from alexnet_pl.config.trust import check_targets
 from alexnet_pl.data.shards.reader import is_url
 from alexnet_pl.runtime.commands import hydra_override, shell_join
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
-from alexnet_pl.runtime.run_folder import CONFIG, load_plain, refuse_links
+from alexnet_pl.runtime.run_folder import CONFIG, check_entries, load_plain
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
     path = run_dir / CONFIG
     if not path.is_file():
         raise ConfigError(f"resume={run_dir} is not a run directory: {CONFIG} not found in it.")
-    refuse_links(run_dir)
+    check_entries(run_dir)
     plain = load_plain(path)
     before = plain.get("run_dir")
     if not isinstance(before, str):

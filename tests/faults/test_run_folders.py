@@ -63,3 +63,24 @@ def test_planted_link_is_refused(name, tmp_path):
     (error,) = refused.errors
     assert "is a link that leaves the run directory" in error
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.fault("a FIFO, directory or hard link in place of a file of the run", "resuming is refused, exit 2")
+@pytest.mark.security
+@pytest.mark.parametrize("name", ["train.log", ".hydra/config.yaml", "metrics.csv"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "hard link"])
+def test_planted_entry_is_refused(name, kind, tmp_path):
+    """Hydra opens the first two before this project's code runs; a FIFO would block it."""
+    (tmp_path / "precious").write_text("mine")
+    entry = tmp_path / "run" / name
+    entry.parent.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("run_dir: run\n")
+    {"fifo": os.mkfifo, "directory": os.mkdir, "hard link": lambda path: path.hardlink_to(tmp_path / "precious")}[kind](
+        entry
+    )
+    refused = Command("resume=run", cwd=tmp_path)
+    assert refused.wait() == 2, refused.text
+    (error,) = refused.errors
+    replaced = kind == "hard link" and name == "metrics.csv"  # as a whole, which leaves the other name alone
+    assert replaced or f"resume=run is refused: {entry}" in error
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -1,17 +1,21 @@
 """The lock on a run directory, and the readers of its files."""
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.run_folder import (
+    check_entries,
     finished_result,
     read_commands,
     read_config,
@@ -19,7 +23,6 @@ from alexnet_pl.runtime.run_folder import (
     read_result,
     read_trial,
     record_command,
-    refuse_links,
     results_table,
     run_lock,
     write_metrics,
@@ -70,11 +73,75 @@ def test_links_out_of_the_run_directory_are_refused(name, tmp_path):
     precious.write_text("mine")
     (run_dir / name).parent.mkdir(parents=True)
     (run_dir / "inside").symlink_to(run_dir / "metrics.csv")
-    refuse_links(run_dir)
+    check_entries(run_dir)
     (run_dir / name).symlink_to(precious)
     reason = f"resume={run_dir} is refused: {run_dir / name} is a link that leaves the run directory."
     with pytest.raises(ConfigError, match=re.escape(reason)):
-        refuse_links(run_dir)
+        check_entries(run_dir)
+
+
+ODD = [
+    ("train.log", os.mkfifo, "is neither a file nor a directory"),
+    ("checkpoints/latest.ckpt", os.mkfifo, "is neither a file nor a directory"),
+    ("figures/unknown", os.mkfifo, "is neither a file nor a directory"),
+    ("metrics.csv", os.mkdir, "is a directory: expected a file"),
+    ("checkpoints/SHA256SUMS", os.mkdir, "is a directory: expected a file"),
+    (".hydra/config.yaml", os.mkdir, "is a directory: expected a file"),
+    ("checkpoints", Path.touch, "is a file: expected a directory"),
+    (".hydra", Path.touch, "is a file: expected a directory"),
+    ("train.log", "link", "has a second name, a hard link"),
+    ("commands.txt", "link", "has a second name, a hard link"),
+    (".hydra/hydra.yaml", "link", "has a second name, a hard link"),
+    ("checkpoints/latest.ckpt", "link", None),  # replaced as a whole
+    ("my-notes", os.mkdir, None),
+    ("figures", os.mkdir, None),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "reason"), ODD, ids=[f"{name} {reason}" for name, _, reason in ODD])
+def test_entries_that_a_run_cannot_write_are_refused(name, make, reason, tmp_path):
+    run_dir, precious = tmp_path / "run", tmp_path / "precious"
+    precious.write_text("mine")
+    (run_dir / name).parent.mkdir(parents=True)
+    check_entries(run_dir)
+    (run_dir / name).hardlink_to(precious) if make == "link" else make(run_dir / name)
+    if reason is None:
+        check_entries(run_dir)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(f"resume={run_dir} is refused: {run_dir / name} {reason}")):
+            check_entries(run_dir)
+
+
+@pytest.mark.parametrize(("name", "permissions"), [("metrics.csv", os.R_OK), ("checkpoints", os.R_OK | os.W_OK)])
+def test_entries_without_permissions_are_refused(name, permissions, tmp_path, monkeypatch):
+    """The tests may run as root, who may do anything."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.csv").touch()
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: mode & ~permissions == 0 if Path(path).name == name else real(path, mode)
+    )
+    with pytest.raises(ConfigError, match=f"{name} cannot be read and written by this user"):
+        check_entries(tmp_path)
+
+
+def test_a_fifo_in_place_of_a_file_is_not_waited_for(tmp_path):
+    for name in ("metrics.csv", "result.json", "commands.txt", "config.yaml"):
+        os.mkfifo(tmp_path / name)
+    assert (read_metrics(tmp_path), read_result(tmp_path), read_commands(tmp_path)) == ([], None, [])
+    with pytest.raises(ConfigError, match="config.yaml not found"):
+        read_config(tmp_path)
+
+
+def test_an_unreadable_result_is_not_called_corrupt(tmp_path, monkeypatch):
+    (tmp_path / "result.json").write_text("{}")
+
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"result.json cannot be read: Permission denied\.$"):
+        read_result(tmp_path)
 
 
 def test_commands_are_not_appended_through_a_link(tmp_path):
