@@ -16,17 +16,17 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from alexnet_pl.config.compose import compose, config_dir_arguments, to_overrides, to_sweep
+from alexnet_pl.config.hydra_versions import named_targets
 from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.commands import train_command
 from alexnet_pl.runtime.errors import ConfigError, UserError, user_environment, user_errors
 from alexnet_pl.runtime.logging import StdoutHandler
 from alexnet_pl.runtime.run_folder import METRICS, finished_result, results_table
 from alexnet_pl.runtime.system import restore_malloc_thresholds
-from alexnet_pl.studies.runner import named_targets
 from alexnet_pl.studies.store import STUDY
 from alexnet_pl.training.resume import named_settings
 from alexnet_pl.training.run import run
@@ -177,7 +177,7 @@ def train(
         if stopped.code == 130:
             raise KeyboardInterrupt from stopped
         raise
-    own = [name for name in named_targets(OmegaConf.to_container(cfg)) if not name.startswith(TRUSTED)]
+    own = [name for name in named_targets(cfg) if not name.startswith(TRUSTED)]
     return Run(run_dir, tuple(own))
 
 

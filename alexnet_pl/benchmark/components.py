@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +23,7 @@ from alexnet_pl.benchmark.loops import (
     make_config,
 )
 from alexnet_pl.benchmark.timing import Work, median_seconds, wall_timer
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.data.transforms import normalize
 from alexnet_pl.models.layers import LocalResponseNorm

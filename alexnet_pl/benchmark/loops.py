@@ -25,7 +25,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from torchvision import datasets, transforms
 
 from alexnet_pl.benchmark.timing import synchronize, wall_seconds
 from alexnet_pl.config.compose import CONF, compose
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.resolve import resolve_auto
 from alexnet_pl.data.cifar10 import CLASS_NAMES, CIFAR10DataModule
@@ -312,7 +312,7 @@ def summarize_loops(cfg: DictConfig, found: dict[str, Any], count: int, repeats:
     batch_size = cfg.data.batch_size
     images = count * 9 // 10 // batch_size * batch_size
     epochs = {name: statistics.median(found["seconds"][name][1 : repeats + 1]) * EPOCH / images for name in NAMES}
-    default_interval = OmegaConf.load(CONF / "callbacks/default.yaml").resume.min_interval_seconds
+    default_interval = OmegaConf.load(CONF / "callbacks/base.yaml").resume.min_interval_seconds
     checkpoints = found["checkpoint_seconds"] * epochs["project"] / max(epochs["project"], default_interval)
     overhead = epochs["project"] - epochs["handwritten"]
     epochs["project"] += checkpoints

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from hydra.utils import instantiate
 
 from alexnet_pl.cli.parser import make_parser, write_output
 from alexnet_pl.config.compose import CONF, compose
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.data.color_pca import ColorStatistics, color_statistics
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.runtime.commands import shell_join

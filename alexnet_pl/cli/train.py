@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alexnet_pl.config.compose import CONF, find_own_options
+from alexnet_pl.config.hydra_versions import MAIN, register_resolver
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.runtime.deferred_imports import defer_imports
@@ -18,12 +19,12 @@ from alexnet_pl.studies.runner import is_sweep_trial, run_trial, study_dir, tria
 from alexnet_pl.studies.session import print_resume_hint
 
 # Registered on import, because the workers of a parallel launcher import this module but never call main.
-OmegaConf.register_new_resolver("study_dir", study_dir)
-OmegaConf.register_new_resolver("trial_dir", trial_dir)
+register_resolver("study_dir", study_dir)
+register_resolver("trial_dir", trial_dir)
 register_resolvers()
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+@hydra.main(config_path=str(CONF), config_name="train", **MAIN)
 def train(cfg: DictConfig) -> float | None:
     """Run what the config describes: a ten-crop evaluation, a trial of a study, or a single run.
 

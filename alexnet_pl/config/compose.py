@@ -18,6 +18,7 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
+from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.config.resolvers import register_resolvers, run_folder
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, user_errors
@@ -157,7 +158,7 @@ def _search_path(config_dir: Path) -> str:
 
 def _compose(overrides: list[str]) -> DictConfig:
     """Compose the config, name its run directory, and resolve what refers to Hydra, which does not outlive the call."""
-    with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
+    with initialize_config_dir(str(CONF), job_name="train", **VERSION_BASE):
         cfg = hydra_compose("train", overrides=overrides, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with read_write(cfg.hydra), open_dict(cfg.hydra):

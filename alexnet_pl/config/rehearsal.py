@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.torch_internals import allocates
 from alexnet_pl.config.trust import names_trusted
 from alexnet_pl.runtime.errors import ConfigError, invalid_value, one_line

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator, CUDAAccelerator, MPSAccelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.resolve import processes
 from alexnet_pl.config.schedules import schedule_factory

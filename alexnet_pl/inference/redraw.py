@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.data.transforms import is_mixing, per_image
 from alexnet_pl.figures.html_report import FIGURES

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import instantiate
 from packaging.version import InvalidVersion, Version
 from torch import Tensor, nn
 
 from alexnet_pl import __version__
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.rehearsal import MAX_SIDE, rehearse
 from alexnet_pl.config.schema import locate
 from alexnet_pl.config.trust import check_targets

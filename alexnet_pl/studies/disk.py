@@ -22,7 +22,8 @@ def parameter_count(cfg: DictConfig) -> int | None:
     The network is built on torch's meta device, which allocates no memory.
     """
     import torch  # here for start-up time: reports never load it
-    from hydra.utils import instantiate
+
+    from alexnet_pl.config.hydra_versions import instantiate
 
     try:
         with torch.device("meta"):

@@ -5,7 +5,6 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from alexnet_pl.config.hydra_versions import named_targets
 from alexnet_pl.runtime.errors import ConfigError, one_line, user_message
 from alexnet_pl.runtime.logging import StdoutHandler
 from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, check_entries, read_trial, write_result
@@ -166,15 +166,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> None:
     if (run_dir / CONFIG).is_file():
         cfg.resume = str(run_dir)
         # A run directory may be untrusted, but the classes that this very command names are the user's own choice.
-        cfg.trust = [*(cfg.get("trust") or ()), *named_targets(OmegaConf.to_container(cfg))]
-
-
-def named_targets(node: Any) -> Iterator[str]:
-    """Yield every ``_target_`` of a config given as plain dicts and lists."""
-    if isinstance(node, dict) and isinstance(node.get("_target_"), str):
-        yield node["_target_"]
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from named_targets(value)
+        cfg.trust = [*(cfg.get("trust") or ()), *named_targets(cfg)]
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, error: Exception) -> None:

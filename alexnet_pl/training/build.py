@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import lightning
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from alexnet_pl import __version__
+from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.schedules import RunLength
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.data.loaders import BatchLoader

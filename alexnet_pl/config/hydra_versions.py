@@ -1,0 +1,46 @@
+"""Differences between Hydra 1.3 with OmegaConf 2.3 and Hydra 1.4 with OmegaConf 2.4: both run without warnings."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from packaging.version import Version
+
+IS_1_4 = Version(hydra.__version__).release >= (1, 4)
+
+VERSION_BASE: dict[str, Any] = {} if IS_1_4 else {"version_base": "1.3"}
+"""Argument of ``initialize_config_dir`` that Hydra 1.3 demands and 1.4 deprecates."""
+
+MAIN: dict[str, Any] = (
+    {"execution_whitelist": ["alexnet_pl.*", "hydra.*", "hydra_plugins.*", "logging.*"]} if IS_1_4 else VERSION_BASE
+)
+"""Arguments of ``hydra.main``: to Hydra 1.4, what its callbacks, launchers and logging may call."""
+
+register_resolver = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
+"""OmegaConf's function under its new name, where it has one."""
+
+
+def instantiate(config: Any, **settings: Any) -> Any:
+    """Return the object that a config describes, by Hydra's ``instantiate``.
+
+    Hydra 1.4 asks for a list of what may be called. It gets the targets of the config, because it is not the check: the
+    user's own configs may name anything, and foreign ones have passed ``config.trust.check_targets``.
+    """
+    from hydra.utils import instantiate as hydra_instantiate  # start-up time: not needed to print a config
+
+    if IS_1_4:
+        named = {*named_targets(config)}
+        # Hydra compares the names that imports resolve to, which have the package in common with the short ones.
+        settings["_execution_whitelist_"] = [*named, *{f"{name.partition('.')[0]}.*" for name in named if "." in name}]
+    return hydra_instantiate(config, **settings)
+
+
+def named_targets(node: Any) -> Iterator[str]:
+    """Yield every ``_target_`` of a config."""
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+        yield node["_target_"]
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from named_targets(value)
