@@ -75,7 +75,7 @@ def plot_learning_curves(runs: dict[str, Curves], published: dict[str, float] | 
                 line = axes.axhline(value, color="0.35", linewidth=1, linestyle=":")
                 lines.append((line, f"{printable(name)}, {value}"))
         else:
-            axes.set_ylim(bottom=0)
+            _start_at_zero(axes)
         axes.set(xlabel="epoch", ylabel=label)
         _style_axes(axes)
         for line, title in lines:
@@ -117,13 +117,17 @@ def plot_training_curves(curves: Curves) -> Figure:
         if name == "lr" and min(value for value in curves[name] if math.isfinite(value)) > 0:
             axes.set_yscale("log")
         elif name != "weight_norm":
-            axes.set_ylim(bottom=0)
+            _start_at_zero(axes)
         _style_axes(axes)
     return figure
 
 
 def _plot(axes: Axes, curves: Curves, name: str, color: str, style: str) -> Line2D:
-    """Draw one column against its epochs. Up to three points get markers, since a single one makes no line."""
+    """Draw one column against its epochs.
+
+    Up to three points get markers, since a single one makes no line: hollow ones on a dashed line, filled ones on a solid
+    line.
+    """
     values = curves.get(name, [])
     epochs = curves.get("epoch") or list(range(1, len(values) + 1))
     known = [(epoch, value) for epoch, value in zip(epochs, values, strict=False) if not math.isnan(value)]
@@ -134,13 +138,26 @@ def _plot(axes: Axes, curves: Curves, name: str, color: str, style: str) -> Line
         color=color,
         linewidth=1.6,
         marker="o" if len(known) <= 3 else None,
-        markersize=4,
+        markersize=6,
+        markerfacecolor="none" if style == "--" else color,
     )
     return line
 
 
+def _start_at_zero(axes: Axes) -> None:
+    """Let the values' axis start at 0, with the room above the highest one that matplotlib leaves by default."""
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, top * (1 + axes.margins()[1]) if top > 0 else None)
+
+
 def _style_axes(axes: Axes) -> None:
-    use_whole_numbers(axes.xaxis)
+    left, right = axes.get_xlim()
+    if right - left < 1:  # a single epoch: matplotlib's ticks would be fractions of it
+        middle = round((left + right) / 2)
+        axes.set_xlim(middle - 1, middle + 1)
+        axes.set_xticks([middle])
+    else:
+        use_whole_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -56,6 +56,21 @@ def test_a_curve_is_visible_from_its_first_epoch(epochs):
         assert all((line.get_marker() == "o") == (epochs <= 3) for line in axes.lines)
 
 
+def test_one_epoch_has_one_tick_and_two_kinds_of_points():
+    """Training and validation were the same filled circle, above ticks such as 0.945 and 1.035."""
+    curves = {name: values[:1] for name, values in CURVES.items()}
+    for axes in (*plot_learning_curves({"": curves}).axes, *plot_training_curves({"lr": [0.1]}).axes):
+        assert list(axes.get_xticks()) == [1]
+        assert axes.get_xlim() == (0, 2)
+    for axes in plot_learning_curves({"": curves}).axes:
+        training, validation = axes.lines
+        assert training.get_markerfacecolor() == "none"
+        assert validation.get_markerfacecolor() == COLORS[0]
+        top = axes.get_ylim()[1]
+        assert max(*training.get_ydata(), *validation.get_ydata()) < top - 0.03 * (top - axes.get_ylim()[0])
+    assert list(plot_learning_curves({"": CURVES}).axes[0].get_xticks()) != [1]
+
+
 def test_an_epoch_without_validation_leaves_a_gap_not_a_shift(tmp_path):
     """``trainer.check_val_every_n_epoch=2`` leaves every other cell empty."""
     (tmp_path / "metrics.csv").write_text("epoch,train/loss,val/loss\n1,3,\n2,2,2.5\n3,1,\n4,0.5,1.5\n")
