@@ -17,8 +17,8 @@ MAIN: dict[str, Any] = (
 )
 """Arguments of ``hydra.main``: to Hydra 1.4, what its callbacks, launchers and logging may call."""
 
-register_resolver = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
-"""OmegaConf's function under its new name, where it has one."""
+register_resolver = OmegaConf.register_resolver if IS_1_4 else OmegaConf.register_new_resolver
+"""OmegaConf's function; OmegaConf 2.3 has an older one under the new name."""
 
 
 def instantiate(config: Any, **settings: Any) -> Any:
