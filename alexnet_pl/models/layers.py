@@ -69,16 +69,17 @@ class _LocalResponseNorm(torch.autograd.Function):
     """Closed-form gradient that keeps only ``x``; autograd would keep a tensor for every step of the formula.
 
     With denominator d: ``dL/dx_c = g_c d_c^-beta - 2 alpha beta / size * x_c * sum of g_j x_j d_j^(-beta-1)``, summed
-    over the channels j whose window contains c. On a CPU, forward and backward work on a few images at a time so that
-    the intermediate values stay in the cache.
+    over the channels j whose window contains c. Forward and backward work on a few images at a time in memory that they
+    reuse, so that on a CPU the intermediate values stay in the cache.
     """
 
     @staticmethod
     def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
         result = torch.empty_like(x)
-        for images, normalized in _in_parts(x, result):
+        scratch = _Scratch(x, size, k)
+        for images, normalized in scratch.parts(x, result):
             wide = _at_least_float32(images)
-            normalized.copy_(_power(_denominator(wide, size, alpha, k), -beta).mul_(wide))
+            torch.mul(scratch.power(scratch.denominator(wide, alpha), -beta), wide, out=normalized)
         return result
 
     @staticmethod
@@ -121,12 +122,13 @@ class _LocalResponseNorm(torch.autograd.Function):
 def _fast_gradient(x: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """Return :func:`_gradient_formula` computed in place and by parts."""
     result = torch.empty_like(x)
-    for images, incoming, outgoing in _in_parts(x, gradient, result):
+    scratch = _Scratch(x, size, k)
+    for images, incoming, outgoing in scratch.parts(x, gradient, result):
         wide = _at_least_float32(images)
-        denominator = _denominator(wide, size, alpha, k)
-        direct = _power(denominator, -beta).mul_(incoming)
-        through_window = _window_sum((direct * wide).div_(denominator), before=(size - 1) // 2, after=size // 2)
-        outgoing.copy_(direct.addcmul_(wide, through_window, value=-2 * alpha * beta / size))
+        denominator = scratch.denominator(wide, alpha)
+        direct = scratch.power(denominator, -beta).mul_(incoming)
+        through_window = scratch.sum_of_quotients(direct, wide, denominator)
+        torch.addcmul(direct, wide, through_window, value=-2 * alpha * beta / size, out=outgoing)
     return result
 
 
@@ -144,15 +146,98 @@ def _gradient_formula(x: Tensor, gradient: Tensor, size: int, alpha: float, beta
     return (direct - (2 * alpha * beta / size) * wide * through_window).to(x.dtype)
 
 
-PART = 2**18
-"""Values per part on a CPU: about a megabyte in float32, and a few of those per step."""
+PARTS = {"cpu": 2**18}
+"""Values per part by device type: a megabyte per tensor on a CPU. Other devices take ``DEFAULT_PART``."""
+
+DEFAULT_PART = 2**25
 
 
-def _in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Split tensors of one shape ``(N, ...)`` into the same few images of each; do not split if N is 0 or on a GPU."""
-    count = len(tensors[0])
-    images = count if tensors[0].device.type != "cpu" else max(1, PART * count // max(1, tensors[0].numel()))
-    return zip(*(tensor.split(max(1, images)) for tensor in tensors), strict=True)
+class _Scratch:
+    """Memory for the intermediate values of a few images, reused for the next ones.
+
+    Every operation writes into it, because an LRN is bound by memory traffic: allocating each intermediate value takes
+    as long as computing it. Sums over windows add neighbors, then neighbors of neighbors, three additions for five
+    channels. The constant k enters as k / size per channel of a window, padding included.
+
+    Args:
+        x: the whole input ``(N, C, ...)``.
+        size: channels per window.
+        k: constant of the denominator.
+    """
+
+    SQUARES, PRODUCTS, SUM, FACTOR = 0, 1, 4, 5  # buffers; 2 and 3 hold sums of pairs
+
+    def __init__(self, x: Tensor, size: int, k: float):
+        self.size, self.channels = size, x.shape[1]
+        parts = max(1, round(x.numel() / PARTS.get(x.device.type, DEFAULT_PART)))
+        self.images = max(1, -(-len(x) // parts))  # in equal parts
+        shape = (min(self.images, len(x)), self.channels + size - 1, *x.shape[2:])
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        is_channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+
+        def fill(value: float) -> Tensor:
+            return x.new_full(shape, value, dtype=dtype).contiguous(memory_format=memory_format)
+
+        self.share, self.count, self._fill = x.new_full((), k / size, dtype=dtype), 0, fill
+        self._buffers = {self.SQUARES: fill(k / size)}
+
+    def parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Split tensors of one shape ``(N, ...)`` into the same few images of each."""
+        for parts in zip(*(tensor.split(self.images) for tensor in tensors), strict=True):
+            self.count = len(parts[0])
+            yield parts
+
+    def _get(self, index: int, channels: int | None = None, start: int = 0) -> Tensor:
+        """Return channels of a buffer for the images of the current part, by default as many as the input has."""
+        if index not in self._buffers:
+            self._buffers[index] = self._fill(0.0)
+        return self._buffers[index][: self.count].narrow(1, start, self.channels if channels is None else channels)
+
+    def denominator(self, wide: Tensor, alpha: float) -> Tensor:
+        """Return ``k + alpha / size * (sum of squares over each window)``."""
+        squares = self._get(self.SQUARES, start=self.size // 2)
+        torch.addcmul(self.share, wide, wide, value=alpha / self.size, out=squares)
+        return self._window_sum(self.SQUARES)
+
+    def power(self, denominator: Tensor, exponent: float) -> Tensor:
+        """Return ``denominator ** exponent``; see :func:`_power`."""
+        result = self._get(self.FACTOR)
+        if exponent != -0.75:
+            return torch.pow(denominator, exponent, out=result)
+        root = torch.sqrt(
+            torch.rsqrt(denominator, out=result), out=self._get(self.PRODUCTS, start=(self.size - 1) // 2)
+        )
+        return result.mul_(root)
+
+    def sum_of_quotients(self, direct: Tensor, wide: Tensor, denominator: Tensor) -> Tensor:
+        """Return ``direct * wide / denominator`` summed over the channels whose window contains each channel."""
+        products = self._get(self.PRODUCTS, start=(self.size - 1) // 2)  # between zeros
+        torch.mul(direct, wide, out=products).div_(denominator)
+        return self._window_sum(self.PRODUCTS)
+
+    def _window_sum(self, index: int) -> Tensor:
+        """Return the sums of ``size`` consecutive channels of a buffer, in a buffer of their own.
+
+        The size is split into powers of two. Sums of 2, 4, … channels each come from those before by one addition.
+        """
+        current, width, done = index, 1, 0
+        total: Tensor | None = None
+        while True:
+            if self.size & width:
+                part = self._get(current, start=done)
+                done += width
+                if total is not None:
+                    total = torch.add(total, part, out=self._get(self.SUM))
+                else:  # a sum that is not complete may not stay in a buffer that is about to be overwritten
+                    total = part if done == self.size or current == index else self._get(self.SUM).copy_(part)
+            if done == self.size:
+                assert total is not None  # a size is at least 1
+                return total
+            length, following = self.channels + self.size - 2 * width, 2 if current != 2 else 3
+            pair = self._get(current, length), self._get(current, length, width)
+            torch.add(*pair, out=self._get(following, length))
+            current, width = following, 2 * width
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

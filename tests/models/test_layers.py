@@ -33,7 +33,7 @@ def test_lrn_matches_the_papers_formula(alpha, expected, dtype):
     torch.testing.assert_close(result.flatten(), torch.tensor(expected, dtype=dtype), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 9, 10, 13])
 @pytest.mark.parametrize("channels", [1, 3, 16])
 def test_lrn_matches_torch_for_every_window_size(size, channels):
     x = torch.randn(2, channels, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) * 50
