@@ -1,6 +1,7 @@
 """Datasets as Lightning data modules, and the transforms that they apply to batches."""
 
 from alexnet_pl.data.augmentations import AlternatingFlip, Cutout, RandAugment
+from alexnet_pl.data.augmentations_2012 import SharedCropFlip, ShrinkingPCAColor
 from alexnet_pl.data.cifar10 import CIFAR10DataModule
 from alexnet_pl.data.digits import DigitsDataModule
 from alexnet_pl.data.image_folder import ImageFolderDataModule
@@ -36,4 +37,6 @@ __all__ = [
     "STL10DataModule",
     "SVHNDataModule",
     "ShardedDataModule",
+    "SharedCropFlip",
+    "ShrinkingPCAColor",
 ]

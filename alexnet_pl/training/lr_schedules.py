@@ -94,8 +94,8 @@ class Milestones(LRScheduler):
         factors: one per milestone: the rate after it as a multiple of the first one.
         hold_biases: keep the rate of the biases, which then need parameter groups of their own
             (``optimizer.bias_lr_multiplier`` or ``optimizer.decay_biases_and_norms=false``).
-        layers: pattern with an empty entry in ``optimizer.layers`` → ``epochs`` and ``factors`` of the weights and
-            biases that it matches.
+        layers: pattern with an empty entry in ``optimizer.layers`` → ``epochs`` and ``factors`` of what it matches;
+            ``conv1 weights`` and ``conv1 biases`` instead of ``conv1`` concern one of the two.
 
     Raises:
         ConfigError: epochs that do not increase, a negative factor, lists of different lengths, biases in a group with
@@ -113,15 +113,15 @@ class Milestones(LRScheduler):
         named = {str(group.get("name", "")): group for group in optimizer.param_groups}
         tables = {"": (list(epochs), list(factors))}
         for pattern, table in (layers or {}).items():
-            if not any(name.startswith(f"{pattern} ") for name in named):
-                fix = f"Add optimizer.layers.{pattern}={{}}"
+            if not any(_concerns(pattern, name) for name in named):
+                fix = f"Add optimizer.layers.{pattern.partition(' ')[0]}={{}}"
                 raise invalid_value("scheduler.layers", pattern, "layers with parameter groups of their own", fix)
             tables[pattern] = (list(table.get("epochs", [])), list(table.get("factors", [])))
         for pattern, (milestones, values) in tables.items():
             _check_milestones(f"scheduler.layers.{pattern}" if pattern else "scheduler", milestones, values)
         self.tables = []
         for name in named:
-            pattern = next((pattern for pattern in tables if pattern and name.startswith(f"{pattern} ")), "")
+            pattern = next((pattern for pattern in tables if pattern and _concerns(pattern, name)), "")
             held = hold_biases and not pattern and "weights" not in name
             if hold_biases and (not name or ("biases" in name and "weights" in name)):
                 fix = "Set optimizer.bias_lr_multiplier or optimizer.decay_biases_and_norms=false"
@@ -136,6 +136,11 @@ class Milestones(LRScheduler):
             passed = [factor for epoch, factor in zip(epochs, factors, strict=True) if epoch <= self.last_epoch]
             rates.append(base * (passed[-1] if passed else 1.0))
         return rates
+
+
+def _concerns(pattern: str, group: str) -> bool:
+    """Return True if an entry of ``layers`` is about the parameter group of that name."""
+    return pattern == group or group.startswith(f"{pattern} ")
 
 
 def _check_milestones(path: str, epochs: Sequence[Any], factors: Sequence[Any]) -> None:

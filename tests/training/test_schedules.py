@@ -52,7 +52,7 @@ def one_cycle(step: int, total: int, peak: float) -> float:
         (["scheduler=one_cycle"], [one_cycle(k, 30, 0.1) for k in range(30)]),
         (["scheduler=one_cycle", "trainer.limit_train_batches=4"], [one_cycle(k, 12, 0.1) for k in range(12)]),
         (["scheduler=one_cycle", "+trainer.max_steps=17"], [one_cycle(k, 17, 0.1) for k in range(17)]),
-        (["scheduler=one_cycle", "+trainer.accumulate_grad_batches=4"], [one_cycle(k, 9, 0.1) for k in range(9)]),
+        (["scheduler=one_cycle", "trainer.accumulate_grad_batches=4"], [one_cycle(k, 9, 0.1) for k in range(9)]),
         (["scheduler=cosine"], [0.05 * (1 + math.cos(math.pi * (k // 10) / 3)) for k in range(30)]),
         (["scheduler=cosine", "scheduler.interval=step"], [0.05 * (1 + math.cos(math.pi * k / 30)) for k in range(30)]),
         (["scheduler=step", "scheduler.step_size=1"], [0.1 * 0.1 ** (k // 10) for k in range(30)]),
@@ -156,6 +156,16 @@ def test_milestones_of_2012_lower_the_weights_and_hold_the_biases():
     assert rates["biases"] == pytest.approx([0.02] * 6)
     assert rates["conv1 weights"] == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001, 0])
     assert rates["conv1 biases"] == pytest.approx([0.02, 0.02, 0.02, 0.002, 0.002, 0])
+
+
+def test_milestones_concern_weights_or_biases_of_a_layer():
+    rates = rates_by_epoch(
+        3, *CODE_OF_2012, "scheduler.epochs=[9]", "scheduler.factors=[0.1]", "scheduler.hold_biases=true",
+        "+scheduler.layers={conv1 weights:{epochs:[1],factors:[0.1]},conv1 biases:{epochs:[2],factors:[0]}}",
+    )  # fmt: skip
+    assert rates["conv1 weights"] == pytest.approx([0.01, 0.001, 0.001])
+    assert rates["conv1 biases"] == pytest.approx([0.02, 0.02, 0])
+    assert rates["weights"] == pytest.approx([0.01] * 3)
 
 
 def test_milestones_lower_biases_too_by_default():
