@@ -194,13 +194,17 @@ def _from_hydra(error: BaseException) -> _Message | None:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={value} is invalid: expected one of: {', '.join(sorted(error.options))}.", 2
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:  # of a list: augment=[crop_flip,cutuot]
+        group, _, value = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={value} is invalid: no such option. alexnet train --help lists those of {group}.", 2
     if isinstance(error, InstantiationException):
         return f"{one_line(error.__cause__ or error)} (for a traceback: {_FULL_ERROR}=1)", 2
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(str(error).rpartition(" +")[2], cause), 2
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
-        return "A config group cannot be null. To leave one out, put a tilde before its name: ~scheduler", 2
+        wrong = "null" if str(error).endswith("NoneType") else "a number"
+        return f"A config group cannot be {wrong}. To leave one out, put a tilde before its name: ~scheduler", 2
     if isinstance(error, HydraException | OmegaConfBaseException):
         return one_line(error), 2
     return None
@@ -245,5 +249,14 @@ def _unknown_key(override: str, error: "ConfigKeyError | ConfigAttributeError") 
     section, separator, _ = path.rpartition("/" if "/" in path else ".")
     parent = error.parent_node  # of model/norm=batch the root, of model.widht=8 the model
     known = OmegaConf.select(parent, section.replace("/", ".")) if separator == "/" else parent
-    hint = did_you_mean(path, (f"{section}{separator}{key}" for key in known or () if key != "hydra"))
-    return f"{override}: key {path} not found.{hint} To add a key that conf/ does not define, use +{override}"
+    key, _, value = override.partition("=")
+    if key == section and value.startswith("{"):
+        words = shell_join([f"~{section}", f"+{override}"])
+        return (
+            f"{override}: key {path} not found, because the mapping is merged into the option of {section} that is in "
+            f"use. To replace the option: {words}"
+        )
+    names = [f"{section}{separator}{name}" for name in known or () if name != "hydra"]
+    hint = did_you_mean(path, names) if not value.startswith("{_target_:") else ""  # an object of the user's own
+    added = shell_join([f"+{override}"])
+    return f"{override}: key {path} not found.{hint} To add a key that conf/ does not define, use {added}"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,21 @@ def test_home_directory_is_spelled_out(monkeypatch):
         ("mdoel=lenet5", "mdoel=lenet5: key mdoel not found. Did you mean model?"),
         ("model/nrom=batch", "model/nrom=batch: key model/nrom not found. Did you mean model/norm?"),
         ("model/norm=layer", "model/norm=layer is invalid: expected one of: batch, lrn, "),
+        (
+            "augment=[crop_flip,cutuot]",
+            "augment=cutuot is invalid: no such option. alexnet train --help lists those of ",
+        ),
+        ("scheduler=5", "A config group cannot be a number. To leave one out, put a tilde before its name: ~scheduler"),
+        (
+            "callbacks.mine={_target_:my.Callback}",
+            "callbacks.mine={_target_:my.Callback}: key callbacks.mine not found. To add a key that conf/ does not "
+            'define, use "+callbacks.mine={_target_:my.Callback}"',
+        ),
+        (
+            "model.padding='a b'",
+            "model.padding='a b': key model.padding not found. Did you mean model.pool2_padding? To add a key that "
+            "conf/ does not define, use \"+model.padding='a b'\"",
+        ),
         ("scheduler=null", "A config group cannot be null. To leave one out, put a tilde before its name: ~scheduler"),
     ],
 )
@@ -154,6 +170,14 @@ def test_unknown_names_have_a_hint(override, message):
     found, status = user_message(raised_by(composed, override))
     assert found.startswith(message)
     assert status == 2
+
+
+def test_a_mapping_in_place_of_an_option_says_how_to_replace_it():
+    override = "scheduler={_target_:torch.optim.lr_scheduler.StepLR,step_size:3}"
+    found, _ = user_message(raised_by(composed, override))
+    assert found.startswith(f"{override}: key scheduler.step_size not found, because the mapping is merged into")
+    words = shlex.split(found.rpartition("To replace the option: ")[2])
+    assert composed(*words).scheduler == {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 3}
 
 
 def test_refused_arguments_of_a_constructor():
