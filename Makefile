@@ -82,9 +82,10 @@ test-browser: setup ## test the web pages in headless Chromium; installs Gradio,
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[serve]' playwright
 	$(BIN)/pytest -m browser $(ARGS)
 
-test-trackers: setup ## test wandb (offline) and MLflow (SQLite) for real; installs both
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[wandb,mlflow]'
+test-trackers: setup ## test wandb (offline), MLflow (SQLite) and sharing with their own packages; installs them
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[wandb,mlflow,hub]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m trackers $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/inference/test_hub.py $(ARGS)
 
 test-lowest: setup ## run the security tests with the oldest supported dependencies (downloads an older PyTorch)
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \

@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "write a trained run as ONNX, torch.export or safetensors",
     "serve": "open a local web page for a trained run",
     "card": "write a model card",
+    "push": "share a trained run on the Hugging Face Hub",
     "report": "redraw the figures and the HTML report of a run",
     "study": "write tables, statistics and plots of a study",
     "claims": "list, measure and report on the published claims",

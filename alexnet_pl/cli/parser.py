@@ -12,7 +12,7 @@ from types import FrameType
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.runtime.files import write_atomic
 
-RUN_HELP = "run directory (its best checkpoint is used) or a checkpoint file"
+RUN_HELP = "run directory (its best checkpoint is used), a checkpoint file, or hf://USER/NAME"
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

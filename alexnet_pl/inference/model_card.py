@@ -33,8 +33,11 @@ class Markdown(str):
     """Text that is Markdown already and is not escaped again."""
 
 
-def card(run: TrainedRun) -> str:
+def card(run: TrainedRun, address: str = "best.ckpt") -> str:
     """Return the model card of a finished run.
+
+    Args:
+        address: what ``load_run`` takes in the example of the card.
 
     Raises:
         UserError: the run has no result.json beside this checkpoint, or a corrupt one.
@@ -45,7 +48,7 @@ def card(run: TrainedRun) -> str:
             "Either the run has not finished, or this is not its best checkpoint."
         )
     try:
-        return _template().render(**_values(run, run.result))
+        return _template().render(**_values(run, run.result), address=address)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{run.folder}/result.json is corrupt or incomplete: {one_line(error)[:200]}") from error
 

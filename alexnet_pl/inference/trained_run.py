@@ -16,6 +16,7 @@ from alexnet_pl.config.schema import locate
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.data.datamodule import ImageDataModule, logit_names
 from alexnet_pl.data.image_io import Preprocess
+from alexnet_pl.inference.hub import is_hub_address, pull
 from alexnet_pl.runtime.errors import UserError, one_line
 from alexnet_pl.runtime.run_folder import read_result
 from alexnet_pl.training.checkpoint_io import read_checkpoint
@@ -87,14 +88,34 @@ def load_run(run: str | Path, trust: Sequence[str] = ()) -> TrainedRun:
     neither a GPU nor the training data, and works wherever the run directory has been moved to.
 
     Args:
-        run: run directory, whose best checkpoint is loaded, or a checkpoint file.
+        run: run directory, whose best checkpoint is loaded, a checkpoint file, or ``hf://USER/NAME``, which
+            ``alexnet push`` has written.
         trust: modules of your own that the run may import in addition, for a network from your own file.
 
     Raises:
         UserError: no run, a missing or corrupt file, a config that is refused, or a file from a newer version.
     """
+    if is_hub_address(run):
+        checkpoint, file, result = pull(str(run))
+        return assemble(str(run), file, checkpoint, result, trust)
     path = checkpoint_file(Path(run))
-    checkpoint = read_run_checkpoint(path)
+    checkpoint, file = read_run_checkpoint(path), path.resolve()
+    result = read_result(file.parents[1]) if file.parts[-2:] == Path(CHECKPOINT).parts else None
+    return assemble(str(path), file, checkpoint, result, trust)
+
+
+def assemble(
+    path: str, file: Path, checkpoint: Mapping[str, Any], result: dict[str, Any] | None, trust: Sequence[str]
+) -> TrainedRun:
+    """Check the parts of a checkpoint, which may come from a stranger, and build the run from them.
+
+    Args:
+        path: where they come from, for messages.
+        file: the file of the weights.
+
+    Raises:
+        UserError: a config that is refused, weights that do not fit it, or a file from a newer version.
+    """
     config = checkpoint["hyper_parameters"]
     check_version(path, config.get("version"))
     try:
@@ -108,11 +129,9 @@ def load_run(run: str | Path, trust: Sequence[str] = ()) -> TrainedRun:
     except Exception as error:  # constructors raise anything for arguments that they do not know
         reason = one_line(error.__cause__ or error)
         raise UserError(f"{path} does not fit this version of alexnet_pl: {reason[:300]}") from error
-    path = path.resolve()
-    result = read_result(path.parents[1]) if path.parts[-2:] == Path(CHECKPOINT).parts else None
     return TrainedRun(
-        net, preprocess, class_names, config, path, checkpoint["epoch"] + 1, result, kind, tuple(trust)
-    )  # fmt: skip
+        net, preprocess, class_names, dict(config), file, checkpoint["epoch"] + 1, result, kind, tuple(trust)
+    )
 
 
 def checkpoint_file(run: Path) -> Path:
@@ -152,7 +171,7 @@ def read_run_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_version(path: Path, written_by: Any) -> None:
+def check_version(path: Path | str, written_by: Any) -> None:
     """Refuse a file from a later release, whose entries may mean something else. No version means 0.1.
 
     Raises:
