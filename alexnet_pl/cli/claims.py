@@ -106,9 +106,7 @@ def plan(arguments: Sequence[str]) -> None:
     for claim in load_claims(args.claims, [*planned]) if planned else ():
         print(f"{claim.id}: {power_text(claim)}; planned: {dict(claim.seeds)}")
     if not planned:
-        print(
-            "Nothing to plan: no claim without a power calculation has two seeds yet. See alexnet claims run --seeds 3"
-        )
+        print("nothing to plan: every claim has a plan, or fewer than two seeds (alexnet claims run --seeds 3)")
 
 
 def report(arguments: Sequence[str]) -> None:

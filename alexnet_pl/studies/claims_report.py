@@ -216,7 +216,7 @@ def facts(claim: Claim) -> dict[str, str]:
         "published": claim.published.text,
         "stands in": claim.stands_in or "",
         "study": command,
-        "measured": f"{claim.measure}{compared}{where}",
+        "measure": f"{claim.measure}{compared}{where}",
         "margin": f"{claim.margin:g} {'times' if claim.test == 'ratio' else 'points'}",
         "planned seeds": ", ".join(f"{count} at {scale_text(scale)} scale" for scale, count in claim.seeds.items()),
         "power": power_text(claim),

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from alexnet_pl.config.compose import CONF, find_own_options
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.distributed.launcher import PARENT
+from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, UserError, printable, user_environment, user_message
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.signals import GracefulShutdown
@@ -38,6 +39,9 @@ WORKERS = 1
 HARMLESS = ("data.root", "data_dir", "hydra.", "logger", "callbacks.dashboard", "callbacks.resume", "local",
             "trainer.accelerator", "trainer.devices")  # fmt: skip
 """Overrides that change no number. With others the trials are a rehearsal and no evidence."""
+
+NO_FIGURES = "callbacks.dashboard.figures=false"
+"""Default of the workers: drawing takes longer than a short trial."""
 
 REHEARSAL = "rehearsal-"
 """Prefix of the directories of studies that a user's overrides have changed."""
@@ -97,7 +101,8 @@ def jobs_of(
         jobs.setdefault(name, Job(name, words, [])).claims.append(claim.id)
     for name, job in jobs.items():
         count = min(seeds[name], most_seeds or seeds[name])
-        job.overrides += [f"seed={','.join(map(str, range(1, count + 1)))}", *overrides]
+        drawing = [] if "callbacks.dashboard.figures" in given else [NO_FIGURES]
+        job.overrides += [f"seed={','.join(map(str, range(1, count + 1)))}", *drawing, *overrides]
     return [*jobs.values()]
 
 
@@ -129,8 +134,9 @@ def multiplications(cfg: DictConfig) -> float:
     Only the order of the studies depends on it. A network that cannot be built without memory counts as nothing.
     """
     import torch  # start-up time: listing and reporting do without
-    from hydra.utils import instantiate
     from torch.utils.flop_counter import FlopCounterMode
+
+    from alexnet_pl.config.hydra_versions import instantiate
 
     epochs = max(int(cfg.trainer.get("max_epochs") or 1), 1)
     side = int(cfg.data.image_size)
@@ -164,15 +170,17 @@ class Pool:
         jobs: in the order to run them.
         workers: number of processes at the same time.
         seconds: time limit, or None.
-        multirun: directory of the studies; its parent is the workers' current directory.
+        multirun: directory of the studies.
+        command: starts a worker when a job's overrides are appended.
         say: prints a line.
     """
 
     def __init__(
         self, jobs: Sequence[Job], workers: int, seconds: float | None, multirun: Path,
+        command: Sequence[str] = (sys.executable, "-m", "alexnet_pl", "train", "-m"),
         say: Callable[[str], None] = lambda line: print(line, flush=True),
     ):  # fmt: skip
-        self.jobs, self.workers, self.multirun, self.say = jobs, workers, multirun, say
+        self.jobs, self.workers, self.multirun, self.command, self.say = jobs, workers, multirun, [*command], say
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._since = time.time()
         self._stopping = threading.Event()
@@ -239,14 +247,14 @@ class Pool:
         environment = {**user_environment(os.environ), PARENT: str(os.getpid())}
         if self.workers > 1:
             environment["OMP_NUM_THREADS"] = str(threads)
-        command = [sys.executable, "-m", "alexnet_pl", "train", "-m", *job.overrides]
+        directory = hydra_override("hydra.sweep.dir", self.multirun / job.name)
         who = f"worker {number + 1}: " if self.workers > 1 else ""
         self.say(f"{who}study {job.name} ({job.trials} trials; claims: {', '.join(job.claims)})")
         with self._lock:
             if self._stopping.is_set():
                 return
             process = subprocess.Popen(
-                command, cwd=self.multirun.absolute().parent, env=environment, text=True, errors="replace",
+                [*self.command, *job.overrides, directory], env=environment, text=True, errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             self._running.add(process)

@@ -1,7 +1,7 @@
 """Sharing of trials between studies: a trial that a neighboring study has finished is taken over, not trained again.
 
-Studies are neighbors if they lie in the same directory, ``multirun`` by default. What is taken over is a copy, whose
-checkpoints are hard links where the file system has them, so that either study may be deleted.
+Studies are neighbors if they lie in the same directory, ``multirun`` by default. What is taken over is a copy, so that
+either study may be deleted.
 """
 
 import os
@@ -92,7 +92,7 @@ def _is_equivalent(cfg: DictConfig, source: Path, result: dict[str, Any]) -> boo
 
 
 def _copy(source: Path, run_dir: Path) -> None:
-    """Copy the files of a run, with hard links for checkpoints.
+    """Copy the files of a run; no hard links, which are refused in a run directory that is resumed.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -104,10 +104,4 @@ def _copy(source: Path, run_dir: Path) -> None:
                 continue
             target = run_dir / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix == ".ckpt":
-                try:
-                    os.link(path, target)
-                    continue
-                except OSError:  # another file system, or one without hard links
-                    pass
             shutil.copyfile(path, target)

@@ -1,7 +1,6 @@
 """Sharing of trials between studies: what is taken over, when not, and that either study may be deleted."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -61,7 +60,7 @@ def own(tmp_path: Path) -> tuple[Study, Path]:
 def test_a_finished_trial_is_copied_and_survives_its_source(cfg, make_source, own):
     source, (study, run_dir) = make_source(), own
     assert take_over(cfg, study, run_dir) == f"a/seed_1-{HASH}"
-    assert os.path.samefile(source / "checkpoints/best.ckpt", run_dir / "checkpoints/best.ckpt")
+    assert (run_dir / "checkpoints/best.ckpt").stat().st_nlink == 1  # resuming refuses hard links
     shutil.rmtree(source.parent)
     assert study.state(HASH) == "finished"
     assert json.loads((run_dir / "result.json").read_text())["taken_over_from"] == f"a/seed_1-{HASH}"
@@ -91,17 +90,6 @@ def test_other_trials_are_not_taken_over(cfg, make_source, own, changes):
     assert take_over(cfg, study, run_dir) is None
     assert (run_dir / "checkpoints/latest.ckpt").is_file()
     assert not (run_dir / "result.json").exists()
-
-
-def test_without_hard_links_checkpoints_are_copied(cfg, make_source, own, monkeypatch):
-    def refuse(*arguments: object) -> None:
-        raise OSError("no links here")
-
-    source, (study, run_dir) = make_source(), own
-    monkeypatch.setattr(os, "link", refuse)
-    assert take_over(cfg, study, run_dir)
-    assert not os.path.samefile(source / "checkpoints/best.ckpt", run_dir / "checkpoints/best.ckpt")
-    assert (run_dir / "checkpoints/best.ckpt").read_bytes() == b"weights"
 
 
 def test_what_cannot_be_copied_is_left_to_training(cfg, make_source, own, monkeypatch):

@@ -1,0 +1,138 @@
+"""Claims: the files of conf/claims, what makes one invalid, and that each can be tested by its study."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import REPOSITORY, config
+
+from alexnet_pl.cli.claims import main
+from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.studies.claims import Claim, load_claim, load_claims
+
+CLAIMS = REPOSITORY / "conf" / "claims"
+
+LEDGER = load_claims(CLAIMS)
+
+VALID = {
+    "statement": "A is better than B.", "source": "C", "section": "1",
+    "published": {"text": "−1 point", "value": -1.0, "direction": "lower"}, "stands_in": None,
+    "study": {"experiment": "dropout", "overrides": []}, "test": "difference",
+    "contrast": {"factor": "model.dropout", "base": 0, "level": 0.5}, "measure": "test/error", "margin": 0.5,
+    "seeds": {"lab": 5, "full": 3},
+    "pilot": {"scale": None, "seeds": None, "std": None, "to_detect": None, "to_exclude": None},
+}  # fmt: skip
+
+
+def written(tmp_path: Path, changes: dict, name: str = "a") -> Path:
+    """Write a valid claim with some keys changed: ``{"published.value": 3}``; a value of ... removes the key."""
+    content = yaml.safe_load(yaml.safe_dump(VALID))
+    for dotted, value in changes.items():
+        *sections, key = dotted.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        if value is ...:
+            del place[key]
+        else:
+            place[key] = value
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"statement": ""}, "statement= is invalid: expected text"),
+        ({"margin": -0.5}, "margin=-0.5 is invalid: expected a number above 0"),
+        ({"margin": ...}, "margin not found"),
+        ({"published.direction": "less"}, "published.direction=less is invalid: expected one of: lower, higher"),
+        ({"published.value": "x"}, "published.value=x is invalid: expected a number or null"),
+        ({"published": 3}, "published=3 is invalid: expected a mapping"),
+        ({"test": "guess"}, "test=guess is invalid: expected one of: difference, ratio, within, level"),
+        ({"measure": "test/eror"}, "measure=test/eror is invalid: expected epochs_to"),
+        ({"measure": "epochs_to(val/error, 0.4)"}, "is invalid: expected epochs_to(…) if test=ratio, and only then"),
+        ({"test": "ratio"}, "margin=0.5 is invalid: expected a ratio above 1"),
+        ({"test": "ratio", "margin": 2, "published.value": 0}, "published.value=0 is invalid: expected a ratio above"),
+        ({"test": "level", "contrast": {}, "published.value": None}, "published.value=null is invalid"),
+        ({"test": "within"}, "contrast.base is not a key of a claim"),
+        ({"contrast.level": ...}, "contrast.level not found"),
+        ({"seeds": {}}, "seeds=nothing is invalid"),
+        ({"seeds.lab": 1}, "seeds.lab=1 is invalid: expected a whole number ≥ 2"),
+        ({"seeds": {"own": 3, "lab": 2}}, "seeds=lab, own is invalid"),
+        ({"pilot.std": -1}, "pilot.std=-1 is invalid"),
+        ({"study.overrides": "x=1"}, "study.overrides=x=1 is invalid: expected a list of text"),
+        ({"margn": 0.5}, "margn is not a key of a claim. Did you mean margin?"),
+        ({"study.seed": 1}, "study.seed is not a key of a claim"),
+    ],
+)  # fmt: skip
+def test_an_invalid_claim_is_refused_in_one_line(tmp_path, changes, message):
+    path = written(tmp_path, changes)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: ") + ".*" + re.escape(message)) as error:
+        load_claim(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_file_is_refused_in_one_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("statement: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is corrupt"):
+        load_claims(tmp_path)
+    with pytest.raises(ConfigError, match="has no claims"):
+        load_claims(tmp_path / "none")
+    with pytest.raises(ConfigError, match="claim lrn_alexnt not found. Did you mean lrn_alexnet?"):
+        load_claims(CLAIMS, ["lrn_alexnt"])
+
+
+def test_levels_are_compared_as_the_study_shows_them(tmp_path):
+    claim = load_claim(
+        written(tmp_path, {"contrast": {"factor": "f", "base": None, "level": ["a", 2], "where": {"g": True}}})
+    )
+    assert (claim.contrast.base, claim.contrast.levels, dict(claim.contrast.where)) == (
+        "None",
+        ("a", "2"),
+        {"g": "True"},
+    )
+    assert claim.study_at("lab") == "dropout-lab"
+    other = load_claim(written(tmp_path, {"study.overrides": ["optimizer.lr=0.1"], "seeds": {"own": 3}}, "b"))
+    assert other.study_at("own") == "dropout-optimizer.lr_0.1"
+    assert (claim.scale_for("lab"), other.scale_for("lab")) == ("lab", "own")
+
+
+@pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
+def test_each_claim_can_be_tested_by_its_study(claim: Claim):
+    """Its preset exists and varies the factor between the levels that are compared."""
+    preset = REPOSITORY / "conf" / "experiment" / f"{claim.experiment}.yaml"
+    params = (
+        (yaml.safe_load(preset.read_text(encoding="utf-8")).get("hydra") or {}).get("sweeper", {}).get("params", {})
+    )
+    cfg = config(f"experiment={claim.experiment}", *claim.overrides)
+    if claim.contrast.factor is not None:
+        values = str(params.get(claim.contrast.factor, "lrn,none")).split(",")  # inherited
+        levels = [str(yaml.safe_load(value)) for value in values]
+        assert {claim.contrast.base, *claim.contrast.levels} <= set(levels)
+    if "final" in claim.measure or "gap" in claim.measure:
+        assert cfg.final_evaluation
+    if "ten_crop" in claim.measure:
+        assert cfg.data.test_crops == 10
+    if claim.test == "level":
+        assert cfg.trainer.max_epochs == 30
+    assert not (claim.stands_in is None and "ImageNet" in claim.statement)
+
+
+@pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
+def test_published_effects_lie_on_the_published_side_and_beyond_the_margin(claim: Claim):
+    value = claim.published.value
+    if value is not None and claim.test != "level":
+        effect, margin = claim.from_unit(value), abs(claim.from_unit(claim.margin))
+        assert effect * claim.published.direction > margin
+
+
+def test_the_list_says_what_has_been_measured(tmp_path, capsys):
+    main(["--results", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"^lrn_alexnet +not measured yet +– +0 of 10 lab, 3 full +−1.4 points of top-1 error$", shown, re.M
+    )
+    assert shown.rstrip().endswith(f"{len(LEDGER)} claims: {len(LEDGER)} not measured yet.")

@@ -1,0 +1,181 @@
+"""Report on the claims: what it says, that it is safe, and that the committed one says what its CSV files say."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import REPOSITORY, ReportPage
+
+from alexnet_pl.cli.claims import main
+from alexnet_pl.studies.claims import Published, load_claim, load_claims
+from alexnet_pl.studies.claims_evidence import findings
+from alexnet_pl.studies.claims_report import (
+    MARKERS,
+    OutdatedReportError,
+    check_claims,
+    level,
+    notes,
+    overview,
+    power_text,
+    summary,
+    write_claims,
+)
+from alexnet_pl.studies.claims_run import with_pilot
+from alexnet_pl.studies.plots import forest_figure
+from studies.test_claims import CLAIMS, written
+from studies.test_claims_evidence import claim
+
+
+def evidence(results: Path, name: str = "dropout-lab", effect: float = -0.02, **changes: object) -> None:
+    """Write the CSV file of a study of dropout: three seeds, a test error that is lower by two points."""
+    rows = [
+        {
+            "config_hash": f"{level}{seed}", "factor model.dropout": level, "seed": seed, "epochs": 10, "seconds": 36.0,
+            "test/error": 0.3 + 0.01 * seed + (level == "0.5") * (effect + 0.001 * seed), "device": "cpu (x)",
+            "precision": "32-true", "data_source": "images in DIR", "versions": "torch 2", "git_commit": "abc",
+            **changes,
+        }
+        for level in ("0", "0.5")
+        for seed in (1, 2, 3)
+    ]  # fmt: skip
+    (results / "claims").mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(results / "claims" / f"{name}.csv", index=False)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    evidence(tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_the_committed_report_says_what_its_csv_files_say():
+    check_claims(load_claims(CLAIMS), REPOSITORY / "docs" / "results", REPOSITORY / "README.md")
+
+
+def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
+    claims = [load_claim(written(tmp_path, {}))]
+    (tmp_path / "README.md").write_text("before\n<!-- claims -->\nold\n<!-- /claims -->\nafter\n", encoding="utf-8")
+    write_claims(claims, results, tmp_path / "README.md")
+    text = (results / "claims.md").read_text(encoding="utf-8")
+    # The differences are −1.9, −1.8 and −1.7 points: −1.8 ± 4.303 · 0.1 / √3.
+    row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3, lab | confirmed |"
+    assert row in text.splitlines()
+    assert "1 claims: 1 confirmed." in text
+    assert "| lab | 3 of 5 | 0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed |" in text
+    assert "the published −1 is outside the interval" in text
+    assert "training: 6 runs, 0.1 hours in all" in text
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith("before\n<!-- claims -->\n| claim |")
+    assert readme.endswith("<!-- /claims -->\nafter\n")
+    assert row in readme
+    page = ReportPage((results / "claims.html").read_text(encoding="utf-8"))
+    assert page.fetched == []
+    assert len(page.images) == 1
+    assert "−1.80 [−2.05, −1.55] points" in page.text
+    check_claims(claims, results, tmp_path / "README.md")
+
+
+@pytest.mark.parametrize(
+    "changed", ["results/claims.md", "results/claims.html", "README.md", "results/claims/dropout-lab.csv"]
+)
+def test_a_number_that_was_edited_is_found(results, tmp_path, changed):
+    claims = [load_claim(written(tmp_path, {}))]
+    (tmp_path / "README.md").write_text("\n".join(MARKERS), encoding="utf-8")
+    write_claims(claims, results, tmp_path / "README.md")
+    path = tmp_path / changed
+    old, new = ("0.291", "0.292") if changed.endswith("csv") else ("1.80", "1.40")
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(OutdatedReportError, match="does not say what the CSV files say. Run: alexnet claims report"):
+        check_claims(claims, results, tmp_path / "README.md")
+
+
+def test_text_from_a_csv_file_is_escaped(results, tmp_path):
+    evidence(results, device="<script>alert(1)</script> | x")
+    write_claims([load_claim(written(tmp_path, {"statement": "A <b>bold</b> | claim."}))], results)
+    page = ReportPage((results / "claims.html").read_text(encoding="utf-8"))
+    assert "<script>alert(1)</script> | x" in page.text
+    assert "A \\<b\\>bold\\</b\\> \\| claim." in (results / "claims.md").read_text(encoding="utf-8")
+
+
+def test_mixed_conditions_are_noted(results):
+    dropout = claim(experiment="dropout", contrast=claim().contrast)
+    path = results / "claims" / "dropout-lab.csv"
+    table = pd.read_csv(path).rename(columns={"factor model.dropout": "factor norm"})
+    table["factor norm"] = ["none"] * 3 + ["lrn"] * 3
+    table["device"] = ["cpu (x)"] * 5 + ["cuda (y)"]
+    table.to_csv(path, index=False)
+    ((_, (found,)),) = findings([dropout], results / "claims")
+    assert "lab scale: mixed devices: cpu (x); cuda (y)" in notes(found)
+
+
+def test_the_level_of_all_claims_together_is_stated(results):
+    evidence(results, "weak-lab", effect=-0.0015)
+    names = {"factor model.dropout": "factor norm"}
+    for path in (results / "claims").glob("*.csv"):
+        table = pd.read_csv(path).rename(columns=names)
+        table["factor norm"] = ["none"] * 3 + ["lrn"] * 3
+        table.to_csv(path, index=False)
+    claims = [
+        claim(experiment="dropout"),
+        claim(id="b", experiment="weak", margin=0.1),
+        claim(id="c", experiment="none"),
+    ]
+    ledger = findings(claims, results / "claims")
+    # Two claims have been tested: 0.05 · 2. The p-values are 0.001 and 0.4 before Holm's method.
+    assert "if none of the 2 effects existed, 0.1 would be confirmed or reversed by chance" in level(ledger)
+    assert level(ledger).endswith("(Holm's method), 1 are significant: a.")
+    assert summary(ledger) == "3 claims: 1 confirmed, 1 not measured yet, 1 open."
+    assert re.fullmatch(r"open, about \d+ more seeds", overview(ledger)["verdict"][1])
+
+
+def test_the_forest_plot_shows_intervals_and_published_values(monkeypatch, results, tmp_path):
+    shown = []
+    monkeypatch.setattr(
+        "alexnet_pl.studies.claims_report.forest_figure", lambda panels: shown.append(panels) or forest_figure(panels)
+    )
+    other = written(tmp_path, {"study.experiment": "other"}, "b")
+    write_claims([load_claim(written(tmp_path, {})), load_claim(other)], results)
+    (panels,) = shown
+    measured, planned = panels["difference in points"]
+    assert (measured.label, measured.published, measured.kind) == ("a (lab, n = 3)", -1.0, "confirmed")
+    assert (measured.measured.low, measured.measured.high) == pytest.approx((-2.048, -1.552), abs=1e-3)
+    assert (planned.label, planned.measured, planned.verdict) == ("b", None, "not measured yet")
+    (axes,) = forest_figure(panels).axes
+    bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
+    assert [list(bar) for bar in bars] == [pytest.approx([-2.048, -1.552], abs=1e-3)]
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "D"] == [[-1.0], [-1.0]]
+
+
+def test_a_power_calculation_is_written_once_and_keeps_the_comments(results, tmp_path, capsys):
+    path = written(tmp_path, {})
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("pilot:\n", "pilot:  # of the first seeds\n"), encoding="utf-8"
+    )
+    options = ["--claims", str(tmp_path), "--results", str(results), "--multirun", str(tmp_path / "none")]
+    main(["plan", *options])
+    pilot = load_claim(path).pilot
+    # Differences of −1.9, −1.8 and −1.7 points have a standard deviation of 0.1.
+    assert (pilot.scale, pilot.seeds, pilot.std, pilot.to_detect, pilot.to_exclude) == ("lab", 3, 0.1, 3, 3)
+    assert "pilot:  # of the first seeds" in path.read_text(encoding="utf-8")
+    assert "a: 3 seeds detect the published effect and 3 show that there is none" in capsys.readouterr().out
+    evidence(results, effect=-0.5)
+    main(["plan", *options])
+    assert "nothing to plan" in capsys.readouterr().out
+    assert power_text(load_claim(path)).endswith("0.1 points in a pilot of 3 seeds at lab scale")
+
+
+@pytest.mark.parametrize("path", sorted(CLAIMS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_claim_can_take_a_power_calculation(path):
+    values = {"scale": "lab", "seeds": 3, "std": 0.61, "to_detect": 5, "to_exclude": None}
+    text = with_pilot(path.read_text(encoding="utf-8"), values)
+    tail = "".join(f"  {key}: {'null' if value is None else value}\n" for key, value in values.items())
+    assert text.endswith(f"pilot:  # filled by alexnet claims plan\n{tail}")
+
+
+def test_a_claim_without_a_number_has_a_verdict_too(results):
+    vague = claim(experiment="dropout", published=Published("better", None, -1))
+    ((_, (found,)),) = findings([vague], results / "claims")
+    assert notes(found) == []
