@@ -27,6 +27,9 @@ MAX_CONFIG_BYTES, MAX_WEIGHT_BYTES = 2**20, 8 * 2**30
 SHARED = ("model", "data", "augment", "loss", "optimizer", "scheduler", "seed", "split_seed", "class_names", "version")
 """Keys of a config that are shared. The others name directories of one machine, or how it was used."""
 
+TRAINER = ("accelerator", "deterministic", "limit_test_batches", "limit_val_batches", "max_epochs", "precision")
+"""Keys of the trainer section that are shared: what evaluating the network in the same way takes."""
+
 PLACES = ("root", "shards", "cache")
 """Keys of the data section that name directories of one machine."""
 
@@ -86,6 +89,8 @@ def push(address: str, net: nn.Module, config: Mapping[str, Any], about: Mapping
 def shared_config(config: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the contents of config.json: what rebuilding the network takes, and no path of this machine."""
     shared = {key: config[key] for key in SHARED if key in config}
+    trainer = config.get("trainer") or {}
+    shared["trainer"] = {key: trainer[key] for key in TRAINER if key in trainer}
     shared["data"] = {key: value for key, value in config["data"].items() if key not in (*PLACES, "augment")}
     if "root" in config["data"]:
         shared["data"]["root"] = "data"
