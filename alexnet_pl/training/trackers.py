@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from alexnet_pl.runtime.errors import ConfigError, UserError, one_line, os_reason
 from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.signals import RunInterrupted
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def tracking(loggers: Sequence[Logger], run_dir: Path) -> Iterator[None]:
             tracker.start(run_dir)
         yield
         status = "finished"
-    except (SystemExit, KeyboardInterrupt):
+    except (RunInterrupted, SystemExit, KeyboardInterrupt):
         status = "stopped"
         raise
     finally:

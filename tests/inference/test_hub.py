@@ -50,8 +50,11 @@ def test_a_missing_package_is_named(monkeypatch) -> None:
 
 def test_nothing_of_this_machine_is_shared() -> None:
     config = {
-        "model": {}, "data": {"root": "/home/me", "shards": "/s", "augment": {"_target_": "x"}, "batch_size": 2},
-        "trainer": {"precision": "32-true", "default_root_dir": "/home/me/run"}, "run_dir": "/home/me/run", "callbacks": {"best": {"folder": "/home/me"}}, "logger": {}, "seed": 1,
+        "model": {},
+        "data": {"root": "/home/me", "shards": "/s", "augment": {"_target_": "x"}, "batch_size": 2},
+        "trainer": {"precision": "32-true", "default_root_dir": "/home/me/run"},
+        "run_dir": "/home/me/run",
+        "callbacks": {"best": {"folder": "/home/me"}}, "logger": {}, "seed": 1,
     }  # fmt: skip
     result = {"test/acc": 0.5, "data": {"name": "cifar10", "source": "class folders (jpg) in /home/me/cifar10"}}
     shared = hub.shared_config(config, {"epoch": 3, "result": result})

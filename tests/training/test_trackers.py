@@ -1,10 +1,13 @@
 """Loggers by name: combinations, missing packages, and wandb and MLflow for real, read back through their own APIs."""
 
 import json
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import KEEP, SHORT_RUN, config, run_until_stopped
@@ -13,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import finished_result, read_metrics
+from alexnet_pl.runtime.signals import RunInterrupted
 from alexnet_pl.training import trackers
 from alexnet_pl.training.build import build_loggers
 from alexnet_pl.training.resume import Position
@@ -134,7 +138,7 @@ def test_trackers_get_everything_and_never_end_a_run(fails, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(SystemExit(143), "stopped"), (KeyboardInterrupt(), "stopped"), (ValueError("x"), "failed")]
+    ("error", "status"), [(SystemExit(143), "stopped"), (RunInterrupted(15), "stopped"), (ValueError("x"), "failed")]
 )
 def test_trackers_are_told_how_a_run_ended(error, status, tmp_path) -> None:
     tracker = Recorder()
@@ -161,17 +165,30 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def read_wandb(root: Path) -> list[SimpleNamespace]:
-    """Return the offline runs in ``root/wandb`` as wandb's own reader finds them, oldest first."""
+def wandb_records(file: Path) -> Iterator[Any]:
+    """Yield the records of a ``.wandb`` file, wandb's protobuf messages in a LevelDB log with a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
+    content, position, message = file.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while position + 7 <= len(content):
+        if (left := 32768 - position % 32768) < 7:  # a block is filled up with zeros
+            position += left
+            continue
+        length, part = struct.unpack_from("<HB", content, position + 4)
+        message += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if part in (1, 4):  # whole, or the last part
+            yield Record.FromString(message)
+            message = b""
+
+
+def read_wandb(root: Path) -> list[SimpleNamespace]:
+    """Return the offline runs in ``root/wandb``, oldest first."""
     found = []
     for file in sorted(root.glob("wandb/offline-run-*/*.wandb")):
-        store, read = DataStore(), SimpleNamespace(id="", config={}, history=[], summary={}, files=[], exit_code=None)
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = Record.FromString(data)
+        read = SimpleNamespace(id="", project="", config={}, history=[], exit_code=None)
+        for record in wandb_records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 read.id, read.project = record.run.run_id, record.run.project
@@ -183,8 +200,6 @@ def read_wandb(root: Path) -> list[SimpleNamespace]:
                     each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in record.history.item
                 }
                 read.history.append(row)
-            elif kind == "files":
-                read.files += [each.path for each in record.files.files]
             elif kind == "exit":
                 read.exit_code = record.exit.exit_code
         found.append(read)
@@ -261,7 +276,7 @@ def test_mlflow_in_a_local_store(workplace: Path, monkeypatch) -> None:
 
 @pytest.mark.trackers
 def test_an_unreachable_mlflow_store_is_refused_before_data_is_read(workplace: Path, monkeypatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
     monkeypatch.setattr("alexnet_pl.training.run.load_data", lambda *arguments: pytest.fail("data was read"))
     with pytest.raises((ConfigError, InstantiationException), match="MLFLOW_TRACKING_URI"):
         run(config(*SHORT_RUN, "logger=mlflow", run_dir=workplace / "run"))
