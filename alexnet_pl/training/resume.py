@@ -2,17 +2,18 @@
 
 import copy
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl.config.rehearsal import rehearse
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
-from alexnet_pl.config.schema import locate
+from alexnet_pl.config.schema import accepted_arguments, locate
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.data.shards.reader import is_url
 from alexnet_pl.runtime.commands import hydra_override, shell_join
@@ -30,8 +31,8 @@ PLACES = ("data.root",)
 OUTPUT_SECTIONS = ("callbacks", "logger", "trainer")
 """Sections whose paths are written to."""
 
-PATH_WORDS = ("dir", "path", "folder", "file", "root", "uri", "url", "location")
-"""Parts of key names that denote paths."""
+PATH_WORDS = ("dir", "path", "folder", "file", "root", "uri", "url", "location", "cache", "dest", "output", "storage")
+"""Parts of key names that denote paths, whatever type the constructor declares."""
 
 
 class _Absent:
@@ -128,7 +129,7 @@ def derive_outputs(saved: DictConfig, now: DictConfig, run_dir: Path) -> None:
             saved.data[key] = now.data.get(key) if now.get("data") else None
     leaves = {key: value for section in OUTPUT_SECTIONS for key, value in _strings(saved.get(section), section)}
     for key, value in leaves.items():
-        if not _is_path(key, value):
+        if not (_is_path(key, value) or _declares_path(saved, key)):
             continue
         derived = OmegaConf.select(now, key)
         if isinstance(derived, str):
@@ -159,6 +160,20 @@ def _is_path(key: str, value: str) -> bool:
         return False
     leaves = value.startswith(("/", "~", ".")) or ".." in value.split("/") or ":" in value
     return leaves or any(word in name for word in PATH_WORDS)
+
+
+def _declares_path(config: DictConfig, key: str) -> bool:
+    """Return True if the constructor that gets the value at ``key`` declares it as a path, whatever its name."""
+    parent, _, name = key.rpartition(".")
+    owner = OmegaConf.select(config, parent)
+    target = owner.get("_target_") if isinstance(owner, DictConfig) else None
+    return target is not None and _is_path_type(accepted_arguments(locate(parent, target))[0].get(name))
+
+
+def _is_path_type(annotation: Any) -> bool:
+    if parts := get_args(annotation):
+        return any(_is_path_type(part) for part in parts)
+    return isinstance(annotation, type) and issubclass(annotation, os.PathLike)
 
 
 def named_on_the_command_line() -> list[str]:

@@ -1,5 +1,7 @@
 """Resuming with accumulated gradients, another batch size, more epochs, and foreign run directories."""
 
+import importlib
+import inspect
 import json
 import shlex
 import shutil
@@ -8,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import assert_same_run, config, metric_rows, run_until_stopped
+from lightning import Callback
 from omegaconf import OmegaConf
 
+from alexnet_pl.config.schema import accepted_arguments, matches_type
+from alexnet_pl.config.trust import SLOTS
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.run_folder import run_lock
-from alexnet_pl.training.resume import check_inputs, derive_outputs, saved_config
+from alexnet_pl.training.resume import OUTPUT_SECTIONS, check_inputs, derive_outputs, saved_config
 from alexnet_pl.training.run import resume_command, run
 
 RUN = (
@@ -36,7 +41,7 @@ def resume_with(monkeypatch, run_dir: Path, *overrides: str) -> None:
 @pytest.mark.parametrize("batch", [1, 20, 170, 199])
 def test_accumulated_gradients_survive_a_stop(batch, tmp_path, monkeypatch):
     """161 batches of 8 per epoch, 16 per step: a stop waits for the optimizer step. Issue: 0.9616 instead of 0.9554."""
-    settings = (*RUN, "data.batch_size=8", "+trainer.accumulate_grad_batches=16")
+    settings = (*RUN, "data.batch_size=8", "trainer.accumulate_grad_batches=16")
     run(config(*settings, run_dir=tmp_path / "whole"))
     run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, batch)
     run(config("resume=here", run_dir=tmp_path / "run"))
@@ -83,7 +88,7 @@ def test_the_position_counts_images(before, after, stop, left, tmp_path, monkeyp
 
 
 def test_another_batch_size_with_open_accumulation_is_refused(tmp_path, monkeypatch):
-    settings = (*RUN, "data.batch_size=8", "+trainer.accumulate_grad_batches=16")
+    settings = (*RUN, "data.batch_size=8", "trainer.accumulate_grad_batches=16")
     run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, 20)
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(ConfigError, match="data.batch_size=12 is invalid with accumulated gradients"):
@@ -238,6 +243,50 @@ def test_other_output_paths_are_refused(key, value, stopped):
     with pytest.raises(ConfigError, match="is refused: a resumed run writes to its own directory only") as refusal:
         run(config("resume=here", "~logger.tensorboard" if "tensorboard" in key else "seed=1", run_dir=stopped))
     assert "\n" not in str(refusal.value)
+
+
+class Recorder(Callback):
+    """A callback of the user's own that writes files."""
+
+    def __init__(self, sink: str | Path = "here", output="here", note: str = ""):
+        self.sink, self.output, self.note = sink, output, note
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("key", "refused"), [("sink", True), ("output", True), ("note", False)])
+def test_paths_are_told_by_the_type_that_a_constructor_declares_or_by_their_name(key, refused, tmp_path):
+    """``sink`` has no telling name and "elsewhere" no slash, but it would be written in the current directory."""
+    mine = {"_target_": f"{__name__}.Recorder", key: "elsewhere"}
+    saved = OmegaConf.create({"callbacks": {"mine": mine}, "run_dir": "x"})
+    if refused:
+        with pytest.raises(ConfigError, match=f"callbacks.mine.{key}=elsewhere is refused: a resumed run writes to"):
+            derive_outputs(saved, OmegaConf.create({}), tmp_path)
+        OmegaConf.update(saved, f"callbacks.mine.{key}", str(tmp_path / "inside"))
+    derive_outputs(saved, OmegaConf.create({}), tmp_path)
+
+
+KNOWN_TEXT = {
+    # paths, told by name or type
+    "default_root_dir", "folder", "path", "save_dir", "sub_dir",
+    # names, which are checked for leaving the directory
+    "name", "version", "experiment", "project",
+    # neither written to nor read
+    "accelerator", "device", "devices", "duration", "gradient_clip_algorithm", "interval", "logging_interval",
+    "max_time", "mode", "model_registry", "monitor", "precision", "prefix", "profiler", "strategy",
+    "console_kwargs", "theme", "val_check_interval",
+}  # fmt: skip
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("section", OUTPUT_SECTIONS)
+def test_the_text_arguments_of_classes_that_a_foreign_config_may_name_are_known(section):
+    """An upgrade of Lightning that adds a path under a new name fails here."""
+    for module, (base, names) in SLOTS[section].allowed.items():
+        for name, found in vars(importlib.import_module(module)).items():
+            if inspect.isclass(found) and issubclass(found, base) and name in (names or (name,)):
+                arguments, _ = accepted_arguments(found)
+                texts = {key for key, annotation in arguments.items() if matches_type("text", annotation)}
+                assert texts - KNOWN_TEXT <= {"callbacks", "logger", "plugins"}, f"{module}.{name}"
 
 
 @pytest.mark.security
