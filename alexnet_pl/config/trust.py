@@ -109,7 +109,6 @@ SLOTS = {
     ),
     "data": Slot({"alexnet_pl.data": (LightningDataModule, DATA_MODULES)}, 0),
     "loss": Slot({"torch.nn": (nn.Module, ("CrossEntropyLoss",))}, 0),
-    "loss": Slot({"torch.nn": (nn.Module, ("CrossEntropyLoss",))}, 0),
     "optimizer": Slot({"torch.optim": (Optimizer, None), "alexnet_pl.training": (Optimizer, None)}, None),
     "scheduler": Slot(
         {"torch.optim.lr_scheduler": (LRScheduler, None), "alexnet_pl.training": (LRScheduler, None)}, None
@@ -162,6 +161,13 @@ def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
 def names_trusted(config: Any, trust: Sequence[str]) -> bool:
     """Return True if a ``_target_`` in ``config`` names what the user trusts, which is exempt from limits on sizes."""
     return any(path[-1] == "_target_" and _is_trusted(value, trust) for path, value in _walk(config))
+
+
+def refused_targets(config: Any) -> list[str]:
+    """Return the names in a config that :func:`check_targets` refuses without trust, each once."""
+    plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    named = ((path, value) for path, value in _walk(plain) if path[-1] == "_target_")
+    return [*dict.fromkeys(str(value) for path, value in named if not _is_allowed(path, value))]
 
 
 def _walk(root: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -12,7 +12,6 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from alexnet_pl.config.hydra_versions import named_targets
 from alexnet_pl.runtime.errors import ConfigError, one_line, user_message
 from alexnet_pl.runtime.logging import StdoutHandler
 from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, check_entries, read_trial, write_result
@@ -154,7 +153,8 @@ def _run_or_record(cfg: DictConfig, run_dir: Path) -> float:
 
 def prepare(cfg: DictConfig, run_dir: Path) -> None:
     """Remove a failed attempt that cannot be resumed, and point ``cfg.resume`` at a run that can."""
-    from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid  # here for start-up time: loads torch
+    from alexnet_pl.config.trust import refused_targets  # here for start-up time: both load torch
+    from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid
 
     failure = read_trial(run_dir)
     if failure.get("status") == "failed":
@@ -166,7 +166,7 @@ def prepare(cfg: DictConfig, run_dir: Path) -> None:
     if (run_dir / CONFIG).is_file():
         cfg.resume = str(run_dir)
         # A run directory may be untrusted, but the classes that this very command names are the user's own choice.
-        cfg.trust = [*(cfg.get("trust") or ()), *named_targets(cfg)]
+        cfg.trust = [*(cfg.get("trust") or ()), *refused_targets(cfg)]
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, error: Exception) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from alexnet_pl.config.compose import name_run_dir
 from alexnet_pl.config.optimizers import discards_state
 from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto
+from alexnet_pl.config.trust import refused_targets
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.data.shards.reader import is_url
@@ -46,6 +47,7 @@ from alexnet_pl.training.build import (
     build_loggers,
     build_trainer,
     compile_network,
+    fit_to_images,
     images_used,
     num_batches,
     quiet_lightning,
@@ -167,6 +169,8 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None, command: str | None
             trainer = build_trainer(plan.cfg, objects.callbacks, loggers)
             with tracking(loggers, plan.run_dir):
                 load_data(objects.data, trainer)
+            if start == Start():
+                fit_to_images(objects.model, objects.data)
                 restore(plan, objects, start, trainer, metrics, stop)
                 record_start(plan, objects, start, trainer)
                 fit(plan, objects, start, trainer)
@@ -457,8 +461,9 @@ def _graceful_shutdown(cfg: DictConfig) -> Iterator[GracefulShutdown]:
 
 
 def resume_command(cfg: DictConfig) -> str:
-    """Return the command that resumes the run, with the modules and the address of data that its own command trusts."""
-    trusted = [f"trust=[{','.join(cfg.trust)}]"] if cfg.get("trust") else []
+    """Return the command that resumes the run, with what its own command trusts: modules, classes, address of data."""
+    names = [*(cfg.get("trust") or ()), *refused_targets(cfg)]
+    trusted = [f"trust=[{','.join(dict.fromkeys(names))}]"] if names else []
     root = str(cfg.data.get("root"))
     address = [hydra_override("++data.root", root)] if is_url(root) else []
     return train_command(*trusted, *address, resume=cfg.run_dir)

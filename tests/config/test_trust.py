@@ -9,7 +9,7 @@ from helpers import config
 from omegaconf import OmegaConf
 from torch import nn
 
-from alexnet_pl.config.trust import MAX_VALUES, check_targets
+from alexnet_pl.config.trust import MAX_VALUES, check_targets, refused_targets
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import MAX_DEPTH, MAX_FILE_BYTES, MAX_FILE_VALUES, load_plain
 
@@ -204,6 +204,13 @@ def test_a_trusted_module_means_what_it_defines_not_what_it_imports():
         with pytest.raises(ConfigError, match="is refused"):
             check_targets({"model": {"_target_": f"{__name__}.{target}"}}, trust=[__name__])
     check_targets({"model": {"_target_": "torchvision.models.resnet18"}}, trust=["torchvision.models.resnet18"])
+
+
+def test_the_names_that_need_trust_are_listed():
+    cfg = config("model._target_=my_module.Net", "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint")
+    assert refused_targets(cfg) == ["my_module.Net", "lightning.pytorch.callbacks.ModelCheckpoint"]
+    check_targets(OmegaConf.to_container(cfg, resolve=True), trust=refused_targets(cfg))
+    assert refused_targets(config("model=lenet5")) == []
 
 
 # --- limits ---------------------------------------------------------------------------------------------------------

@@ -402,6 +402,8 @@ def test_the_resume_command_repeats_the_trusted_modules(tmp_path):
     words = shlex.split(resume_command(cfg))
     assert words[-2:] == ["trust=[my_nets,my_callbacks]", f"resume='{tmp_path / 'lr=0.1'}'"]
     assert "trust" not in resume_command(config(*RUN, run_dir=tmp_path))
+    cfg = config("+callbacks.mine._target_=my_callbacks.Mine", "trust=[my_nets]", run_dir=tmp_path)
+    assert "trust=[my_nets,my_callbacks.Mine]" in shlex.split(resume_command(cfg))
     cfg = config("data=shards", "data.root='s3://bucket/a=1'", run_dir=tmp_path)
     assert shlex.split(resume_command(cfg))[-2:] == ["++data.root='s3://bucket/a=1'", f"resume={tmp_path}"]
 
