@@ -149,7 +149,8 @@ class WandbTracker(WandbLogger, Tracker):
         require("wandb", "wandb")
         # Not Lightning's own ``offline``, which would set WANDB_MODE for all later runs of this process.
         mode = {"mode": "offline"} if offline else {}
-        super().__init__(project=project, save_dir=os.environ.get("WANDB_DIR", "."), **mode)
+        folder = Path(os.environ.get("WANDB_DIR", ".")).absolute()  # wandb's service keeps its first working directory
+        super().__init__(project=project, save_dir=folder, **mode)
 
     @rank_zero_only
     def start(self, run_dir: Path) -> None:
