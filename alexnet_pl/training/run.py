@@ -169,8 +169,8 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None, command: str | None
             trainer = build_trainer(plan.cfg, objects.callbacks, loggers)
             with tracking(loggers, plan.run_dir):
                 load_data(objects.data, trainer)
-            if start == Start():
-                fit_to_images(objects.model, objects.data)
+                if start == Start():
+                    fit_to_images(objects.model, objects.data)
                 restore(plan, objects, start, trainer, metrics, stop)
                 record_start(plan, objects, start, trainer)
                 fit(plan, objects, start, trainer)
