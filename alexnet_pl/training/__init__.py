@@ -4,7 +4,7 @@ from alexnet_pl.training.build import Trainer
 from alexnet_pl.training.callbacks.averaging import EMA
 from alexnet_pl.training.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint
 from alexnet_pl.training.callbacks.dashboard import Dashboard
-from alexnet_pl.training.callbacks.monitoring import StopAtTrainingError
+from alexnet_pl.training.callbacks.monitoring import StopAtTrainingError, StopWithoutImprovement
 from alexnet_pl.training.callbacks.nan_monitor import NaNMonitor
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.lr_schedules import Milestones, WarmupPlateau
@@ -22,6 +22,7 @@ __all__ = [
     "NaNMonitor",
     "ResumeCheckpoint",
     "StopAtTrainingError",
+    "StopWithoutImprovement",
     "Trainer",
     "WandbTracker",
     "WarmupPlateau",

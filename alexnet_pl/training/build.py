@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -107,6 +108,21 @@ def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
     callbacks = dict(instantiate(cfg.callbacks))
     check_supported(callbacks)
     return RunObjects(data, model, callbacks)
+
+
+WHITENED = 5_000
+"""Training images that a network is fitted to before training, as in cifar10-airbench."""
+
+
+def fit_to_images(model: ImageClassifier, data: ImageDataModule) -> None:
+    """Fit what a network computes from the training images, such as its whitening, if it has a method for it.
+
+    It sees the first ``WHITENED`` images of the training split, normalized and not augmented, so that all ranks and
+    seeds compute the same.
+    """
+    if (fit := getattr(model.net, "fit_to_images", None)) is not None:
+        batches = islice(data.training_images(), -(-WHITENED // data.batch_size))
+        fit(data.on_after_batch_transfer((images, None), 0)[0].cpu() for images in batches)
 
 
 def build_loggers(cfg: DictConfig, run_dir: Path, position: Position) -> tuple[list[Logger], MetricsCSV]:

@@ -54,12 +54,12 @@ def test_a_schedule_follows_the_shortened_run():
     ("overrides", "fused"),
     [
         (["trainer.precision=bf16-mixed"], True),
-        (["trainer.precision=bf16-mixed", "+trainer.gradient_clip_val=1.0"], False),
-        (["trainer.precision=bf16", "+trainer.gradient_clip_val=1.0", "optimizer=sgd"], False),
-        (["trainer.precision=bf16-mixed", "+trainer.gradient_clip_val=0"], True),
-        (["trainer.precision=bf16-mixed", "+trainer.gradient_clip_val=null"], True),
-        (["trainer.precision=32-true", "+trainer.gradient_clip_val=1.0"], True),
-        (["trainer.precision=bf16-mixed", "+trainer.gradient_clip_val=1.0", "~optimizer.fused"], None),
+        (["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"], False),
+        (["trainer.precision=bf16", "trainer.gradient_clip_val=1.0", "optimizer=sgd"], False),
+        (["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0"], True),
+        (["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=null"], True),
+        (["trainer.precision=32-true", "trainer.gradient_clip_val=1.0"], True),
+        (["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0", "~optimizer.fused"], None),
     ],
     ids=str,
 )

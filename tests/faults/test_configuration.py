@@ -79,7 +79,7 @@ def test_a_smoke_run_shortens_an_experiment(tmp_path):
 @pytest.mark.fault("gradient clipping in mixed precision", "the optimizer is not fused")
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_are_clipped_in_mixed_precision(tmp_path, algorithm):
-    clip = ("+trainer.gradient_clip_val=1.0", f"+trainer.gradient_clip_algorithm={algorithm}")
+    clip = ("trainer.gradient_clip_val=1.0", f"trainer.gradient_clip_algorithm={algorithm}")
     run(config(*SMALL, "trainer=smoke", "trainer.precision=bf16-mixed", *clip, run_dir=tmp_path / "run"))
     assert finished_result(tmp_path / "run")
 

@@ -35,7 +35,7 @@ def test_hash_changes_with_everything_that_changes_a_number():
                 "split_seed=1", "model/norm=none", "model.dropout=0.4", "optimizer.lr=0.002", "~scheduler",
                 "trainer.max_epochs=31", "trainer.precision=32-true", "trainer.accelerator=cpu", "augment=crop_flip",
                 "data=digits", "data.mean=[0,0,0]", "callbacks.best.monitor=val/loss", "init_from=somewhere",
-                "+trainer.gradient_clip_val=1"]  # fmt: skip
+                "trainer.gradient_clip_val=1"]  # fmt: skip
     names = [config_hash(config("data=cifar10", *filter(None, [setting]))) for setting in settings]
     assert len(set(names)) == len(settings)
 

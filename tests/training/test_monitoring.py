@@ -47,7 +47,7 @@ def test_the_epoch_line_has_both_losses_of_its_epoch_and_the_time_left(tmp_path,
     ("settings", "validated"),
     [
         (("+trainer.check_val_every_n_epoch=2",), [False, True]),
-        (("+trainer.accumulate_grad_batches=3",), [True, True]),
+        (("trainer.accumulate_grad_batches=3",), [True, True]),
     ],
 )
 def test_an_epoch_without_validation_has_its_line(settings, validated, tmp_path, caplog):

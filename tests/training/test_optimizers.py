@@ -123,7 +123,7 @@ def test_every_group_follows_the_schedule_and_is_logged(tmp_path, monkeypatch):
         lambda self, trainer, module, optimizer: seen.append([group["lr"] for group in optimizer.param_groups]),
         raising=False,
     )
-    settings = ("optimizer=sgd", "optimizer.lr=0.1", "scheduler=one_cycle", *GROUPS, "+trainer.gradient_clip_val=1")
+    settings = ("optimizer=sgd", "optimizer.lr=0.1", "scheduler=one_cycle", *GROUPS, "trainer.gradient_clip_val=1")
     run(config(*SHORT_RUN, *settings, "+optimizer.layers.fc5.weight_decay=0.1", run_dir=tmp_path / "run"))
     assert len(seen) == 4
     for first, *others in seen:

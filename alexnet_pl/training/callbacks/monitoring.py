@@ -52,6 +52,36 @@ class StopAtTrainingError(EarlyStopping):
         trainer.should_stop = trainer.should_stop or self.stopping_reason is EarlyStoppingReason.STOPPING_THRESHOLD
 
 
+class StopWithoutImprovement(EarlyStopping):
+    """Stop training after ``patience`` validations without an improvement of the monitored metric.
+
+    Lightning's ``EarlyStopping`` with three differences: a run that was interrupted after its last epoch trains no
+    further one, a resumed run may change ``patience``, and the metric of a validation is compared when it is new.
+
+    Args:
+        monitor: logged validation metric.
+        mode: ``min`` or ``max``.
+        patience: validations, at least 1.
+        min_delta: smallest change that counts as an improvement, 0 or more.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: str = "min", patience: int = 5, min_delta: float = 0.0):
+        if patience < 1:
+            raise invalid_value("callbacks.early_stopping.patience", patience, "1 or more validations")
+        if not 0 <= min_delta < float("inf"):
+            raise invalid_value("callbacks.early_stopping.min_delta", min_delta, "a number ≥ 0")
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
 class EpochReport(Callback):
     """Log ``epoch_seconds`` and ``images_per_second``, one line per epoch, and progress lines if there is no bar.
 
