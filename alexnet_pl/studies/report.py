@@ -46,6 +46,7 @@ PAPER = "Krizhevsky et al. 2012"
 
 PUBLISHED = (
     Published("model/norm", "none", "lrn", "−1.4 / −1.2", f"ImageNet, {PAPER}, section 3.3; on CIFAR-10 13% → 11%"),
+    Published("model/norm", "none", "lrn_cifar", "−2 / –", f"CIFAR-10, {PAPER}, section 3.3: 13% → 11%"),
     Published("model/pool", "non_overlapping", "overlapping", "−0.4 / −0.3", f"ImageNet, {PAPER}, section 3.4"),
     Published("augment", "crop_flip", "crop_flip_color", "more than −1 / –", f"ImageNet, {PAPER}, section 4.1"),
     Published("data.test_crops", "1", "10", "−1.5 / −1.3", f"ILSVRC-2010, {PAPER}, section 6: 39.0/18.3 → 37.5/17.0"),
