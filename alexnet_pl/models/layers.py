@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_pl.models.checks import check_choice, check_whole
+from alexnet_pl.models.pooling import max_pool2d
 from alexnet_pl.runtime.errors import invalid_value
 
 NormFactory = Callable[[int], nn.Module]
@@ -421,6 +422,11 @@ class OverlappingMaxPool2d(nn.MaxPool2d):
 
     def __init__(self, padding: int = 0):
         super().__init__(kernel_size=3, stride=2, padding=padding)
+        self.size = 3, 2, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maxima ``(N, C, H', W')`` of ``(N, C, H, W)``, with H' and W' by :func:`pooled_size`."""
+        return max_pool2d(x, *self.size)
 
 
 class NonOverlappingMaxPool2d(nn.Module):
@@ -442,7 +448,7 @@ class NonOverlappingMaxPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the maxima ``(N, C, H', W')`` of ``(N, C, H, W)``, with H' and W' by :func:`pooled_size`."""
         if self.padding == 1:
-            return F.max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
+            return max_pool2d(x, kernel_size=2, stride=2, ceil_mode=True)
         # An even side has one row too many for floor((n - 3) / 2) + 1 windows; an odd one ignores its last row anyway.
         return F.max_pool2d(x[..., :-1, :-1], kernel_size=2, stride=2)
 
