@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,35 +22,56 @@ from alexnet_pl.benchmark.loops import (
     bench_loops,
     make_config,
 )
-from alexnet_pl.benchmark.timing import Work, median_seconds, wall_timer
+from alexnet_pl.benchmark.timing import Work, median_seconds, note, wall_timer
 from alexnet_pl.config.hydra_versions import instantiate
+from alexnet_pl.config.torch_internals import has_bf16_instructions
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.data.transforms import normalize
 from alexnet_pl.models.layers import LocalResponseNorm
+from alexnet_pl.runtime.errors import one_line
 from alexnet_pl.runtime.system import device_name, git_commit, package_versions, raise_malloc_thresholds
 
-IMAGES = {"cpu": 10_240, "cuda": 50_000}
+IMAGES = {"cpu": 2_560, "cuda": 50_000}
 """Training and validation images of a timed epoch."""
+
+FULL_IMAGES = {"cpu": 10_240, "cuda": 50_000}
+"""The same with ``--full``: longer epochs, in which the end of an epoch weighs as little as in training."""
+
+BATCH_SIZES, FULL_BATCH_SIZES = (128, 512), (128, 512, 2048)
 
 LRN_SHAPES = ((128, 96, 11, 11), (128, 256, 5, 5), (32, 96, 55, 55), (32, 256, 27, 27))
 """Feature maps after conv1 and conv2, for inputs of 50×50 and of ImageNet's 227×227 pixels."""
 
 
-def bench(device: str, repeats: int, compile_mode: str | None) -> dict[str, Any]:
-    """Measure everything. ``docs/results/bench-cpu.md`` explains the metrics."""
+def bench(device: str, repeats: int, compile_mode: str | None, full: bool = False) -> dict[str, Any]:
+    """Measure everything. ``docs/speed.md`` explains the metrics.
+
+    Args:
+        full: longer epochs, a batch of 2,048 and compiled LRN as well.
+    """
     root_device = torch.device(device)
-    count = IMAGES[device]
+    count, batch_sizes = (FULL_IMAGES, FULL_BATCH_SIZES) if full else (IMAGES, BATCH_SIZES)
     cfg = make_config(device, Path("unused"))
     raise_malloc_thresholds()
     return {
-        "device": device_name(root_device),
-        **bench_loops(device, count, repeats, compile_mode),
-        **bench_input_path(root_device, count, repeats),
-        **bench_lrn(root_device, max(repeats, 5)),
-        **bench_steps(cfg, root_device, repeats),
+        "kind": "training",
+        **environment(root_device),
+        **bench_loops(device, count[device], repeats, compile_mode),
+        **bench_input_path(root_device, FULL_IMAGES[device], repeats),
+        **bench_lrn(root_device, max(repeats, 5), compiled=full),
+        **bench_steps(cfg, root_device, repeats, batch_sizes),
         "hardware_floor": hardware_floor(cfg, root_device),
         **bench_startup(device),
         "repeats": repeats,
+        "full": full,
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return what every result of a benchmark names: device, instruction set, threads, versions and commit."""
+    return {
+        "device": device_name(device),
+        "instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if has_bf16_instructions() else ""),
         "threads": torch.get_num_threads(),
         "versions": package_versions(),
         "git_commit": git_commit(),
@@ -66,8 +87,14 @@ def make_data(cfg: DictConfig, count: int, device: torch.device) -> RandomImages
     return data
 
 
-def bench_steps(cfg: DictConfig, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Time a step of the hand-written loop by batch size, and at 128 by precision and memory format."""
+def bench_steps(
+    cfg: DictConfig, device: torch.device, repeats: int, batch_sizes: Sequence[int] = FULL_BATCH_SIZES
+) -> dict[str, Any]:
+    """Time a step of the hand-written loop by batch size, and at 128 by precision and memory format.
+
+    bf16 is left out on a CPU without instructions for it, where a step takes half a minute.
+    """
+    note("steps by batch size, precision and memory format")
     data = make_data(cfg, 5120, device)
     train, val = cast(TensorLoader, data.train_dataloader()), cast(TensorLoader, data.val_dataloader())
 
@@ -80,15 +107,17 @@ def bench_steps(cfg: DictConfig, device: torch.device, repeats: int) -> dict[str
         return lambda: loop.steps(batches)
 
     half_precision = "16-mixed" if device.type == "cuda" else "bf16-mixed"
+    has_half = device.type == "cuda" or has_bf16_instructions()
+    precisions = ("32-true", half_precision) if has_half else ("32-true",)
     compilations = [None, "reduce-overhead"] if device.type == "cuda" else [None]
     variants = {}
     for compilation in compilations:
-        for precision in ("32-true", half_precision) if compilation is None else (half_precision,):
+        for precision in precisions if compilation is None else (half_precision,):
             for channels_last in (False, True):
                 memory_format = "channels_last" if channels_last else "contiguous"
                 name = ", ".join(filter(None, (precision, memory_format, compilation)))
                 variants[name] = two_steps(precision=precision, channels_last=channels_last, compile=compilation)
-    sizes = {size: two_steps(size) for size in (128, 512, 2048)}
+    sizes = {size: two_steps(size) for size in batch_sizes}
 
     timer = wall_timer(device)
     by_size = {size: taken / 2 for size, taken in median_seconds(sizes, timer, max(repeats // 2, 2)).items()}
@@ -102,6 +131,7 @@ def bench_steps(cfg: DictConfig, device: torch.device, repeats: int) -> dict[str
 
 def bench_input_path(device: torch.device, count: int, repeats: int) -> dict[str, Any]:
     """Time training batches without training: gather, augment, normalize."""
+    note("input path")
 
     def rate(augment: str) -> float:
         data = make_data(make_config(device.type, Path("unused"), f"augment={augment}"), count, device)
@@ -116,11 +146,29 @@ def bench_input_path(device: torch.device, count: int, repeats: int) -> dict[str
     return {"input_images_per_second": rate("none"), "input_images_per_second_crop_flip": rate("crop_flip")}
 
 
-def bench_lrn(device: torch.device, repeats: int) -> dict[str, Any]:
-    """Time forward and backward of LRN in float32 against ``torch.nn.LocalResponseNorm``. Report the smallest ratio."""
+def bench_lrn(device: torch.device, repeats: int, compiled: bool = False) -> dict[str, Any]:
+    """Time forward and backward of LRN in float32 against ``torch.nn.LocalResponseNorm``. Report the smallest ratio.
+
+    Args:
+        compiled: time both layers under ``torch.compile`` as well.
+    """
+    found = _time_lrn(device, repeats, "lrn", lambda layer: layer)
+    if compiled:
+        try:
+            found |= _time_lrn(device, repeats, "lrn_compiled", torch.compile)
+        except Exception as error:  # no C++ compiler, or a GPU that the compiler does not know
+            found["lrn_compiled_error"] = one_line(error)[:200]
+    return found
+
+
+def _time_lrn(device: torch.device, repeats: int, name: str, wrap: Callable[[nn.Module], Any]) -> dict[str, Any]:
     found = {}
     for shape in LRN_SHAPES:
-        layers = {"ours": LocalResponseNorm(shape[1]), "torch": nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)}
+        note(f"{name} of {'×'.join(map(str, shape))}")
+        layers = {
+            "ours": wrap(LocalResponseNorm(shape[1])),
+            "torch": wrap(nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0)),
+        }
         maps, gradient = (torch.randn(shape, device=device) for _ in range(2))
         works = {name: forward_backward(layer, maps.requires_grad_(), gradient) for name, layer in layers.items()}
         taken = median_seconds(works, wall_timer(device), repeats)
@@ -129,7 +177,7 @@ def bench_lrn(device: torch.device, repeats: int) -> dict[str, Any]:
             "torch_ms": 1e3 * taken["torch"],
             "ratio": taken["torch"] / taken["ours"],
         }
-    return {"lrn_vs_torch": min(entry["ratio"] for entry in found.values()), "lrn": found}
+    return {f"{name}_vs_torch": min(entry["ratio"] for entry in found.values()), name: found}
 
 
 def forward_backward(layer: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> Work:
@@ -149,6 +197,7 @@ def hardware_floor(cfg: DictConfig, device: torch.device) -> dict[str, float]:
     the parameter, the gradient and two moments and writes three of them. The peak rates are measured with a large
     matrix product in the run's precision and a large copy.
     """
+    note("hardware floor")
     net = instantiate(cfg.model).to(device)
     images = torch.zeros(cfg.data.batch_size, 3, cfg.data.image_size, cfg.data.image_size, device=device)
     with FlopCounterMode(display=False) as counter:
@@ -176,6 +225,7 @@ def hardware_floor(cfg: DictConfig, device: torch.device) -> dict[str, float]:
 
 def bench_startup(device: str) -> dict[str, float]:
     """Time ``train.py --cfg job`` and the smallest complete run, in seconds, each in a new process."""
+    note("start-up")
     commands = {
         "cfg_job_seconds": ["--cfg", "job"],
         "smoke_run_seconds": ["trainer=smoke", "model=lenet5", "data=digits", f"trainer.accelerator={device}"],

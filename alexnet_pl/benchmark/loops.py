@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from alexnet_pl.benchmark.timing import synchronize, wall_seconds
+from alexnet_pl.benchmark.timing import note, synchronize, wall_seconds
 from alexnet_pl.config.compose import CONF, compose
 from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.optimizers import optimizer_factory
@@ -40,6 +40,7 @@ from alexnet_pl.data.cifar10 import CLASS_NAMES, CIFAR10DataModule
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.data.transforms import normalize
+from alexnet_pl.models.layers import OverlappingMaxPool2d
 from alexnet_pl.runtime.system import raise_malloc_thresholds, restore_malloc_thresholds
 from alexnet_pl.training.run import run
 
@@ -81,6 +82,11 @@ class RandomImages(CIFAR10DataModule):
         return ImageSource(random_images(self.count), random_images(200), "random images")
 
 
+def random_data(count: int) -> list[str]:
+    """Return the overrides that replace CIFAR-10 by :class:`RandomImages`."""
+    return ["data._target_=alexnet_pl.benchmark.loops.RandomImages", "~data.root", f"+data.count={count}"]
+
+
 def make_config(device: str, run_dir: Path, *overrides: str) -> DictConfig:
     """Return the config of ``experiment=tutorial`` for ``device``, composed and resolved as in ``train.py``."""
     fixed = ("experiment=tutorial", f"trainer.accelerator={device}", f"run_dir={run_dir}", "data.root=unused")
@@ -105,6 +111,15 @@ class InMemoryCIFAR10(datasets.CIFAR10):  # type: ignore[misc]  # torchvision sh
         self.data, self.targets = images.images, images.labels.tolist()
 
 
+def with_torch_pooling(net: nn.Module) -> nn.Module:
+    """Return ``net`` with the pooling layers of the tutorial's program, which compute the same but take longer."""
+    for module in net.modules():
+        for name, child in module.named_children():
+            if isinstance(child, OverlappingMaxPool2d):
+                setattr(module, name, nn.MaxPool2d(child.kernel_size, child.stride, child.padding))
+    return net
+
+
 class TutorialLoop:
     """Training and validation as the tutorial's program does them.
 
@@ -116,7 +131,7 @@ class TutorialLoop:
 
     def __init__(self, cfg: DictConfig, train: TensorLoader, val: TensorLoader, device: torch.device):
         self.device, self.cuda = device, device.type == "cuda"
-        self.net = instantiate(cfg.model).to(device)
+        self.net = with_torch_pooling(instantiate(cfg.model)).to(device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.cuda)
         self.criterion = nn.CrossEntropyLoss(reduction="sum")
@@ -255,9 +270,8 @@ class Interleave(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = pl_module.device
-        synchronize(device)
-        if trainer.current_epoch > 0:
-            self.times["project"].append(time.perf_counter() - self.epoch_start)
+        self._end_epoch(trainer)
+        note(f"loops: round {trainer.current_epoch + 1} of {trainer.max_epochs}")
         restore_malloc_thresholds()
         self.times["tutorial"].append(wall_seconds(self.tutorial.epoch, device))
         raise_malloc_thresholds()
@@ -266,7 +280,13 @@ class Interleave(Callback):
         self.times["handwritten"].append(wall_seconds(self.handwritten.epoch, device))
         self.epoch_start = time.perf_counter()
 
+    def _end_epoch(self, trainer: Trainer) -> None:
+        synchronize(trainer.strategy.root_device)
+        if trainer.current_epoch > 0:
+            self.times["project"].append(time.perf_counter() - self.epoch_start)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end_epoch(trainer)
         start = time.perf_counter()
         trainer.save_checkpoint(Path(self.cfg.run_dir) / "checkpoints" / "timed.ckpt")
         found = {
@@ -277,28 +297,32 @@ class Interleave(Callback):
         self.times_file.write_text(json.dumps(found), encoding="utf-8")
 
 
-def bench_loops(device: str, count: int, repeats: int, compile_mode: str | None) -> dict[str, Any]:
-    """Time the three loops over ``repeats`` epochs of ``count`` images, a tenth of which is for validation."""
+def bench_loops(device: str, count: int, repeats: int, compile_mode: str | None, *overrides: str) -> dict[str, Any]:
+    """Time the three loops over ``repeats`` epochs of ``count`` images, a tenth of which is for validation.
+
+    Args:
+        overrides: of the tutorial's config, such as ``data.batch_size=512``.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         cfg_file, times_file = Path(scratch) / "benchmark.yaml", Path(scratch) / "times.json"
         cfg = make_config(
             device,
             Path(scratch) / "run",
-            "data._target_=alexnet_pl.benchmark.loops.RandomImages",
-            "~data.root",
-            f"+data.count={count}",
+            *random_data(count),
             "+callbacks.interleave._target_=alexnet_pl.benchmark.loops.Interleave",
             f"+callbacks.interleave.cfg_file={cfg_file}",
             f"+callbacks.interleave.times_file={times_file}",
-            f"trainer.max_epochs={repeats + 2}",
+            f"trainer.max_epochs={repeats + 1}",
             "callbacks.resume.min_interval_seconds=1e9",
             f"compile={compile_mode or 'null'}",
+            *overrides,
         )
         OmegaConf.save(cfg, cfg_file, resolve=True)
         run(cfg)
         found = json.loads(times_file.read_text(encoding="utf-8"))
     return {
         **summarize_loops(cfg, found, count, repeats),
+        "rounds": found["seconds"],
         "first_step_seconds": found["first_step"],
         "peak_memory_gb": peak_memory(device) / 1e9,
         "precision": cfg.trainer.precision,

@@ -1,6 +1,7 @@
 """Timers: wall-clock and CPU seconds of a call, medians over interleaved repeats."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
@@ -11,6 +12,14 @@ import torch
 Work = Callable[[], object]
 Timer = Callable[[Work], float]
 Name = TypeVar("Name", bound=Hashable)
+
+
+_STARTED = time.monotonic()
+
+
+def note(text: str) -> None:
+    """Print a progress line with the seconds so far to stderr, which leaves stdout to the results."""
+    print(f"{time.monotonic() - _STARTED:6.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 def synchronize(device: torch.device) -> None:
