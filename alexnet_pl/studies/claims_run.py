@@ -124,7 +124,8 @@ def estimate_costs(jobs: Sequence[Job]) -> list[Job]:
             if (message := user_message(error)) is None:
                 raise
             raise ConfigError(f"{', '.join(job.claims)}: {message[0]}") from error
-        job.cost = multiplications(cfg)
+        if len(jobs) > 1:  # otherwise there is nothing to order
+            job.cost = multiplications(cfg)
     return sorted(jobs, key=lambda job: job.cost * job.trials)
 
 
