@@ -18,6 +18,7 @@ from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors, p
 from alexnet_pl.runtime.run_folder import read_trial
 from alexnet_pl.runtime.system import usable_cores
 from alexnet_pl.studies.disk import disk_estimate
+from alexnet_pl.studies.forecast import trial_costs
 from alexnet_pl.studies.internals import expand_sweep
 from alexnet_pl.studies.session import RESUME_HINT, Session, current_session, print_line, print_resume_hint
 from alexnet_pl.studies.store import Study, config_hash, trial_entry
@@ -64,6 +65,9 @@ def register_trials(config: DictConfig) -> None:
     trials = {
         digits: trial_entry(cfg.hydra.overrides.task, cfg.hydra.runtime.choices) for digits, cfg in configs.items()
     }
+    if any(study.state(digits) != "finished" for digits in trials):
+        for digits, cost in trial_costs(configs).items():
+            trials[digits]["cost"] = cost
     columns = [trial["overrides"] for trial in trials.values()]
     axes = [key for key in (columns[0] if columns else ()) if len({column.get(key) for column in columns}) > 1]
     launcher = str(config.hydra.runtime.choices.get("hydra/launcher"))

@@ -17,10 +17,11 @@ from alexnet_pl.runtime.logging import StdoutHandler
 from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, check_entries, read_trial, write_result
 from alexnet_pl.runtime.signals import raise_if_interrupted
 from alexnet_pl.runtime.system import git_commit, package_versions
+from alexnet_pl.studies.forecast import progress
 from alexnet_pl.studies.internals import clear_traced_modules
 from alexnet_pl.studies.session import as_worker, current_session, print_line, print_resume_hint
 from alexnet_pl.studies.sharing import remove, running_elsewhere, take_over
-from alexnet_pl.studies.store import LOCKS, Study, config_hash, progress, trial_entry
+from alexnet_pl.studies.store import LOCKS, Study, config_hash, trial_entry
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from typing import ClassVar, Optional
 
 from alexnet_pl.runtime.errors import printable
 from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted
-from alexnet_pl.studies.store import LOCKS, Study, progress
+from alexnet_pl.studies.forecast import progress
+from alexnet_pl.studies.store import LOCKS, Study
 
 OWNER = "ALEXNET_PL_STUDY"
 """Environment variable that identifies the command whose workers run the trials."""

@@ -5,12 +5,11 @@ A study's directory holds one run directory per trial, and ``study.json``, which
 
 import hashlib
 import json
+import os
 import re
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +79,10 @@ def trial_entry(overrides: Sequence[str], choices: Mapping[str, Any]) -> dict[st
     return {"overrides": {key: value for key, _, value in pairs}, "choices": options}
 
 
+_RESULTS: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+"""Results read so far by run directory, with the version of the file."""
+
+
 # --- the study's directory ------------------------------------------------------------------------------------------
 
 
@@ -90,7 +93,8 @@ class Study:
     Attributes:
         root: the sweep's directory.
         axes: keys and groups swept so far, in the order of the first command.
-        trials: config hash → ``{"run_dir": name, "overrides": {key: value}, "choices": {group: option}}``.
+        trials: config hash → ``{"run_dir": name, "overrides": {key: value}, "choices": {group: option}}``, and under
+            ``cost`` what :func:`alexnet_pl.studies.forecast.trial_costs` returns.
         commands: ``{"command", "launcher", "started" (seconds since 1970), "trials": [config hash, …]}``, the latest
             last.
     """
@@ -143,6 +147,8 @@ class Study:
                 if digits not in self.trials:
                     name = "-".join(filter(None, (trial_name(trial["overrides"], self.axes), digits)))
                     self.trials[digits] = {"run_dir": self._find(digits) or name, **trial}
+                elif "cost" in trial:
+                    self.trials[digits]["cost"] = trial["cost"]
             self.commands = [known for known in self.commands if known["command"] != command]
             started = {"command": command, "launcher": launcher, "started": time.time(), "trials": [*trials]}
             self.commands.append(started)
@@ -187,34 +193,36 @@ class Study:
         lock.release()
         return False
 
+    def ended(self, digits: str) -> float:
+        """Return when the trial's result.json was written, in seconds since 1970; 0 if there is none."""
+        try:
+            return os.stat(self.run_dir(digits) / RESULT).st_mtime
+        except OSError:
+            return 0.0
+
+    def result(self, digits: str) -> dict[str, Any]:
+        """Return :func:`read_trial`; the file is parsed again only if it has changed, since every trial asks for all."""
+        run_dir = self.run_dir(digits)
+        try:
+            found = os.stat(run_dir / RESULT)
+        except OSError:
+            return {}
+        version = found.st_mtime_ns, found.st_size, found.st_ino
+        if _RESULTS.get(run_dir, (None,))[0] != version:
+            _RESULTS[run_dir] = version, read_trial(run_dir)
+        return _RESULTS[run_dir][1]
+
     def state(self, digits: str, since: float = 0.0) -> str:
         """Return a trial's state: ``finished``, ``failed``, ``running``, ``stopped`` (can be resumed) or ``missing``.
 
         A failure from before the time ``since`` (seconds since 1970) is due for a retry and counts as missing.
         """
         run_dir = self.run_dir(digits)
-        status = read_trial(run_dir).get("status")
+        status = self.result(digits).get("status")
         if status == "finished":
             return "finished"
         if self.is_running(digits):
             return "running"
-        if status == "failed" and (run_dir / RESULT).stat().st_mtime >= since:
+        if status == "failed" and self.ended(digits) >= since:
             return "failed"
         return "stopped" if status is None and (run_dir / CONFIG).is_file() else "missing"
-
-
-def progress(study: Study, trials: Sequence[str]) -> str:
-    """Return a line with the numbers of trials done, running, failed and left, the elapsed time and the time to go."""
-    started = study.commands[-1]["started"] if study.commands else 0.0
-    states = Counter(study.state(digits, since=started) for digits in trials)
-    left = states["missing"] + states["stopped"]
-    line = f"study {study.root.name}: {states['finished']} done, {states['running']} running, "
-    line += f"{states['failed']} failed, {left} left"
-    elapsed = max(time.time() - started, 0)
-    line += f"; {timedelta(seconds=round(elapsed))} elapsed"
-    results = [study.run_dir(digits) / RESULT for digits in trials]
-    ended = sum(path.is_file() and path.stat().st_mtime >= started for path in results)
-    if ended and (left or states["running"]):
-        # A running trial counts as one that has not begun, so the estimate errs on the long side.
-        line += f", about {timedelta(seconds=round(elapsed / ended * (left + states['running'])))} to go"
-    return line

@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.signals import exit_on_signal, raise_if_interrupted
+from alexnet_pl.studies.forecast import progress
 from alexnet_pl.studies.runner import prepare
-from alexnet_pl.studies.store import STUDY, Study, progress
+from alexnet_pl.studies.store import STUDY, Study
 from alexnet_pl.training.checkpoint_io import LATEST, read_checkpoint
 from alexnet_pl.training.run import run
 
