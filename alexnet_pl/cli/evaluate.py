@@ -1,5 +1,6 @@
 """Evaluation command: ``alexnet evaluate RUN``."""
 
+import argparse
 import csv
 import io
 import json
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, write_output
+from alexnet_pl.data.robustness import KINDS
 from alexnet_pl.data.transforms import VIEW_NAMES
 from alexnet_pl.inference.evaluation import Evaluation, evaluate
+from alexnet_pl.inference.robustness import Part, evaluate_corruptions, evaluate_published, record
 from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.errors import csv_safe, printable
 
@@ -32,7 +35,9 @@ EPILOG = """\
 
 examples:
   alexnet evaluate runs/alexnet_lrn_cifar10/2026-11-22_10-00-00_000000
-  alexnet evaluate best.ckpt --data-root my-images --json > metrics.json"""
+  alexnet evaluate best.ckpt --data-root my-images --json > metrics.json
+  alexnet evaluate RUN --data cifar10_c CIFAR-10-C     error per corruption and severity; cifar10_1 for CIFAR-10.1
+  alexnet evaluate RUN --corruptions                   needs no files; kept in RUN/corruptions.json for: alexnet study"""
 
 
 def report(run: TrainedRun, result: Evaluation, crops: int) -> str:
@@ -100,16 +105,63 @@ def predictions_csv(run: TrainedRun, result: Evaluation) -> str:
     return text.getvalue()
 
 
+def robustness_report(run: TrainedRun, parts: Sequence[Part]) -> str:
+    """Return top-1 errors as text: one row per corruption, one column per severity and their mean."""
+    clean = [part for part in parts if not part.corruption]
+    lines = [f"{printable(run.name)}, epoch {run.epoch}, top-1 error on {parts[0].images:,} images per severity", ""]
+    if clean:
+        lines.append(f"without corruption  {clean[0].figures['test/error']:.4f}")
+    table: dict[str, list[float]] = {}
+    for part in parts:
+        if part.corruption:
+            table.setdefault(part.corruption, []).append(part.figures["test/error"])
+    if not table:
+        return "\n".join(lines)
+    table["mean"] = [sum(column) / len(column) for column in zip(*table.values(), strict=True)]
+    width = max(len("severity"), *map(len, table))
+    lines += ["", f"{'severity':{width}}" + "".join(f"{place:>9}" for place in (1, 2, 3, 4, 5, "mean"))]
+    for name, errors in table.items():
+        lines.append(f"{printable(name):{width}}" + "".join(f"{e:9.4f}" for e in (*errors, sum(errors) / len(errors))))
+    return "\n".join(lines)
+
+
+def evaluate_robustness(run: TrainedRun, args: argparse.Namespace) -> None:
+    """Evaluate a published robustness set or the corruptions, print the errors and keep those of the corruptions."""
+    if args.data is None:
+        parts = list(evaluate_corruptions(run, args.data_root))
+        path = record(run, parts)
+    else:
+        parts, path = list(evaluate_published(run, args.data[0], Path(args.data[1]))), None
+    rows = [{"corruption": p.corruption, "severity": p.severity, "images": p.images, **p.figures} for p in parts]
+    print(json.dumps(rows, indent=2) if args.json else robustness_report(run, parts))
+    if path is not None and not args.json:
+        print(f"\n{path}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("evaluate", DESCRIPTION, EPILOG)
     add_run(parser)
     add_data_root(parser, "current location of the run's data, or other data with the same classes")
     parser.add_argument("--crops", type=int, choices=(1, *VIEW_NAMES), default=1, help="views averaged (default: 1)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
+    parser.add_argument(
+        "--data", nargs=2, metavar=("SET", "DIR"), help="published robustness set: cifar10_1 or cifar10_c, and its files"
+    )
+    parser.add_argument(
+        "--corruptions", action="store_true", help="noise, blur, low contrast and JPEG in five severities, of the test set"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write labels and probabilities as CSV")
     args = parser.parse_args(arguments)
+    if args.data is not None and args.data[0] not in KINDS:
+        parser.error(f"--data {args.data[0]} is invalid: expected {' or '.join(KINDS)}, then the directory of its files")
+    is_robustness = args.data is not None or args.corruptions
+    if is_robustness and (args.crops != 1 or args.split != "test" or args.predictions or (args.data and args.corruptions)):
+        parser.error("--data and --corruptions exclude each other, --crops, --split and --predictions")
     run = load_run(args.run, args.trust)
+    if is_robustness:
+        evaluate_robustness(run, args)
+        return
     result = evaluate(run, args.split, args.crops, args.data_root)
     if args.predictions:
         write_output(args.predictions, predictions_csv(run, result))

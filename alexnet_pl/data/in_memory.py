@@ -38,6 +38,15 @@ class ImageSource:
     description: str
 
 
+def resized(images: Tensor, side: int) -> Tensor:
+    """Return images ``(N, 3, H, W)`` uint8 stretched to ``(N, 3, side, side)``, bilinearly with antialiasing."""
+    found = torch.empty(len(images), 3, side, side, dtype=torch.uint8)
+    # In slices, because the resize makes float copies, which would take gigabytes for all of CIFAR-10.
+    for start in range(0, len(images), 2048):
+        found[start : start + 2048] = resize(images[start : start + 2048], [side, side], antialias=True)
+    return found
+
+
 class TensorDataModule(ImageDataModule):
     """Images as uint8 tensors ``(N, 3, resize_size, resize_size)``, in host memory or on the device.
 
@@ -73,12 +82,7 @@ class TensorDataModule(ImageDataModule):
 
     def _tensors(self, labeled: LabeledImages) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(labeled.images).permute(0, 3, 1, 2)
-        # In slices, because the resize makes float copies, which would take gigabytes for all of CIFAR-10.
-        size = [self.resize_size, self.resize_size]
-        resized = torch.empty(len(images), 3, *size, dtype=torch.uint8)
-        for start in range(0, len(images), 2048):
-            resized[start : start + 2048] = resize(images[start : start + 2048], size, antialias=True)
-        return resized, torch.from_numpy(labeled.labels)
+        return resized(images, self.resize_size), torch.from_numpy(labeled.labels)
 
     def move_to(self, device: torch.device) -> None:
         """Move the images to ``device`` if they fit, so that batches are gathered there.

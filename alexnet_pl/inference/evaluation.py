@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -84,26 +84,42 @@ def evaluate(
     Raises:
         DataError: the data is missing or corrupt, or has other classes than the run.
     """
-    data: Any = find_data(run, split, data_root, uncropped(run.preprocess) if crops == 10 else run.preprocess)
+    data = find_data(run, split, data_root, uncropped(run.preprocess) if crops == 10 else run.preprocess)
+    return evaluate_on(run, data, split, crops)
+
+
+def evaluate_on(
+    run: TrainedRun, data: LightningDataModule, split: str = "test", crops: int = 1, is_limited: bool = True
+) -> Evaluation:
+    """Evaluate the network on a data module that prepares images as the run's own does.
+
+    Args:
+        split, crops: as for :func:`evaluate`.
+        is_limited: apply the run's ``trainer.limit_…_batches``.
+
+    Raises:
+        DataError: the data is missing or corrupt, or has other classes than the run.
+    """
     net = run.net if crops == 1 else AveragedViews(run.net, run.preprocess.image_size, crops)
-    trainer, precision = make_trainer(run)
+    trainer, precision = make_trainer(run, is_limited=is_limited)
     model = ImageClassifier(net, run.config["model"]["num_classes"], torch.optim.SGD)
     logits: list[Tensor] = []
     hook = net.register_forward_hook(lambda module, inputs, output: logits.append(output.float().cpu()))
-    data.setup()
-    if tuple(data.class_names) != run.class_names:
-        raise DataError(f"the data has other classes than the run: {', '.join(data.class_names)}.")
+    source: Any = data
+    source.setup()
+    if tuple(source.class_names) != run.class_names:
+        raise DataError(f"the data has other classes than the run: {', '.join(source.class_names)}.")
     test = trainer.test if split == "test" else trainer.validate
     figures = test(model, datamodule=data, verbose=False)[0]
     hook.remove()
     run.net.cpu()
     probabilities = torch.cat(logits).softmax(1)
-    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+    loader = source.test_dataloader() if split == "test" else source.val_dataloader()
     labels = loader.labels[loader.indices][: len(probabilities)].cpu()
     probabilities = probabilities[: len(labels)]  # without the padding of the last batch
     ece = multiclass_calibration_error(probabilities, labels, probabilities.shape[1], n_bins=ECE_BINS, norm="l1")
     figures = {**figures, f"{split}/ece": float(ece)}
-    return Evaluation(figures, labels, probabilities, data.description, precision, split)
+    return Evaluation(figures, labels, probabilities, source.description, precision, split)
 
 
 def uncropped(preprocess: Preprocess) -> Preprocess:
@@ -115,7 +131,9 @@ def uncropped(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, image_size=larger, resize_size=None)
 
 
-def make_trainer(run: TrainedRun, callbacks: Sequence[Callback] = ()) -> tuple[Trainer, str]:
+def make_trainer(
+    run: TrainedRun, callbacks: Sequence[Callback] = (), is_limited: bool = True
+) -> tuple[Trainer, str]:  # fmt: skip
     """Return a trainer like the run's for the device at hand, and its precision.
 
     The run's precision is kept unless this device lacks it: float16 needs a GPU, and a CPU without bf16 instructions
@@ -129,7 +147,8 @@ def make_trainer(run: TrainedRun, callbacks: Sequence[Callback] = ()) -> tuple[T
     needs_gpu, needs_bf16 = precision.startswith("16"), precision.startswith("bf16")
     if accelerator == "cpu" and (needs_gpu or (needs_bf16 and default_precision("cpu") != "bf16-mixed")):
         precision = default_precision("cpu")
-    limits = {name: settings[name] for name in ("limit_val_batches", "limit_test_batches") if name in settings}
+    limited = ("limit_val_batches", "limit_test_batches") if is_limited else ()
+    limits = {name: settings[name] for name in limited if name in settings}
     return Trainer(
         accelerator=accelerator, devices=1, precision=precision, deterministic=settings.get("deterministic", False),
         callbacks=[*callbacks], logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -25,6 +25,7 @@ CONFIG, METRICS, RESULT = "config.yaml", "metrics.csv", "result.json"
 TEST_VIEWS = {"_mirror": "mirror", "_shifted_mirror": "6 views", "_ten_crop": "ten-crop"}
 """Suffix of test metrics that average over several views of each image (``data.test_crops``) → their name in tables."""
 COMMANDS, LOCK, LOG = "commands.txt", ".lock", "train.log"
+CORRUPTIONS = "corruptions.json"
 
 FILES = (CONFIG, METRICS, RESULT, COMMANDS, LOG, "report.html")
 
@@ -255,6 +256,27 @@ def read_commands(run_dir: Path) -> list[tuple[str, str]]:
     except OSError:
         return []
     return [(time, command) for time, _, command in (line.partition("\t") for line in lines) if command]
+
+
+def read_corruptions(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows that ``alexnet evaluate --corruptions`` has written: corruption, severity and metrics; or [].
+
+    Raises:
+        UserError: the file is corrupt.
+    """
+    path = run_dir / CORRUPTIONS
+    text = _read_text(path, MAX_BYTES)
+    if text is None:
+        return []
+    try:
+        rows = json.loads(text)
+        for row in rows:
+            if not (isinstance(row["corruption"], str) and type(row["severity"]) is int):
+                raise ValueError("expected a corruption and a severity")
+            row["test/error"] = float(row["test/error"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is corrupt: {one_line(error)}") from error
+    return [dict(row) for row in rows]
 
 
 def _read_text(path: Path, limit: int) -> str | None:

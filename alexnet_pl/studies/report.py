@@ -15,6 +15,7 @@ from alexnet_pl.runtime.errors import UserError, csv_safe
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.studies.markdown import render
 from alexnet_pl.studies.plots import curves_figure, results_figure
+from alexnet_pl.studies.robustness import robustness, robustness_figure
 from alexnet_pl.studies.statistics import Effect, Estimate, estimate, interaction, main_effect
 from alexnet_pl.studies.table import (
     METRIC_KEYS,
@@ -275,6 +276,7 @@ def report(table: Table) -> str:
         accuracies=accuracies(table),
         costs=costs(table),
         speed=speed(table),
+        robustness=corruption_errors(table),
         effects=main,
         interactions=crossed,
         left_out=[*main_left_out, *crossed_left_out],
@@ -282,6 +284,12 @@ def report(table: Table) -> str:
         commands=table.commands,
         provenance=provenance(table),
     )
+
+
+def corruption_errors(table: Table) -> pd.DataFrame | None:
+    """Return the test error by severity, one row per configuration that was evaluated under corruptions."""
+    rows = [[*cell, curve[0].n, *map(percent, curve)] for cell, curve in robustness(table).items()]
+    return _frame(rows, [*_heads(table), "n", "no corruption", *(f"severity {level}" for level in range(1, 6))])
 
 
 def provenance(table: Table) -> dict[str, str]:
@@ -352,7 +360,10 @@ def write_report(roots: Sequence[Path], out: Path) -> Table:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "results.csv", results_frame(table).to_csv(index=False))
-        for name, figure in (("results", results_figure(table)), ("curves", curves_figure(table))):
+        figures = {"results": results_figure(table), "curves": curves_figure(table)}
+        if damaged := robustness(table):
+            figures["corruptions"] = robustness_figure(table, damaged)
+        for name, figure in figures.items():
             for kind in ("png", "svg"):
                 figure.savefig(out / f"{name}.{kind}", dpi=130)
         write_atomic(out / "report.md", report(table))

@@ -1,0 +1,88 @@
+"""Robustness of a run: corruptions of its own test set, published sets, the command, and the curve of a study."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import SHORT_RUN, config
+
+from alexnet_pl.cli import evaluate as command
+from alexnet_pl.data.robustness import SEVERITIES, STRENGTHS
+from alexnet_pl.inference.robustness import evaluate_corruptions, evaluate_published
+from alexnet_pl.inference.trained_run import load_run
+from alexnet_pl.runtime.errors import DataError, UserError
+from alexnet_pl.runtime.run_folder import CORRUPTIONS, finished_result, read_corruptions
+from alexnet_pl.training.run import run as train_run
+
+
+def test_corruptions_start_with_the_runs_own_test(run, folder: Path) -> None:
+    first, *parts = evaluate_corruptions(run)
+    result = finished_result(folder)
+    assert {name: first.figures[f"test/{name}"] for name in ("loss", "acc")} == {
+        name: result[f"test/{name}"] for name in ("loss", "acc")
+    }
+    assert [(p.corruption, p.severity) for p in parts] == [(n, s) for n in STRENGTHS for s in SEVERITIES]
+    noise = [part.figures["test/error"] for part in parts if part.corruption == "gaussian_noise"]
+    blur = [part.figures["test/error"] for part in parts if part.corruption == "gaussian_blur"]
+    assert max(noise) > first.figures["test/error"]
+    assert blur[-1] > first.figures["test/error"]
+
+
+def test_the_command_prints_a_table_and_keeps_it(folder: Path, capsys) -> None:
+    command.main([str(folder), "--corruptions"])
+    shown = capsys.readouterr().out
+    assert "without corruption" in shown
+    assert [line.split()[0] for line in shown.splitlines()[-7:-2]] == [*STRENGTHS, "mean"]
+    rows = read_corruptions(folder)
+    assert len(rows) == 1 + 5 * len(STRENGTHS)
+    (folder / CORRUPTIONS).unlink()
+
+
+@pytest.mark.parametrize(
+    "content", ["[", "{}3", '[{"corruption": 1}]', '[{"corruption": "a", "severity": "b"}]', "[3]"]
+)
+def test_corrupt_records_are_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / CORRUPTIONS).write_text(content)
+    with pytest.raises(UserError, match=r"corruptions\.json is corrupt"):
+        read_corruptions(tmp_path)
+
+
+def test_published_sets_need_the_classes_of_cifar10(run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a run with CIFAR-10's ten classes"):
+        next(evaluate_published(run, "cifar10_1", tmp_path))
+
+
+def test_published_sets_on_a_run_of_cifar10(class_folders, tmp_path: Path, capsys) -> None:
+    run_dir = tmp_path / "run"
+    root = class_folders(train_per_class=10, test_per_class=2)
+    train_run(config(*SHORT_RUN, "data=cifar10", f"data.root={root}", "data.batch_size=10", run_dir=run_dir))
+    images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "fog.npy", images)
+    np.save(tmp_path / "labels.npy", np.tile(np.arange(10), 10))
+    command.main([str(run_dir), "--data", "cifar10_c", str(tmp_path), "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["corruption"], row["severity"], row["images"]) for row in rows] == [("fog", s, 20) for s in SEVERITIES]
+    assert all(0 <= row["test/error"] <= 1 for row in rows)
+    assert not (run_dir / CORRUPTIONS).exists()
+    np.save(tmp_path / "cifar10.1_v4_data.npy", images)
+    np.save(tmp_path / "cifar10.1_v4_labels.npy", np.tile(np.arange(10), 10))
+    command.main([str(run_dir), "--data", "cifar10_1", str(tmp_path)])
+    assert "top-1 error on 100 images" in capsys.readouterr().out
+    assert load_run(run_dir).class_names[0] == "airplane"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "cifar11", "x"],
+        ["--data", "cifar10_c", "x", "--corruptions"],
+        ["--corruptions", "--crops", "10"],
+        ["--corruptions", "--split", "val"],
+    ],
+)
+def test_contradictory_arguments_are_refused(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as refused:
+        command.main(["nowhere", *arguments])
+    assert refused.value.code == 2
+    assert "error: --data" in capsys.readouterr().err
