@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ def free_traced_types(freeze: bool = False) -> None:
         if freeze and not _is_heap_frozen:
             gc.collect()
             gc.freeze()
+            atexit.register(gc.unfreeze)  # otherwise triton's bindings print all of theirs as leaks
             _is_heap_frozen = True
 
 

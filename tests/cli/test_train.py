@@ -37,6 +37,7 @@ def test_a_study_records_the_command_that_was_given(tmp_path):
             cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert done.stderr == ""  # no warnings of Python, Hydra or Lightning either
     assert "has already finished" in done.stdout
     study = json.loads((tmp_path / "multirun/s/study.json").read_text())
     assert {entry["command"] for entry in study["commands"]} == {" ".join(["alexnet train", *overrides])}
