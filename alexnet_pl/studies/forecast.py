@@ -95,9 +95,7 @@ def progress(study: Study, trials: Sequence[str]) -> str:
     """Return a line with the numbers of trials done, running, failed and left, the elapsed time and the time to go."""
     started = study.commands[-1]["started"] if study.commands else 0.0
     states = {digits: study.state(digits, since=started) for digits in trials}
-    counts = {
-        state: [*states.values()].count(state) for state in ("finished", "running", "failed", "missing", "stopped")
-    }
+    counts = Counter(states.values())
     left = counts["missing"] + counts["stopped"]
     line = f"study {study.root.name}: {counts['finished']} done, {counts['running']} running, "
     line += f"{counts['failed']} failed, {left} left"

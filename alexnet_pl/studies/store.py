@@ -201,7 +201,7 @@ class Study:
             return 0.0
 
     def result(self, digits: str) -> dict[str, Any]:
-        """Return :func:`read_trial`; the file is parsed again only if it has changed, since every trial asks for all."""
+        """Return :func:`read_trial`; the file is parsed again only if it has changed: every trial asks for all."""
         run_dir = self.run_dir(digits)
         try:
             found = os.stat(run_dir / RESULT)
