@@ -37,7 +37,7 @@ examples:
   alexnet evaluate runs/alexnet_lrn_cifar10/2026-11-22_10-00-00_000000
   alexnet evaluate best.ckpt --data-root my-images --json > metrics.json
   alexnet evaluate RUN --data cifar10_c CIFAR-10-C     error per corruption and severity; cifar10_1 for CIFAR-10.1
-  alexnet evaluate RUN --corruptions                   needs no files; kept in RUN/corruptions.json for: alexnet study"""
+  alexnet evaluate RUN --corruptions                   needs no files; RUN/corruptions.json is for alexnet study"""
 
 
 def report(run: TrainedRun, result: Evaluation, crops: int) -> str:
@@ -145,18 +145,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--crops", type=int, choices=(1, *VIEW_NAMES), default=1, help="views averaged (default: 1)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
     parser.add_argument(
-        "--data", nargs=2, metavar=("SET", "DIR"), help="published robustness set: cifar10_1 or cifar10_c, and its files"
+        "--data", nargs=2, metavar=("SET", "DIR"), help="robustness set cifar10_1 or cifar10_c, and its .npy files"
     )
     parser.add_argument(
-        "--corruptions", action="store_true", help="noise, blur, low contrast and JPEG in five severities, of the test set"
+        "--corruptions", action="store_true", help="test set under noise, blur, low contrast and JPEG, each in five severities"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write labels and probabilities as CSV")
     args = parser.parse_args(arguments)
     if args.data is not None and args.data[0] not in KINDS:
-        parser.error(f"--data {args.data[0]} is invalid: expected {' or '.join(KINDS)}, then the directory of its files")
+        parser.error(f"--data {args.data[0]} is invalid: expected {' or '.join(KINDS)}, and a directory")
     is_robustness = args.data is not None or args.corruptions
-    if is_robustness and (args.crops != 1 or args.split != "test" or args.predictions or (args.data and args.corruptions)):
+    excluded = args.crops != 1 or args.split != "test" or args.predictions or (args.data and args.corruptions)
+    if is_robustness and excluded:
         parser.error("--data and --corruptions exclude each other, --crops, --split and --predictions")
     run = load_run(args.run, args.trust)
     if is_robustness:

@@ -1,5 +1,6 @@
 """Robustness sets: CIFAR-10.1 and CIFAR-10-C in their published files, and corruptions that are made on the spot."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
@@ -141,7 +143,7 @@ def _labels(path: Path, count: int, num_classes: int) -> Tensor:
 
 
 def _channels_first(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
 
 
 # --- corruptions ----------------------------------------------------------------------------------------------------
@@ -161,8 +163,8 @@ STRENGTHS = {
 def corrupted(images: Tensor, labels: Tensor) -> Iterator[TestSet]:
     """Yield the images under every corruption and severity, the same on every call.
 
-    The parameters are those of the published sets; the images differ, because the noise is drawn anew, the blur is
-    torchvision's and JPEG is torchvision's encoder.
+    The parameters are those of the published sets. The images differ from those, because the noise is drawn anew and
+    the libraries are others.
 
     Args:
         images: ``(N, 3, H, W)`` uint8.
@@ -203,7 +205,12 @@ def reduce_contrast(images: Tensor, strength: float, generator: torch.Generator)
 
 def compress(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Encode and decode each image as JPEG of quality ``strength``."""
-    return torch.stack([v2.jpeg(image, int(strength)) for image in images])
+    parts = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=int(strength))
+        parts.append(np.array(Image.open(file)))
+    return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2)
 
 
 CORRUPTIONS: dict[str, Callable[..., Tensor]] = {

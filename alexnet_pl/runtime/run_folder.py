@@ -27,7 +27,7 @@ TEST_VIEWS = {"_mirror": "mirror", "_shifted_mirror": "6 views", "_ten_crop": "t
 COMMANDS, LOCK, LOG = "commands.txt", ".lock", "train.log"
 CORRUPTIONS = "corruptions.json"
 
-FILES = (CONFIG, METRICS, RESULT, COMMANDS, LOG, "report.html")
+FILES = (CONFIG, METRICS, RESULT, COMMANDS, LOG, CORRUPTIONS, "report.html", "trackers.json")
 
 DIRECTORIES = ("checkpoints", "figures", "tensorboard", "profile", ".hydra")
 

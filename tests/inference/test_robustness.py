@@ -60,6 +60,7 @@ def test_published_sets_on_a_run_of_cifar10(class_folders, tmp_path: Path, capsy
     images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "fog.npy", images)
     np.save(tmp_path / "labels.npy", np.tile(np.arange(10), 10))
+    capsys.readouterr()
     command.main([str(run_dir), "--data", "cifar10_c", str(tmp_path), "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [(row["corruption"], row["severity"], row["images"]) for row in rows] == [("fog", s, 20) for s in SEVERITIES]
