@@ -31,6 +31,7 @@ POOLS, ACTIVATIONS = options("model/pool"), options("model/activation")
 PARTS = {"norm": NORMS, "pool": POOLS, "activation": ACTIVATIONS}
 NARROW = {
     "AlexNet": ["model.fc_width=32", "model.channels=[8,12,16,16,12]"],
+    "AlexNetModern": ["model.fc_width=32", "model.channels=[8,12,16,16,12]", "model.image_size=32"],
     "CudaConvnet": ["model.image_size=24"],
     "LeNet5": [],
     "CNN4": [],
