@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from alexnet_pl.runtime.threads import wait_passively
+
 if TYPE_CHECKING:
     from alexnet_pl import models
     from alexnet_pl.api import Run, StudyRun, study, train
@@ -21,6 +23,8 @@ _HOMES = {
     "train": "alexnet_pl.api",
 }
 """Name -> module, imported on first use, so that ``import alexnet_pl`` does not load torch."""
+
+wait_passively()  # here, because it has to come before torch
 
 
 def __getattr__(name: str) -> Any:
