@@ -83,8 +83,7 @@ def rehearse(model: Mapping[str, Any], image_size: Any, trust: Sequence[str] = (
     Raises:
         ConfigError: the image or the network is too large, or they do not fit.
     """
-    if type(image_size) is not int or not 1 <= image_size <= MAX_SIDE:
-        raise invalid_value("data.image_size", image_size, f"an integer from 1 to {MAX_SIDE}")
+    check_side("data.image_size", image_size)
     if names_trusted({"model": model}, trust):
         return None
     values = 3 * image_size**2
@@ -108,6 +107,16 @@ def rehearse(model: Mapping[str, Any], image_size: Any, trust: Sequence[str] = (
                 f"model is invalid for an image of {image_size}×{image_size}: {one_line(error)[:200]}"
             ) from error
     return net
+
+
+def check_side(key: str, side: Any) -> None:
+    """Check the side of an image in a foreign config.
+
+    Raises:
+        ConfigError: it is not a whole number from 1 to ``MAX_SIDE`` pixels.
+    """
+    if type(side) is not int or not 1 <= side <= MAX_SIDE:
+        raise invalid_value(key, side, f"an integer from 1 to {MAX_SIDE}")
 
 
 @contextmanager

@@ -37,6 +37,12 @@ DATA_MODULES = (
 MAX_VALUES = 200_000
 """Number of values in a foreign config; a checkpoint's may hold 22,000 class names."""
 
+MAX_NUMBER = 1024
+"""Largest number in a foreign augmentation: pixels of padding, a side, a kernel. Memory grows with its square."""
+
+ENLARGING = ("RandomZoomOut", "ScaleJitter")
+"""torchvision's transforms with a factor in place of a size, which enlarge an image without bound."""
+
 Allowed = dict[str, tuple[type, tuple[str, ...] | None]]
 
 
@@ -105,7 +111,12 @@ SLOTS = {
         _IN_MODEL,
     ),
     "augment": Slot(
-        {**_LAYERS, "alexnet_pl.data": (nn.Module, None), "torchvision.transforms.v2": (nn.Module, None)}, None
+        {
+            "torch.nn": (nn.Module, ("Identity", "Sequential")),
+            "alexnet_pl.data": (nn.Module, None),
+            "torchvision.transforms.v2": (nn.Module, None),
+        },
+        None,
     ),
     "data": Slot({"alexnet_pl.data": (LightningDataModule, DATA_MODULES)}, 0),
     "loss": Slot({"torch.nn": (nn.Module, ("CrossEntropyLoss",))}, 0),
@@ -150,6 +161,11 @@ def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     for path, value in _walk(plain):
         key, name = path[-1], ".".join(map(str, path))
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{name} is refused: it holds a null character.")
+        is_large = isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER  # also NaN
+        if is_large and _section(path) == "augment" and not names_trusted(plain, trust):
+            raise ConfigError(f"{name}={value} is refused: expected numbers up to {MAX_NUMBER} in an augmentation.")
         if isinstance(value, str) and "${" in value:
             raise ConfigError(f"{name}={value} is refused: the config of a run directory has no interpolations.")
         if key == "_target_" and not (_is_trusted(value, trust) or _is_allowed(path, value)):
@@ -202,6 +218,11 @@ def _slot(path: tuple[Any, ...]) -> tuple[str, int]:
     return str(section[0]), len(section) - 2
 
 
+def _section(path: tuple[Any, ...]) -> str:
+    """Return the section that an entry belongs to."""
+    return "augment" if path[:2] == ("data", "augment") else str(path[0])
+
+
 def _allowed_at(path: tuple[Any, ...]) -> Allowed:
     """Return what a ``_target_`` at ``path`` may name, which may depend on the key that holds it."""
     slot = SLOTS[_slot(path)[0]]
@@ -221,7 +242,7 @@ def _is_allowed(path: tuple[Any, ...], target: Any) -> bool:
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]*", name, re.ASCII) or (names is not None and name not in names):
         return False
     found = vars(importlib.import_module(module)).get(name)  # one of the modules listed above
-    if not inspect.isclass(found) or not issubclass(found, base):
+    if not inspect.isclass(found) or not issubclass(found, base) or name in ENLARGING:
         return False
     return found.__module__ == module or found.__module__.startswith(f"{module}.")
 

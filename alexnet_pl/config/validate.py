@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -102,6 +103,9 @@ def check_sections(cfg: DictConfig) -> None:
         if references and key not in known and key not in references:
             hint = f" Remove it: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(key, known)
             raise ConfigError(f"{key}={format_value(cfg[key])} is invalid: no other key refers to {key}.{hint}")
+    for name in COLLECTIONS:
+        if not isinstance(cfg.get(name), DictConfig | None):
+            raise invalid_value(name, cfg[name], "a mapping from names to objects")
     for key in (*SECTIONS, *(f"{name}.{entry}" for name in COLLECTIONS for entry in cfg.get(name) or ())):
         described = OmegaConf.select(cfg, key)
         if described is None and key in OPTIONAL:
@@ -115,6 +119,8 @@ def check_sections(cfg: DictConfig) -> None:
             named = [name for name, value in cfg[section].items() if value and "_target_" in value] if section else []
             hint = did_you_mean(entry, (f"{section}.{name}" for name in named)) if section else ""
             raise ConfigError(f"{key}._target_ not found: every section names a class.{hint}")
+        if described.get("_partial_") and key not in ("optimizer", "scheduler"):
+            raise invalid_value(f"{key}._partial_", True, "false", "The run needs the object itself.")
     for key in REQUIRED:
         if OmegaConf.select(cfg, key) is None:
             raise ConfigError(f"{key} not found: every run needs it.")
@@ -294,9 +300,12 @@ def check_device(trainer: Settings) -> None:
     if not found:  # an accelerator that only Lightning knows
         return
     try:
-        known[found[0]].parse_devices(1 if devices in (None, "auto") else devices)
+        parsed = known[found[0]].parse_devices(1 if devices in (None, "auto") else devices)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(f"trainer.devices={devices} is invalid on {found[0]}: {one_line(error)}") from error
+    most = max(16, 2 * (os.cpu_count() or 1))  # more ranks than cores only slow each other down
+    if found[0] == "cpu" and isinstance(parsed, int) and parsed > most:
+        raise invalid_value("trainer.devices", devices, f"at most {most} ranks on this machine's cores")
     if found[0] == "cpu" and trainer.get("sync_batchnorm"):
         raise invalid_value("trainer.sync_batchnorm", True, "false on a CPU", "Torch has it for GPUs only.")
     if found[0] == "cpu" and str(precision) in ("16", "16-mixed"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alexnet_pl import __version__
 from alexnet_pl.config.hydra_versions import instantiate
-from alexnet_pl.config.rehearsal import MAX_SIDE, rehearse
+from alexnet_pl.config.rehearsal import check_side, rehearse
 from alexnet_pl.config.schema import locate
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.data.datamodule import ImageDataModule, logit_names
@@ -229,8 +229,8 @@ def make_preprocess(data: Mapping[str, Any], kind: type[ImageDataModule]) -> Pre
     """
     for key in ("image_size", "resize_size"):
         side = data.get(key)
-        if not (key == "resize_size" and side is None) and not (type(side) is int and 1 <= side <= MAX_SIDE):
-            raise UserError(f"data.{key}={side} is invalid: expected an integer from 1 to {MAX_SIDE}.")
+        if not (key == "resize_size" and side is None):
+            check_side(f"data.{key}", side)
     mean, std = (tuple(map(float, data[key])) for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or not torch.tensor([*mean, *std]).isfinite().all() or min(std) <= 0:
         raise UserError("data.mean and data.std are invalid: expected three finite numbers each, std above 0.")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from alexnet_pl.config.rehearsal import rehearse
+from alexnet_pl.config.rehearsal import check_side, rehearse
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
 from alexnet_pl.config.schema import accepted_arguments, locate
 from alexnet_pl.config.trust import check_targets
@@ -96,6 +96,8 @@ def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
     if not isinstance(model, dict) or not isinstance(data, dict):
         raise ConfigError(f"{path} is corrupt: model or data not found.")
     rehearse(model, data.get("image_size"), trust)
+    if data.get("resize_size") is not None:
+        check_side("data.resize_size", data["resize_size"])
     saved: DictConfig = OmegaConf.create(_relocated(plain, before, str(run_dir)))
     derive_outputs(saved, now, run_dir)
     return saved

@@ -206,6 +206,34 @@ def test_a_trusted_module_means_what_it_defines_not_what_it_imports():
     check_targets({"model": {"_target_": "torchvision.models.resnet18"}}, trust=["torchvision.models.resnet18"])
 
 
+AUGMENT_BOMBS = [
+    {"_target_": "torch.nn.ZeroPad2d", "padding": 30_000},
+    {"_target_": "torch.nn.LSTM", "input_size": 1, "hidden_size": 1, "num_layers": 10**9},
+    {"_target_": "torch.nn.Upsample", "scale_factor": 1000},
+    {"_target_": "torch.nn.Linear", "in_features": 10**6, "out_features": 10**6},
+    {"_target_": "torchvision.transforms.v2.RandomZoomOut", "side_range": [1, 1000]},
+    {"_target_": "torchvision.transforms.v2.ScaleJitter", "target_size": [9, 9], "scale_range": [1, 999]},
+    {"_target_": "torchvision.transforms.v2.Resize", "size": [30_000, 30_000]},
+    {"_target_": "torchvision.transforms.v2.GaussianBlur", "kernel_size": 99_999},
+    {"_target_": "alexnet_pl.data.RandomCropFlip", "padding": 30_000},
+    {"_target_": "alexnet_pl.data.Compose", "crop": {"_target_": "alexnet_pl.data.RandomCropFlip", "padding": -1e9}},
+    {"_target_": "torchvision.transforms.v2.ElasticTransform", "sigma": float("inf")},
+]
+
+
+@pytest.mark.parametrize("bomb", AUGMENT_BOMBS, ids=lambda bomb: bomb["_target_"])
+def test_an_augmentation_that_enlarges_images_without_bound_is_refused(bomb):
+    for hostile in ({"augment": bomb}, {"data": {"augment": bomb}}):
+        with pytest.raises(ConfigError, match=r"^(data\.)?augment\..* is refused"):
+            check_targets(hostile)
+        check_targets(hostile, trust=[bomb["_target_"]])
+
+
+def test_a_null_character_is_refused():
+    with pytest.raises(ConfigError, match="logger.tensorboard.name is refused: it holds a null character"):
+        check_targets({"logger": {"tensorboard": {"name": "a\0b"}}})
+
+
 def test_the_names_that_need_trust_are_listed():
     cfg = config("model._target_=my_module.Net", "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint")
     assert refused_targets(cfg) == ["my_module.Net", "lightning.pytorch.callbacks.ModelCheckpoint"]

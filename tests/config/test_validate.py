@@ -35,6 +35,28 @@ STOP = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:%s,mode:%s}"
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("++trainer.devices=1000", "trainer.devices=1000 is invalid: expected at most "),
+        ("+callbacks.best._partial_=true", "callbacks.best._partial_=true is invalid: expected false. The run needs"),
+        ("+model._partial_=true", "model._partial_=true is invalid: expected false. The run needs the object itself."),
+    ],
+)
+def test_a_config_that_no_run_can_use_is_refused(override, message):
+    cfg = config("data=digits", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", override)
+    with pytest.raises(ConfigError, match=message):
+        validate(cfg)
+
+
+@pytest.mark.parametrize("section", ["callbacks", "logger"])
+def test_a_list_in_place_of_named_objects_is_refused(section):
+    cfg = config()
+    cfg[section] = [{"_target_": "alexnet_pl.training.MetricsCSV"}]
+    with pytest.raises(ConfigError, match=rf"^{section}=.* is invalid: expected a mapping from names to objects"):
+        validate(cfg)
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         "",
