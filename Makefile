@@ -12,7 +12,7 @@ PORT ?= 6006
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart train sweep dashboard check lint types format test test-faults test-slow test-browser \
-	test-trackers test-lowest lock audit clean
+	test-trackers test-lowest docs lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -94,6 +94,10 @@ test-lowest: setup ## run the security tests with the oldest supported dependenc
 	echo "oldest supported:" && $(BIN)/uv pip list --quiet --python "$$scratch/venv/bin/python" | \
 		grep -E '^(torch|torchvision|lightning|hydra-core|omegaconf|filelock|fsspec|pillow) ' && \
 	$(PARALLEL) "$$scratch/venv/bin/python" -m pytest $(PROCESSES) -m security -W ignore::DeprecationWarning $(ARGS)
+
+docs: setup ## build the documentation site into site/; fails on any warning, such as a broken link
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: setup ## resolve pyproject.toml into requirements.lock, with the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --quiet -o requirements.lock

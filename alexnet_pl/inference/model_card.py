@@ -21,6 +21,36 @@ DATA_SOURCES = {
         "the images were collected from the web, and the collection they come from was withdrawn in 2020 for "
         "offensive labels and images."
     ),
+    "cifar100": (
+        "CIFAR-100: 60,000 color images of 32×32 pixels in 100 classes, collected like CIFAR-10 "
+        "(A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009). Its authors name no license; "
+        "the collection the images come from was withdrawn in 2020 for offensive labels and images."
+    ),
+    "mnist": (
+        "MNIST: 70,000 grayscale images of handwritten digits, 28×28 pixels (Y. LeCun, L. Bottou, Y. Bengio and "
+        "P. Haffner, *Gradient-Based Learning Applied to Document Recognition*, 1998). Its license is not known to "
+        "this program."
+    ),
+    "fashion_mnist": (
+        "Fashion-MNIST: 70,000 grayscale images of clothes, 28×28 pixels (H. Xiao, K. Rasul and R. Vollgraf, 2017; MIT)."
+    ),
+    "kmnist": (
+        "KMNIST: 70,000 grayscale images of cursive Japanese characters, 28×28 pixels (T. Clanuwat et al., *Deep "
+        "Learning for Classical Japanese Literature*, 2018; CC BY-SA 4.0)."
+    ),
+    "svhn": (
+        "SVHN: 99,289 color images of house-number digits, 32×32 pixels (Y. Netzer et al., *Reading Digits in Natural "
+        "Images with Unsupervised Feature Learning*, 2011; for non-commercial use only)."
+    ),
+    "stl10": (
+        "STL-10: 13,000 labeled color images of 96×96 pixels in ten classes, taken from ImageNet (A. Coates, H. Lee and "
+        "A. Y. Ng, *An Analysis of Single-Layer Networks in Unsupervised Feature Learning*, 2011). Its authors name no "
+        "license."
+    ),
+    "imagenette": (
+        "Imagenette: 13,394 photographs in ten classes of ImageNet (J. Howard, 2019). The photographs belong to their "
+        "authors; ImageNet allows non-commercial research and education."
+    ),
     "digits": (
         "scikit-learn's handwritten digits: 1,797 grayscale images of 8×8 pixels, the test part of the UCI dataset "
         "*Optical Recognition of Handwritten Digits* (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0)."
