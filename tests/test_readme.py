@@ -116,5 +116,18 @@ def test_documented_messages_are_those_of_the_code() -> None:
             assert words in code, message
 
 
+def test_every_page_is_on_the_menu_of_the_site_and_every_figure_on_a_page() -> None:
+    """What ``make docs`` checks as well, for which the tests need no MkDocs."""
+    docs = REPOSITORY / "docs"
+    pages = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    assert pages == set(re.findall(r"(\S+\.md)$", text("mkdocs.yml"), re.MULTILINE))
+    shown = {
+        ((docs / page).parent / image).resolve()
+        for page in pages
+        for image in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text(f"docs/{page}"))
+    }
+    assert {path for path in docs.rglob("*.png") if "claims" not in path.parts} <= shown
+
+
 def test_the_front_page_is_short() -> None:
     assert len(text("README.md").splitlines()) <= 150
