@@ -58,8 +58,7 @@ class AlexNet(nn.Module):
     """Five convolutional and three fully connected layers.
 
     Layers have the paper's names (``features.conv1`` … ``features.conv5``, ``classifier.fc6`` … ``fc8``), so a
-    checkpoint reads like the paper. Only conv1 and conv2 are normalized. The defaults are the geometry of the CIFAR-10
-    tutorial; the paper's is ``image_size=227, conv1_padding=0, pool2_padding=0, groups=2``
+    checkpoint reads like the paper. The defaults are the geometry of the CIFAR-10 tutorial; the paper's is ``image_size=227, conv1_padding=0, pool2_padding=0, groups=2``
     (``conf/model/alexnet_paper.yaml``), and the network that the authors ran is ``conf/model/alexnet_2012.yaml``.
 
     Args:
@@ -77,13 +76,15 @@ class AlexNet(nn.Module):
         conv1_round_up: round up as the authors' code: conv1 counts a last window that is partly outside the image. 224
             pixels without padding then give 55×55 feature maps, for which the poolings fit exactly.
         pool2_padding: 1 (the tutorial) or 0 (the paper); with 0, nothing is left of a 50×50 input at pool5.
-        norm: factory of the norm layers in blocks 1 and 2, called with the number of channels.
+        norm: factory of the norm layers, called with the number of channels.
+        norm_blocks: numbers of the convolutions with a norm layer; 1 and 2 in the paper.
         norm_placement: ``after_activation`` (the paper's text), ``before_activation`` (the tutorial), or
             ``released_code``, what the authors ran: convolution → norm → pool → activation in block 1, as in the text
             in block 2.
         cnorm2: factory of a second norm layer in block 2, after the first; None has none. The authors ran one that the
             text omits.
-        bias_before_norm: give conv1 and conv2 a bias. The tutorial omits it because BatchNorm subtracts it again.
+        bias_before_norm: give convolutions with a norm layer a bias. The tutorial omits it because BatchNorm subtracts
+            it again.
         pool: factory of the pooling layers, called with the padding.
         activation: factory of the nonlinearity after every hidden layer.
         dropout: probability of dropping a unit, in [0, 1).
@@ -112,6 +113,7 @@ class AlexNet(nn.Module):
         conv1_round_up: bool = False,
         pool2_padding: int = 1,
         norm: NormFactory = LocalResponseNorm,
+        norm_blocks: Sequence[int] = (1, 2),
         norm_placement: str = "after_activation",
         cnorm2: NormFactory | None = None,
         bias_before_norm: bool = True,
@@ -133,6 +135,8 @@ class AlexNet(nn.Module):
         check_image_size("AlexNet", image_size, smallest)
         if not 0 <= dropout < 1:
             raise invalid_value("model.dropout", dropout, "a probability in [0, 1)")
+        if not set(norm_blocks) <= {1, 2, 3, 4, 5}:
+            raise invalid_value("model.norm_blocks", list(norm_blocks), "numbers from 1 to 5")
         check_choice("dropout_placement", dropout_placement, DROPOUT_PLACEMENTS)
         check_choice("dropout_scaling", dropout_scaling, DROPOUTS)
         check_choice("norm_placement", norm_placement, PLACEMENTS)
@@ -146,7 +150,7 @@ class AlexNet(nn.Module):
         last = [*widths][-1]
         for name, (before, after) in widths.items():
             kernel_size, stride, padding = {"conv1": (11, 4, conv1_padding), "conv2": (5, 1, 2)}.get(name, (3, 1, 1))
-            normalized = name in ("conv1", "conv2")
+            normalized = int(name[-1]) in norm_blocks
             convolution = nn.Conv2d(before, after, kernel_size, stride, padding,
                                     groups=groups if name in GROUPED else 1,
                                     bias=bias_before_norm or not normalized)  # fmt: skip
@@ -157,7 +161,7 @@ class AlexNet(nn.Module):
                 norm=norm if normalized else None,
                 second_norm=cnorm2 if name == "conv2" else None,
                 norm_placement=PLACEMENTS[norm_placement][name == "conv2"],
-                pool=pool if normalized or name == last else None,
+                pool=pool if name in ("conv1", "conv2", last) else None,
                 pool_padding=pool2_padding if name == "conv2" else 0,
             )
         if conv1_round_up and (missing := -(image_size + 2 * conv1_padding - 11) % 4):

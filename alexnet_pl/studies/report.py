@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from alexnet_pl.runtime.errors import UserError, csv_safe
 from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.studies.ladder import climbs, ladder_figure, ladder_table
 from alexnet_pl.studies.markdown import render
 from alexnet_pl.studies.plots import curves_figure, results_figure
 from alexnet_pl.studies.robustness import robustness, robustness_figure
@@ -263,7 +264,8 @@ def _ratio_text(ratio: Estimate, base: str, level: str, short: set[str]) -> str:
 
 def report(table: Table) -> str:
     """Return the report as Markdown. It shows ``results.png`` and ``curves.png`` from its own directory."""
-    main, main_left_out = effects(table)
+    ladder = ladders(table)
+    main, main_left_out = effects(table) if not ladder else (None, [])
     crossed, crossed_left_out = interactions(table)
     rows = [[trial.run_dir.name, *table.cell(trial), trial.seed, trial.excluded] for trial in table.trials]
     return render(
@@ -273,6 +275,7 @@ def report(table: Table) -> str:
         total=len(table.trials),
         seeds=", ".join(sorted({str(trial.seed) for trial in table.counted})),
         notes=table.notes,
+        ladder=ladder,
         accuracies=accuracies(table),
         costs=costs(table),
         speed=speed(table),
@@ -284,6 +287,15 @@ def report(table: Table) -> str:
         commands=table.commands,
         provenance=provenance(table),
     )
+
+
+def ladders(table: Table) -> list[pd.DataFrame]:
+    """Return the climbs of a ladder as text; none if the study is not one. Steps take the place of pairwise effects."""
+    frames = [ladder_table(table, order) for order in climbs(table)]
+    for frame in frames:
+        frame["test accuracy"] = [percent(value) for value in frame["test accuracy"]]
+        frame["step"] = [percent(value, signed=True) for value in frame["step"]]
+    return frames
 
 
 def corruption_errors(table: Table) -> pd.DataFrame | None:
@@ -361,6 +373,8 @@ def write_report(roots: Sequence[Path], out: Path) -> Table:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "results.csv", results_frame(table).to_csv(index=False))
         figures = {"results": results_figure(table), "curves": curves_figure(table)}
+        if climbs(table):
+            figures["ladder"] = ladder_figure(table)
         if damaged := robustness(table):
             figures["corruptions"] = robustness_figure(table, damaged)
         for name, figure in figures.items():

@@ -11,7 +11,7 @@ from torch import nn
 
 from alexnet_pl.inference.evaluation import evaluate
 from alexnet_pl.inference.trained_run import load_run
-from alexnet_pl.models import AlexNetModern, OverlappingMaxPool2d
+from alexnet_pl.models import AlexNet, AlexNetModern, OverlappingMaxPool2d
 from alexnet_pl.models.alexnet_modern import Whitening, feature_map_size
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.run import run
@@ -119,3 +119,16 @@ def test_a_warm_start_keeps_the_filters_it_loads(tmp_path, monkeypatch):
     run(config(*NARROW, run_dir=tmp_path / "first"))
     monkeypatch.setattr(Whitening, "fit", lambda *_: pytest.fail("the filters were loaded"))
     run(config(*NARROW, f"init_from={tmp_path / 'first'}", run_dir=tmp_path / "second"))
+
+
+# --- the rung between AlexNet and this network ----------------------------------------------------------------------
+
+
+def test_alexnet_with_norm_layers_in_every_convolutional_block():
+    net = AlexNet(norm=nn.BatchNorm2d, norm_blocks=[1, 2, 3, 4, 5], bias_before_norm=False, channels=(2, 4, 6, 4, 2))
+    names = [name for name, _ in net.features.named_children()]
+    assert [name for name in names if name.startswith("norm")] == [f"norm{i}" for i in range(1, 6)]
+    assert [name for name in names if name.startswith("pool")] == ["pool1", "pool2", "pool5"]
+    assert all(module.bias is None for module in net.features if isinstance(module, nn.Conv2d))
+    with pytest.raises(ConfigError, match="model.norm_blocks=.* is invalid: expected numbers from 1 to 5"):
+        AlexNet(norm_blocks=[0])

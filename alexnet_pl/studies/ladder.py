@@ -1,0 +1,98 @@
+"""Ladder of a study over the group ``rung``: what each rung adds to the one before it, in accuracy, size and time."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from alexnet_pl.figures.charts import COLORS
+from alexnet_pl.runtime.run_folder import TEST_VIEWS
+from alexnet_pl.studies.statistics import Effect, Estimate, estimate, main_effect
+from alexnet_pl.studies.table import Table, Trial, measured
+
+RUNG = "rung"
+"""Config group of the rungs, ``conf/rung``."""
+
+OTHER_ORDER = ("schedule", "unaugmented_full_resolution", "unaugmented_width", "width")
+"""Rungs in the order of the second climb, which begins and ends on the first one."""
+
+
+def climbs(table: Table) -> list[list[str]]:
+    """Return the rungs that have runs, in their order, for the first climb and, if it is complete, for the second.
+
+    Empty if the study is no ladder: something else than the rung varies, or nothing does.
+    """
+    if [factor.key for factor in table.factors] != [RUNG]:
+        return []
+    present = [rung for (rung,) in table.cells()]
+    apart = set(OTHER_ORDER[1:-1])
+    second = list(OTHER_ORDER) if set(OTHER_ORDER) <= set(present) else []
+    return [order for order in ([rung for rung in present if rung not in apart], second) if len(order) > 1]
+
+
+def steps(table: Table, order: Sequence[str]) -> Iterator[tuple[str, Estimate, Effect | None, list[Trial]]]:
+    """Yield each rung of a climb: its name, test accuracy, the paired difference to the one before it, and its runs."""
+    cells, accuracies = table.cells(), table.values("test/acc")
+    for place, rung in enumerate(order):
+        trials = cells[rung,]
+        step = main_effect(accuracies, RUNG, order[place - 1], rung) if place else None
+        yield rung, estimate(float(trial.result["test/acc"]) for trial in trials), step, trials
+
+
+def views(trials: Sequence[Trial]) -> tuple[str, Estimate, Estimate] | None:
+    """Return what averaging several views of each test image gives: its name, accuracy, and difference to one view.
+
+    None unless all runs have it.
+    """
+    for suffix, name in TEST_VIEWS.items():
+        found = [measured(trial, f"test/acc{suffix}") for trial in trials]
+        if all(value is not None for value in found):
+            averaged = [float(value or 0) for value in found]
+            differences = [a - float(trial.result["test/acc"]) for a, trial in zip(averaged, trials, strict=True)]
+            return name, estimate(averaged), estimate(differences)
+    return None
+
+
+def ladder_table(table: Table, order: Sequence[str]) -> pd.DataFrame:
+    """Return a climb as a table of estimates, one row per rung: what it adds, its parameters and the time of a run.
+
+    Averaged views are a last row: another test of the last rung's runs, without training.
+    """
+    rows: list[list[object]] = []
+    trials: list[Trial] = []
+    for rung, accuracy, step, trials in steps(table, order):
+        parameters = " or ".join(dict.fromkeys(f"{trial.result['parameters']:,}" for trial in trials))
+        seconds = statistics.mean(float(trial.result["seconds"]) for trial in trials)
+        rows.append([rung, len(trials), accuracy, step and step.estimate, parameters, f"{seconds / 60:,.1f} min"])
+    if (averaged := views(trials)) is not None:
+        name, accuracy, gain = averaged
+        rows.append([f"test: {name}", len(trials), accuracy, gain, "", ""])
+    return pd.DataFrame(rows, columns=["rung", "n", "test accuracy", "step", "parameters", "time per run"])
+
+
+def ladder_figure(table: Table) -> Figure:
+    """Plot test accuracy from rung to rung: one dot per seed, the mean, and its 95% t-interval; each climb a line."""
+    orders = climbs(table)
+    figure = Figure(figsize=(8, 1.5 + 0.38 * len(orders[0])), layout="constrained")
+    axes = figure.subplots()
+    heights = {rung: float(row) for row, rung in enumerate(orders[0])}
+    for number, order in enumerate(orders):
+        # The second climb's own rungs are spread between the two that it shares with the first.
+        first, last = heights[order[0]], heights[order[-1]]
+        rows = [first + (last - first) * place / (len(order) - 1) for place in range(len(order))]
+        found = list(steps(table, order))
+        label = "second order: " + " → ".join(order) if number else None
+        axes.plot([100 * step[1].mean for step in found], rows, "-", color=COLORS[number], linewidth=1, label=label)
+        for row, (_, accuracy, _, trials) in zip(rows, found, strict=True):
+            values = [100 * float(trial.result["test/acc"]) for trial in trials]
+            axes.plot(values, [row] * len(values), "o", color=COLORS[5], markersize=4, zorder=2)
+            half = 100 * (accuracy.high - accuracy.mean) if accuracy.high is not None else 0
+            axes.errorbar(100 * accuracy.mean, row, xerr=half, fmt="|", color=COLORS[number], capsize=4, markersize=12)
+    axes.set_yticks([*heights.values()], [rung.replace("_", " ") for rung in heights])
+    axes.set(xlabel="test accuracy (%): seeds, mean, 95% t-interval", ylim=(-0.5, len(heights) - 0.5))
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(orders) > 1:
+        axes.legend(loc="lower right", fontsize="small")
+    return figure

@@ -1,0 +1,127 @@
+"""Ladder reports: steps against NumPy, the second climb, averaged views, and studies that are no ladder."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import REPOSITORY, config
+from omegaconf import OmegaConf
+from scipy import stats
+
+from alexnet_pl.config.validate import validate
+from alexnet_pl.studies.ladder import OTHER_ORDER, climbs, ladder_figure, ladder_table
+from alexnet_pl.studies.report import write_report
+from alexnet_pl.studies.table import tabulate
+from studies.test_report import result
+
+RUNGS = sorted(path.stem for path in (REPOSITORY / "conf" / "rung").glob("*.yaml"))
+
+ACCURACIES = {
+    "tutorial": [0.70, 0.71, 0.72],
+    "schedule": [0.75, 0.74, 0.76],
+    "crop_flip": [0.80, 0.82, 0.81],
+    "width": [0.90, 0.91, 0.89],
+    "unaugmented_full_resolution": [0.78, 0.79, 0.80],
+    "unaugmented_width": [0.83, 0.84, 0.82],
+}
+
+
+@pytest.fixture
+def make_ladder(tmp_path: Path):
+    def make(accuracies: dict[str, list[float]], views: float | None = 0.01) -> Path:
+        root, known = tmp_path / "ladder", {}
+        root.mkdir()
+        trials = [(rung, seed, acc) for rung, values in accuracies.items() for seed, acc in enumerate(values, start=1)]
+        for index, (rung, seed, accuracy) in enumerate(trials):
+            run_dir = root / f"trial-{index:010x}"
+            run_dir.mkdir()
+            known[f"{index:010x}"] = {
+                "run_dir": run_dir.name,
+                "overrides": {"rung": rung, "seed": str(seed)},
+                "choices": {"rung": rung},
+            }
+            averaged = {} if views is None else {"test/acc_shifted_mirror": accuracy + views * seed}
+            (run_dir / "result.json").write_text(json.dumps(result(accuracy, seed, seconds=600.0 * seed, **averaged)))
+            (run_dir / "config.yaml").write_text(json.dumps({"model": {"num_classes": 10}}))
+            (run_dir / "metrics.csv").write_text("epoch,train/error,val/error\n1,0.5,0.5\n")
+        command = {"command": "alexnet train", "launcher": "basic", "started": 0.0, "trials": [*known]}
+        content = {"study": "ladder", "axes": ["rung", "seed"], "trials": known, "commands": [command]}
+        (root / "study.json").write_text(json.dumps(content))
+        return root
+
+    return make
+
+
+def test_steps_are_paired_differences_to_the_rung_before(make_ladder):
+    table = tabulate([make_ladder(ACCURACIES)])
+    first, second = climbs(table)
+    assert first == ["tutorial", "schedule", "crop_flip", "width"]
+    assert second == [*OTHER_ORDER]
+    frame = ladder_table(table, first)
+    assert frame["rung"].tolist() == [*first, "test: 6 views"]
+    assert frame["step"][0] is None
+    for place in range(1, 4):
+        step = frame["step"][place]
+        differences = np.subtract(ACCURACIES[first[place]], ACCURACIES[first[place - 1]])
+        interval = stats.ttest_1samp(differences, 0).confidence_interval()
+        assert (step.n, step.mean) == (3, pytest.approx(differences.mean()))
+        assert (step.low, step.high) == pytest.approx((interval.low, interval.high))
+    assert frame["test accuracy"][3].mean == pytest.approx(0.9)
+    assert frame["time per run"][3] == "20.0 min"
+    assert frame["test accuracy"][4].mean == pytest.approx(0.92)  # of the last rung's runs
+    assert (frame["step"][4].mean, frame["n"][4]) == (pytest.approx(0.02), 3)
+    other = ladder_table(table, second)
+    assert other["step"][3].mean == pytest.approx(0.07)  # crops and mirroring, last
+
+
+def test_the_report_shows_the_ladder_instead_of_every_pair(make_ladder, tmp_path):
+    write_report([make_ladder(ACCURACIES)], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| schedule | 3 | 75.00 ± 1.00 [72.52, 77.48] | +4.00 [" in text
+    assert "in another order" in text
+    assert "## Effects" not in text
+    assert (tmp_path / "out" / "ladder.svg").is_file()
+
+
+def test_an_incomplete_ladder_has_one_climb_and_no_views(make_ladder):
+    table = tabulate(
+        [make_ladder({rung: ACCURACIES[rung] for rung in ("tutorial", "unaugmented_width", "width")}, None)]
+    )
+    assert climbs(table) == [["tutorial", "width"]]
+    assert ladder_table(table, ["tutorial", "width"])["rung"].tolist() == ["tutorial", "width"]
+    assert len(ladder_figure(table).axes[0].get_yticks()) == 2
+
+
+def test_a_single_rung_is_no_ladder(make_ladder):
+    assert climbs(tabulate([make_ladder({"width": [0.9, 0.91]})])) == []
+
+
+# --- the rungs themselves -------------------------------------------------------------------------------------------
+
+
+def swept() -> list[str]:
+    text = (REPOSITORY / "conf" / "experiment" / "ladder.yaml").read_text()
+    return [name.strip(' "\\\n') for name in text.partition('rung: "')[2].replace("\\\n", "").split(",")]
+
+
+def test_the_ladder_sweeps_every_rung_and_the_second_order_exists():
+    assert sorted(swept()) == RUNGS
+    assert set(OTHER_ORDER) <= set(RUNGS)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_every_rung_is_a_valid_run(rung):
+    cfg = config(f"rung={rung}")
+    validate(cfg)
+    assert cfg.data._target_.endswith("CIFAR10DataModule")
+
+
+@pytest.mark.parametrize(("apart", "rung"), [("unaugmented_width", "width"), ("unaugmented_full_resolution",) * 2])
+def test_the_second_order_differs_in_augmentation_alone(apart, rung):
+    """Width with crops and mirroring is one rung, which ends both orders."""
+    before, after = (
+        OmegaConf.to_container(config(f"rung={name}"), resolve=False)
+        for name in (apart, rung.removeprefix("unaugmented_"))
+    )
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {"augment"}
