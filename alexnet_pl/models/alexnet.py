@@ -58,8 +58,9 @@ class AlexNet(nn.Module):
     """Five convolutional and three fully connected layers.
 
     Layers have the paper's names (``features.conv1`` … ``features.conv5``, ``classifier.fc6`` … ``fc8``), so a
-    checkpoint reads like the paper. The defaults are the geometry of the CIFAR-10 tutorial; the paper's is ``image_size=227, conv1_padding=0, pool2_padding=0, groups=2``
-    (``conf/model/alexnet_paper.yaml``), and the network that the authors ran is ``conf/model/alexnet_2012.yaml``.
+    checkpoint reads like the paper. The defaults are the geometry of the CIFAR-10 tutorial; the paper's is
+    ``image_size=227, conv1_padding=0, pool2_padding=0, groups=2`` (``conf/model/alexnet_paper.yaml``), and the network
+    that the authors ran is ``conf/model/alexnet_2012.yaml``.
 
     Args:
         num_classes: number of logits, at least 1.
