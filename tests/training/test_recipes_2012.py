@@ -28,14 +28,21 @@ def rules(*overrides: str) -> dict[str, tuple[float, float]]:
     return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
 
 
-def test_rates_and_decays_of_the_11_percent_network():
-    """layer-params-conv-local-11pct.cfg: epsW 0.001, epsB 0.002, wc 0, 0, 0.004, 0.004, 0.01, none on biases."""
-    found = rules("experiment=lrn_cuda_convnet")
-    decays = {"features.conv1": 0, "features.conv2": 0, "features.local3": 0.004, "features.local4": 0.004,
-              "classifier.fc5": 0.01}  # fmt: skip
-    assert found == {f"{layer}.weight": (0.001, decay) for layer, decay in decays.items()} | {
-        f"{layer}.bias": (0.002, 0) for layer in decays
-    }
+@pytest.mark.parametrize(
+    ("experiment", "decays"),
+    [
+        ("cuda_convnet_80sec", {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc4": 0.03, "fc5": 0.03}),
+        ("cuda_convnet_18pct", {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc4": 1}),
+        ("cuda_convnet_13pct", {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc5": 0.004}),
+        ("cuda_convnet_11pct", {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc5": 0.01}),
+        ("lrn_cuda_convnet", {"conv1": 0, "conv2": 0, "local3": 0.004, "local4": 0.004, "fc5": 0.01}),
+    ],
+)
+def test_rates_and_decays_of_the_networks_for_cifar10(experiment, decays):
+    """layer-params-*.cfg: epsW 0.001, epsB 0.002, wc as here on weights and none on biases."""
+    found = {tuple(name.split(".")[1:]): value for name, value in rules(f"experiment={experiment}").items()}
+    weights = {(layer, "weight"): (0.001, decay) for layer, decay in decays.items()}
+    assert found == weights | {(layer, "bias"): (0.002, 0) for layer in decays}
 
 
 def test_rates_of_figure_1_by_the_recipe_of_2012():
