@@ -478,9 +478,9 @@ def conv_block(
 ) -> list[tuple[str, nn.Module]]:
     """Return the named layers of one convolutional block, in order.
 
-    ``after_activation`` is the paper's order, convolution → activation → norm → pool. ``before_activation`` is the
-    CIFAR-10 tutorial's, convolution → norm → pool → activation. ReLU and tanh are monotonic, so pooling first gives
-    the same result on a quarter of the values.
+    ``after_activation`` is the order in the paper's text, convolution → activation → norm → pool. ``before_activation``
+    is the CIFAR-10 tutorial's, convolution → norm → pool → activation. ReLU and tanh are monotonic, so pooling first
+    gives the same result on a quarter of the values.
 
     Args:
         index: number of the block, the suffix of its layers' names.
