@@ -8,6 +8,7 @@ their SHA-256 in ``SHA256SUMS``.
 import logging
 import os
 import pickle
+import pickletools
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,10 @@ MAX_ENTRIES, MAX_PICKLE_BYTES = 100_000, 2 * 2**20
 
 A pickle of nested lists takes three seconds per MiB. The one of a run on ImageNet has a tenth of the limit.
 """
+
+
+_LEGACY_MAGIC, _LEGACY_PICKLES = 0x1950A86A20F9469CFC6C, 5
+"""Start of a file in the format before torch 1.6, and its pickles: this number, version, system, objects, keys."""
 
 
 class CheckpointError(UserError):
@@ -130,14 +135,14 @@ def check_archive(path: Path, legacy: bool = False) -> None:
     """Check the sizes inside a checkpoint before anything is allocated: ``torch.save`` stores without compression.
 
     Args:
-        legacy: accept a file in the format before torch 1.6, a plain pickle no larger than the limit of tensors.
+        legacy: accept a file in the format before torch 1.6, whose pickles stand before the tensors' data.
 
     Raises:
         CheckpointError: compressed or overlapping entries, too many of them, or a pickle above ``MAX_PICKLE_BYTES``.
     """
     if not zipfile.is_zipfile(path):
         if legacy:
-            return
+            return _check_pickles(path)
         raise CheckpointError(f"{path} is corrupt: expected a ZIP archive as torch.save writes it.")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -155,6 +160,29 @@ def check_archive(path: Path, legacy: bool = False) -> None:
         reason = f"a pickle larger than {MAX_PICKLE_BYTES // 2**20} MiB"
     if reason:
         raise CheckpointError(f"{path} is refused: its archive has {reason}, unlike those that torch.save writes.")
+
+
+def _check_pickles(path: Path) -> None:
+    """Check the size of the pickles at the start of a file in the format before torch 1.6, without executing them.
+
+    Raises:
+        CheckpointError: not a file of that format, or pickles above ``MAX_PICKLE_BYTES``.
+    """
+    arguments: list[object] = []
+    with path.open("rb") as file:
+        try:
+            for _ in range(_LEGACY_PICKLES):
+                for _, argument, _ in pickletools.genops(file):
+                    arguments.append(argument)
+                    if file.tell() > MAX_PICKLE_BYTES:
+                        raise CheckpointError(
+                            f"{path} is refused: it has a pickle larger than {MAX_PICKLE_BYTES // 2**20} MiB, unlike "
+                            "those that torch.save writes."
+                        )
+                if _LEGACY_MAGIC not in arguments:
+                    raise ValueError("another kind of file")
+        except ValueError as error:
+            raise CheckpointError(f"{path} is corrupt or not a checkpoint: expected a file of torch.save.") from error
 
 
 def latest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 import torch
 
+from alexnet_pl.training import checkpoint_io
 from alexnet_pl.training.checkpoint_io import (
     BEST,
     LATEST,
@@ -117,3 +118,22 @@ def test_a_position_that_is_none_is_refused_in_one_line(position, tmp_path):
     with pytest.raises(CheckpointError, match="is not a resume checkpoint of this version") as error:
         latest_valid(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.security
+def test_pickles_in_the_format_before_torch_1_6_are_bounded(tmp_path, monkeypatch):
+    """20 MB of nested lists took a minute and 2.3 GB before torch refused them."""
+    monkeypatch.setattr(checkpoint_io, "MAX_PICKLE_BYTES", 2**16)
+    path = tmp_path / "old.pt"
+    torch.save({"a": torch.arange(3)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    assert read_checkpoint(path, bare=True)["state_dict"]["a"].tolist() == [0, 1, 2]
+    magic = whole[: whole.index(b".") + 1]
+    for content in (b"\x80\x02" + b"]" * 2**17 + b".", magic + b"\x80\x02" + b"]" * 2**17 + b"."):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="is refused: it has a pickle larger than"):
+            read_checkpoint(path, bare=True)
+    for content in (b"", b"\x80\x02N.", b"text", magic, whole[:100], b"\x80\x02\x8b\xff\xff\xff\x7f" + b"x" * 100):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"old.pt is corrupt (or not a checkpoint|or holds)"):
+            read_checkpoint(path, bare=True)
