@@ -44,7 +44,7 @@ class Budget(TorchDispatchMode):
     """
 
     def __init__(self, name: str, hint: str, largest: int, total: int):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.name, self.hint, self.largest, self.total = name, hint, largest, total
         self.left, self.operations = total, 0
 
