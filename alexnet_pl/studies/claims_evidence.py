@@ -324,10 +324,14 @@ def findings(claims: Sequence[Claim], directory: Path) -> Ledger:
 
 
 def headline(found: Sequence[Finding]) -> Finding | None:
-    """Return the finding to quote: the largest scale that has all its planned seeds, else the one with most seeds."""
+    """Return the finding to quote: the largest scale with all its planned seeds that settles the claim.
+
+    If none settles it, the largest scale with all its seeds; if none has all, the one with the most.
+    """
     whole = [finding for finding in found if finding.n >= finding.planned]
-    if whole:
-        return whole[-1]
+    settled = [finding for finding in whole if finding.verdict.name != OPEN]
+    if settled or whole:
+        return (settled or whole)[-1]
     return max(found, key=lambda finding: finding.n, default=None)
 
 

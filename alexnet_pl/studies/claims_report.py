@@ -108,7 +108,8 @@ def with_table(readme: Path, ledger: Ledger) -> str | None:
         return None
     before, _, rest = text.partition(start)
     after = rest.partition(end)[2]
-    table = render("claims_readme.md.j2", overview=overview(ledger), summary=summary(ledger), level=level(ledger))
+    table = render("claims_readme.md.j2", overview=overview(ledger, measured_only=True), summary=summary(ledger),
+                   level=level(ledger))  # fmt: skip
     return f"{before}{start}\n{table.strip()}\n{end}{after}"
 
 
@@ -155,11 +156,13 @@ def _p(value: float | None) -> str:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def overview(ledger: Ledger) -> pd.DataFrame:
-    """Return one row per claim with the finding to quote."""
+def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
+    """Return one row per claim with the finding to quote, or only of claims that have one."""
     rows: list[list[Any]] = []
     for claim, found in ledger:
         best = headline(found)
+        if measured_only and (best is None or not best.n):
+            continue
         statement = claim.statement + (f" ({claim.stands_in})" if claim.stands_in else "")
         measured = Markup("–") if best is None else effect_text(best)
         seeds = "–" if best is None or not best.n else f"{best.n}, {scale_text(best.scale)}"

@@ -165,13 +165,17 @@ def test_a_measure_that_was_not_recorded_leaves_the_claim_open():
     assert (found.n, found.verdict.name) == (0, "open")
 
 
-def test_the_finding_to_quote_is_the_largest_scale_with_all_its_seeds():
+def test_the_finding_to_quote_is_the_largest_scale_that_settles_the_claim():
     seeds = claim(seeds={"lab": 3, "full": 3})
     lab = find(seeds, "lab", errors({"none": NONE, "lrn": LRN}))
     full = find(seeds, "full", errors({"none": NONE[:2], "lrn": LRN[:2]}))
     whole = find(seeds, "full", errors({"none": NONE, "lrn": LRN}))
     assert headline([lab, full]) is lab
     assert headline([lab, whole]) is whole
+    unsettled = find(seeds, "full", errors({"none": NONE, "lrn": NONE[::-1]}))
+    assert (unsettled.n, unsettled.verdict.name) == (3, "open")
+    assert headline([lab, unsettled]) is lab
+    assert headline([unsettled]) is unsettled
     assert headline([full]) is full
     assert headline([]) is None
 

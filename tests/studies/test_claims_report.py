@@ -54,14 +54,14 @@ def test_the_committed_report_says_what_its_csv_files_say():
 
 
 def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
-    claims = [load_claim(written(tmp_path, {}))]
+    claims = [load_claim(written(tmp_path, {})), load_claim(written(tmp_path, {"study.experiment": "x"}, "b"))]
     (tmp_path / "README.md").write_text("before\n<!-- claims -->\nold\n<!-- /claims -->\nafter\n", encoding="utf-8")
     write_claims(claims, results, tmp_path / "README.md")
     text = (results / "claims.md").read_text(encoding="utf-8")
     # The differences are −1.9, −1.8 and −1.7 points: −1.8 ± 4.303 · 0.1 / √3.
     row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3, lab | confirmed |"
     assert row in text.splitlines()
-    assert "1 claims: 1 confirmed." in text
+    assert "2 claims: 1 confirmed, 1 not measured yet." in text
     assert "| lab | 3 of 5 | 0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed |" in text
     assert "the published −1 is outside the interval" in text
     assert "training: 6 runs, 0.1 hours in all" in text
@@ -69,6 +69,7 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
     assert readme.startswith("before\n<!-- claims -->\n| claim |")
     assert readme.endswith("<!-- /claims -->\nafter\n")
     assert row in readme
+    assert readme.count("\n| ") == 3  # only what has been measured
     page = ReportPage((results / "claims.html").read_text(encoding="utf-8"))
     assert page.fetched == []
     assert len(page.images) == 1
