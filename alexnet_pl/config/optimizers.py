@@ -106,7 +106,7 @@ def parameter_groups(
 def _rule(name: str, parameter: nn.Parameter, weight_decay: float, grouping: Grouping) -> tuple[str, float, float]:
     """Return the label of a parameter, the multiplier of its learning rate, and its weight decay."""
     label = kind(name, parameter)
-    pattern = next((pattern for pattern in reversed(grouping.layers) if matches(name, pattern)), None)
+    pattern = next((pattern for pattern in reversed([*grouping.layers]) if matches(name, pattern)), None)
     layer = {} if pattern is None else grouping.layers[pattern]
     multiplier, decay = layer.get("lr_multiplier", 1.0), layer.get("weight_decay", weight_decay)
     if label != "weights" and not grouping.decay_biases_and_norms:

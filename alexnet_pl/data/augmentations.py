@@ -107,7 +107,9 @@ Operation = Callable[[Tensor, float], Tensor]
 
 
 def _affine(images: Tensor, **settings: Any) -> Tensor:
-    return TF.affine(images, **{"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **settings})
+    defaults = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
+    moved: Tensor = TF.affine(images, **{**defaults, **settings})
+    return moved
 
 
 OPERATIONS: dict[str, tuple[Operation, bool]] = {

@@ -84,7 +84,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed, self.split_seed = seed, split_seed
         self.mean, self.std = tuple(mean), tuple(std)
         self.augment = nn.Identity() if is_mixing(augment) else per_image(augment)
-        self.mixing: Any = augment if is_mixing(augment) else getattr(augment, "mixing", None)
+        self.mixing = cast(Any, augment if is_mixing(augment) else getattr(augment, "mixing", None))
         if self.mixing is not None:
             self.mixing.num_classes = None  # it receives rows of class weights
         self._try_augment()
