@@ -53,6 +53,8 @@ def run(arguments: Sequence[str]) -> None:
         SystemExit: with 1 if a trial has failed, with 128 + its number after a signal.
     """
     from alexnet_pl.studies import claims_run  # here for start-up time
+    from alexnet_pl.studies.claims_evidence import restore
+    from alexnet_pl.studies.claims_report import EVIDENCE
 
     parser = make_parser("claims run", "Run or resume the studies behind claims, the cheapest first.")
     _add_directories(parser)
@@ -79,6 +81,8 @@ def run(arguments: Sequence[str]) -> None:
         for job in jobs:
             print(f"{job.trials:4} trials  {shell_join(['alexnet', 'train', '-m', *job.overrides])}")
         return
+    if count := restore([job.name for job in jobs], args.multirun, args.results / EVIDENCE):
+        print(f"{count} trials are on record in {args.results / EVIDENCE} and will not run again")
     outcome = claims_run.Pool(jobs, args.workers, args.hours and 3600 * args.hours, args.multirun).run()
     if outcome.received or outcome.is_time_up:
         print(f"{'stopped' if outcome.received else 'time is up'}; the same command resumes")

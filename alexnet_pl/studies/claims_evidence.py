@@ -16,6 +16,7 @@ import pandas as pd
 from alexnet_pl.runtime.commands import shell_join
 from alexnet_pl.runtime.errors import UserError, csv_safe, one_line
 from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.run_folder import RESULT, write_result
 from alexnet_pl.studies.claims import EPOCHS_TO, OWN, SCALES, Claim
 from alexnet_pl.studies.statistics import (
     CONFIRMED,
@@ -67,7 +68,11 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
             continue
         study, trials = read_study(root)
         planned = study.commands[-1]["trials"] if study.commands else []
-        counted = [trial for trial in trials if trial.config_hash in planned and not trial.excluded]
+        counted = [
+            trial
+            for trial in trials
+            if trial.config_hash in planned and not trial.excluded and RESTORED not in trial.result
+        ]
         factors_of(counted, study.axes)  # completes the trials' settings
         axes = [key for key in study.axes if key != SEED]
         given = {digits: known["overrides"] for digits, known in study.trials.items()}
@@ -90,6 +95,40 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error
         lines.append(f"{path}: {len(frame)} of {len(planned)} trials")
     return lines
+
+
+def restore(names: Iterable[str], multirun: Path, directory: Path) -> int:
+    """Recreate the result.json of trials that are on record in a CSV file but whose run directories are gone.
+
+    A study then skips them. A trial whose config has changed since has another hash and runs.
+
+    Returns:
+        How many were recreated.
+
+    Raises:
+        UserError: a corrupt CSV file.
+        OSError: ``multirun`` cannot be written.
+    """
+    count = 0
+    for name in names:
+        path, root = directory / f"{name}.csv", multirun / name
+        for row in read_evidence(path).to_dict("records") if path.is_file() else ():
+            digits = str(row["config_hash"])
+            if any(root.glob(f"*{digits}/{RESULT}")):
+                continue
+            known = {str(key): value for key, value in row.items() if not pd.isna(value)}
+            result = {key: value for key, value in known.items() if "/acc" in key or "/loss" in key}
+            result |= {key: known[key] for key in (SEED, *RESULT_COLUMNS) if key in known}
+            run_dir = next(root.glob(f"*{digits}"), root / digits)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            data = {"source": known.get("data_source")}
+            write_result(run_dir / RESULT, {"status": "finished", **result, "data": data, RESTORED: path.name})
+            count += 1
+    return count
+
+
+RESTORED = "restored_from"
+"""Entry of a result.json that :func:`restore` has written."""
 
 
 def studies_of(claims: Sequence[Claim]) -> dict[str, tuple[str, list[Claim]]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from alexnet_pl.studies.claims_evidence import (
     headline,
     power_calculation,
     read_evidence,
+    restore,
 )
 from alexnet_pl.studies.statistics import seeds_to_detect, seeds_to_exclude
+from alexnet_pl.studies.store import Study
+from alexnet_pl.studies.table import read_study
 
 
 def claim(**changes: object) -> Claim:
@@ -261,6 +265,25 @@ def test_only_the_latest_command_counts_and_committed_rows_outlive_their_runs(tm
     assert read_evidence(csv / "norms-lab.csv")["config_hash"].tolist() == planned
     ((_, (found,)),) = findings([claim()], csv)
     assert found.n == 0  # there is nothing to compare with
+
+
+def test_trials_on_record_are_not_run_again_after_their_run_directories_are_gone(tmp_path):
+    multirun, csv, digits = tmp_path / "multirun", tmp_path / "csv", ["0000000001", "0000000002"]
+    write_study(
+        multirun / "norms-lab", {each: (trial(norm, 1), {}) for each, norm in zip(digits, ("none", "lrn"), strict=True)}
+    )
+    collect([claim()], multirun, csv)
+    before = (csv / "norms-lab.csv").read_text(encoding="utf-8")
+    assert restore(["norms-lab", "other"], multirun, csv) == 0
+    shutil.rmtree(multirun)
+    assert restore(["norms-lab", "other"], multirun, csv) == 2
+    study = Study(multirun / "norms-lab")
+    study.add("x", "basic", ["norm", "seed"], {each: {"overrides": trial("lrn", 1), "choices": {}} for each in digits})
+    assert [study.state(each) for each in digits] == ["finished"] * 2
+    _, trials = read_study(study.root)
+    assert [each.excluded for each in trials] == ["", ""]
+    assert collect([claim()], multirun, csv) == [f"{csv / 'norms-lab.csv'}: 2 of 2 trials"]
+    assert (csv / "norms-lab.csv").read_text(encoding="utf-8") == before
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", 'seed,"x\n'])
