@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,26 @@ MAX_DEPTH = 32
 
 MAX_FILE_BYTES, MAX_FILE_VALUES = 2**18, 10_000
 """Limits of a YAML file, which is parsed slowly; a run's config.yaml has about 3 KB and 150 values."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml is ten times as fast
+    """Loader that reads what OmegaConf writes: 1e-5 is a number, a date is text, and a key occurs once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(map(str, keys))) < len(keys):
+            repeated = next(key for index, key in enumerate(keys) if key in keys[:index])
+            raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {repeated}", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+_EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$|[-+]?\.[0-9][0-9_]*[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789."))
 
 
 @contextmanager
@@ -131,14 +152,14 @@ def load_plain(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}.") from error
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is corrupt: a config has at most {MAX_FILE_BYTES // 1024} KiB.")
-    from omegaconf import OmegaConf  # start-up time: the other readers do without
-
     depth = count = 0
     try:
         text = content.decode("utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # lazy: stops at the first event that is refused
+        for event in yaml.parse(text, Loader=_Loader):  # lazy: stops at the first event that is refused
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(f"{path} is corrupt: a config has no YAML aliases (*{event.anchor}).")
+            if getattr(event, "tag", None) is not None:
+                raise ConfigError(f"{path} is corrupt: a config has no YAML tags ({event.tag}).")
             if isinstance(event, yaml.CollectionStartEvent | yaml.CollectionEndEvent):
                 depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
             if depth > MAX_DEPTH:
@@ -146,11 +167,10 @@ def load_plain(path: Path) -> dict[str, Any]:
             count += isinstance(event, yaml.ScalarEvent)
             if count > 2 * MAX_FILE_VALUES:  # keys are scalars, too
                 raise ConfigError(f"{path} is corrupt: it has more than {MAX_FILE_VALUES:,} values.")
-        # Unlike yaml.safe_load, OmegaConf reads 1e-5 as a number.
-        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        plain = yaml.load(text, Loader=_Loader)
     except ConfigError:
         raise
-    except Exception as error:  # PyYAML's and OmegaConf's own, in dozens of types
+    except Exception as error:  # PyYAML's own, in dozens of types
         raise ConfigError(f"{path} is corrupt: {one_line(error)[:200]}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} is corrupt: expected a mapping.")
