@@ -175,9 +175,10 @@ def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
         counts: ``(C, C)`` images; rows are true classes, columns predicted ones. Rows may be empty.
         names: the C class names.
     """
-    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     if len(names) > MAX_MATRIX_CLASSES:
-        return _plot_confused_pairs(counts, percent, names)
+        true, predicted = counts.nonzero()
+        return plot_confused_pairs(true, predicted, counts[true, predicted], names)
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.2 + 0.42 * max(len(names), 4)
     figure = new_figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
@@ -196,25 +197,35 @@ def plot_confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-def _plot_confused_pairs(counts: np.ndarray, percent: np.ndarray, names: Sequence[str], most: int = 20) -> Figure:
+def plot_confused_pairs(
+    true: np.ndarray, predicted: np.ndarray, counts: np.ndarray, names: Sequence[str], most: int = 20
+) -> Figure:
+    """Plot a small matrix of many classes beside the most frequent confusions.
+
+    Time and memory grow with the pairs of classes that occur, not with all C² of them.
+
+    Args:
+        true, predicted, counts: ``(P,)`` integers, a pair of classes and its images each.
+        names: the C class names.
+    """
     figure = new_figure(figsize=(10, 5.6), layout="constrained")
     matrix, bars = figure.subplots(1, 2, width_ratios=(1, 1.1))
     # Left: the matrix. Single cells of 1,000 classes would vanish, so blocks of classes are averaged.
     block = math.ceil(len(names) / 250)
-    edge = math.ceil(len(names) / block) * block - len(names)
-    padded = np.pad(percent, ((0, edge), (0, edge)))
-    side = len(padded) // block
-    coarse = padded.reshape(side, block, side, block).mean((1, 3)) * block
+    side = math.ceil(len(names) / block)
+    percent = 100 * counts / np.bincount(true, counts, len(names))[true]
+    coarse = np.bincount(true // block * side + predicted // block, percent, side * side).reshape(side, side) / block
     image = matrix.imshow(coarse, cmap="Blues", vmin=0, vmax=100, extent=(0, len(names), len(names), 0))
     matrix.set(xlabel="predicted class (index)", ylabel="true class (index)")
     figure.colorbar(image, ax=matrix, label="images of the true class (%)", shrink=0.7)
     # Right: the most frequent confusions.
-    off_diagonal = counts * (1 - np.eye(len(names), dtype=counts.dtype))
-    order = np.argsort(off_diagonal, axis=None, kind="stable")[::-1][:most]
-    pairs = [divmod(int(place), len(names)) for place in order if off_diagonal.flat[place] > 0]
-    bars.barh(range(len(pairs)), [off_diagonal[pair] for pair in pairs], color=COLORS[5])
-    for place, (true, predicted) in enumerate(pairs):
-        text = f" {shorten(names[true], 18)} classified as {shorten(names[predicted], 18)}"
+    wrong = true != predicted
+    true, predicted, counts = true[wrong], predicted[wrong], counts[wrong]
+    order = np.argsort(-counts, kind="stable")[:most]
+    pairs = [*zip(true[order].tolist(), predicted[order].tolist(), strict=True)]
+    bars.barh(range(len(pairs)), counts[order], color=COLORS[5])
+    for place, (label, other) in enumerate(pairs):
+        text = f" {shorten(names[label], 18)} classified as {shorten(names[other], 18)}"
         bars.text(0, place, text, va="center", fontsize=8, parse_math=False)
     bars.set(xlabel="test images", ylim=(max(len(pairs), 1) - 0.4, -0.6), yticks=[])
     bars.set_title("most frequent confusions", fontsize=10)

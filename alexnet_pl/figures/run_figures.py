@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alexnet_pl.data.transforms import denormalize
-from alexnet_pl.figures.charts import plot_confusion_matrix
+from alexnet_pl.figures.charts import MAX_MATRIX_CLASSES, plot_confused_pairs, plot_confusion_matrix
 from alexnet_pl.figures.features import FeatureBank, feature_layer, find_first_conv, kernel_groups
 from alexnet_pl.figures.image_grids import plot_captioned, plot_kernels, plot_nearest_images, plot_top5, png
 from alexnet_pl.runtime.errors import one_line
@@ -205,7 +205,11 @@ def draw_nearest(inputs: FigureInputs) -> Figure:
 
 def draw_confusion_matrix(inputs: FigureInputs) -> Figure:
     test = _test(inputs)
-    return plot_confusion_matrix(confusion_counts(test.labels, test.probabilities).numpy(), inputs.names)
+    if len(inputs.names) <= MAX_MATRIX_CLASSES:
+        return plot_confusion_matrix(confusion_counts(test.labels, test.probabilities).numpy(), inputs.names)
+    pairs = test.labels * len(inputs.names) + test.probabilities.nan_to_num(-1).argmax(1)
+    found, counts = np.unique(pairs.numpy(), return_counts=True)
+    return plot_confused_pairs(*np.divmod(found, len(inputs.names)), counts, inputs.names)
 
 
 def draw_mistakes(inputs: FigureInputs) -> Figure:

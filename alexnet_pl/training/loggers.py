@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(path)
         self.rows: dict[int, dict[str, Any]] = {}
+        self._columns: dict[str, None] = {}
+        self._lines: dict[int, str] = {}
 
     def resume(self, epochs: int) -> None:
         """Restore the rows of the first ``epochs`` epochs. Later ones are computed again, and so are test metrics."""
@@ -59,14 +62,27 @@ class MetricsCSV(Logger):
             self.record(int(epoch) + 1, {"step": (step or 0) + 1, **metrics})
 
     def record(self, epoch: int, values: dict[str, float]) -> None:
-        """Add ``values`` to the row of ``epoch``, counted from 1, and rewrite the file atomically."""
-        self.rows.setdefault(epoch, {"epoch": epoch}).update(values)
-        columns = sorted({name for row in self.rows.values() for name in row}, key=_column_order)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
-        write_atomic(self.path, text.getvalue())
+        """Add ``values`` to the row of ``epoch``, counted from 1, and rewrite the file atomically.
+
+        The text of the other rows is kept, so that an epoch costs the same after a thousand others.
+        """
+        row = self.rows.setdefault(epoch, {"epoch": epoch})
+        row.update(values)
+        changed = [epoch]
+        if not self._columns.keys() >= row.keys():
+            columns = sorted({name for row in self.rows.values() for name in row}, key=_column_order)
+            self._columns = dict.fromkeys(columns)
+            changed = [*self.rows]
+        self._lines |= {number: _csv_text(self._columns, self.rows[number]) for number in changed}
+        header = _csv_text(self._columns, dict(zip(self._columns, self._columns, strict=True)))
+        write_atomic(self.path, header + "".join(self._lines[number] for number in sorted(self._lines)))
+
+
+def _csv_text(columns: Iterable[str], row: Mapping[str, Any]) -> str:
+    """Return one line of a CSV file, with an empty cell for a value that the row lacks."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow([row.get(name, "") for name in columns])
+    return text.getvalue()
 
 
 def _column_order(name: str) -> tuple[int, str]:

@@ -197,8 +197,10 @@ def add_pr_curves(writer: SummaryWriter, inputs: FigureInputs, step: int) -> Non
         return
     labels, probabilities = inputs.test.labels, inputs.test.probabilities.nan_to_num(0)
     is_right = probabilities.argmax(1) == labels
-    recall = {label: float(is_right[labels == label].float().mean()) for label in labels.unique().tolist()}
-    for label in sorted(sorted(recall, key=recall.__getitem__)[:PR_CLASSES]):
+    images, right = labels.bincount(), labels[is_right].bincount(minlength=int(labels.max()) + 1)
+    present = images.nonzero().flatten()
+    lowest = present[(right[present] / images[present]).argsort(stable=True)[:PR_CLASSES]]
+    for label in lowest.sort().values.tolist():
         tag = f"precision_recall/{printable(inputs.names[label])}"
         writer.add_pr_curve(tag, labels == label, probabilities[:, label], step)
 
