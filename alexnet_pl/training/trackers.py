@@ -224,6 +224,7 @@ class MLflowTracker(MLFlowLogger, Tracker):
         Parameters cannot change in MLflow, so a resumed run adds the values that it has changed as tags.
         """
         import pandas as pd  # here for start-up time
+        import pandas as pd  # here for start-up time
         from mlflow.entities import Param, RunTag  # of the extra "mlflow"
 
         (flat,) = pd.json_normalize([dict(params)], sep=".").to_dict("records")
