@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from alexnet_pl.runtime.run_folder import finished_result
 from alexnet_pl.training.checkpoint_io import BEST, LATEST, PREVIOUS, latest_valid, read_checkpoint, write_checkpoint
@@ -287,6 +288,34 @@ def test_a_foreign_run_directory(way, stopped, tmp_path):
     run = Run("resume=here", run_dir=stopped)
     assert run.wait() == (0 if way == "path" else 2), run.text
     assert victim.read_text() == "mine"
+
+
+BOMBS = {
+    "model.num_classes": (10**9, "model is refused: a tensor has 320,435 MiB."),
+    "model.activation": (
+        {"_target_": "torch.nn.ZeroPad2d", "padding": 5000, "_partial_": True},
+        "model.activation._target_=torch.nn.ZeroPad2d is refused",
+    ),
+    "augment": (
+        {"_target_": "torch.nn.Upsample", "scale_factor": 999},
+        "augment._target_=torch.nn.Upsample is refused",
+    ),
+    "data.resize_size": (10**5, "data.resize_size=100000 is invalid: expected an integer from 1 to 4096"),
+    "trainer.devices": (10**5, "trainer.devices=100000 is invalid: expected at most "),
+}
+
+
+@pytest.mark.security
+@pytest.mark.fault("config that would take all memory or processes", "refused before any is taken, exit 2")
+@pytest.mark.parametrize("key", BOMBS)
+def test_a_config_bomb(key, stopped):
+    value, message = BOMBS[key]
+    config = OmegaConf.load(stopped / "config.yaml")
+    OmegaConf.update(config, key, value, merge=False)
+    OmegaConf.save(config, stopped / "config.yaml")
+    run = Run("resume=here", run_dir=stopped, memory=2**31)
+    assert run.wait() == 2, run.text
+    assert run.errors[0].startswith(f"error: {message}")
 
 
 @pytest.mark.fault("checkpoint that unpacks to gigabytes", "refused before it is read, exit 1")
