@@ -32,7 +32,7 @@ DATA_SOURCES = {
         "this program."
     ),
     "fashion_mnist": (
-        "Fashion-MNIST: 70,000 grayscale images of clothes, 28×28 pixels (H. Xiao, K. Rasul and R. Vollgraf, 2017; MIT)."
+        "Fashion-MNIST: 70,000 grayscale images of clothes, 28×28 pixels (H. Xiao, K. Rasul, R. Vollgraf, 2017; MIT)."
     ),
     "kmnist": (
         "KMNIST: 70,000 grayscale images of cursive Japanese characters, 28×28 pixels (T. Clanuwat et al., *Deep "
@@ -43,7 +43,7 @@ DATA_SOURCES = {
         "Images with Unsupervised Feature Learning*, 2011; for non-commercial use only)."
     ),
     "stl10": (
-        "STL-10: 13,000 labeled color images of 96×96 pixels in ten classes, taken from ImageNet (A. Coates, H. Lee and "
+        "STL-10: 13,000 labeled color images of 96×96 pixels in ten classes, taken from ImageNet (A. Coates, H. Lee, "
         "A. Y. Ng, *An Analysis of Single-Layer Networks in Unsupervised Feature Learning*, 2011). Its authors name no "
         "license."
     ),
