@@ -125,7 +125,7 @@ def _read_array(path: Path, dimensions: int) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path} not found. Expected the published .npy files.")
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is corrupt: {one_line(error)[:200]}") from error
     is_image = found.ndim == 4 and found.dtype == np.uint8 and found.shape[3] == 3

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.runtime.errors import ConfigError, UserError, one_line, os_reason
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.signals import RunInterrupted
@@ -70,7 +71,7 @@ def tracking(loggers: Sequence[Logger], run_dir: Path) -> Iterator[None]:
     Raises:
         ConfigError: a tracker refuses to start.
     """
-    started = trackers(loggers) if rank_zero_only.rank == 0 else []
+    started = trackers(loggers) if get_world().rank == 0 else []
     status: Status = "failed"
     try:
         for tracker in started:
@@ -148,7 +149,7 @@ class WandbTracker(WandbLogger, Tracker):
     def __init__(self, project: str = "alexnet_pl", offline: bool = False):
         require("wandb", "wandb")
         # Not Lightning's own ``offline``, which would set WANDB_MODE for all later runs of this process.
-        mode = {"mode": "offline"} if offline else {}
+        mode: dict[str, Any] = {"mode": "offline"} if offline else {}
         folder = Path(os.environ.get("WANDB_DIR", ".")).absolute()  # wandb's service keeps its first working directory
         super().__init__(project=project, save_dir=folder, **mode)
 
@@ -223,7 +224,6 @@ class MLflowTracker(MLFlowLogger, Tracker):
 
         Parameters cannot change in MLflow, so a resumed run adds the values that it has changed as tags.
         """
-        import pandas as pd  # here for start-up time
         import pandas as pd  # here for start-up time
         from mlflow.entities import Param, RunTag  # of the extra "mlflow"
 
