@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", nargs=2, metavar=("SET", "DIR"), help="robustness set cifar10_1 or cifar10_c, and its .npy files"
     )
     parser.add_argument(
-        "--corruptions", action="store_true", help="test set under noise, blur, low contrast and JPEG, five severities each"
+        "--corruptions", action="store_true", help="test set under noise, blur, low contrast, JPEG, in five severities"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write labels and probabilities as CSV")
