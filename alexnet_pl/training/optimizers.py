@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from alexnet_pl.config.torch_internals import has_bf16_instructions
 from alexnet_pl.runtime.errors import invalid_value
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -29,6 +30,8 @@ class Muon(Optimizer):
         nesterov: look one step ahead.
         weight_decay: decoupled as in AdamW, for matrices and vectors; 0 or more.
         newton_schulz_steps: iterations of :func:`orthogonalize`, at least 1.
+        bfloat16: iterate in bfloat16, as the author does, instead of float32; None where it is faster: on a GPU and on
+            a CPU with bf16 instructions.
         adamw_lr: learning rate of the vectors; groups and schedules scale it as they scale ``lr``.
         betas, eps: of AdamW.
 
@@ -44,6 +47,7 @@ class Muon(Optimizer):
         nesterov: bool = True,
         weight_decay: float = 0.0,
         newton_schulz_steps: int = 5,
+        bfloat16: bool | None = None,
         adamw_lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -60,6 +64,7 @@ class Muon(Optimizer):
             raise invalid_value("optimizer.newton_schulz_steps", newton_schulz_steps, "a whole number ≥ 1")
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
                     "newton_schulz_steps": newton_schulz_steps, "betas": tuple(betas), "eps": eps}  # fmt: skip
+        self._bfloat16 = bfloat16
         super().__init__(_by_shape(params, lr, adamw_lr / lr), defaults)
         self._adamw = AdamW([group for group in self.param_groups if not group["is_muon"]] or [{"params": []}])
 
@@ -86,7 +91,9 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-        matrix = orthogonalize(update.flatten(1), group["newton_schulz_steps"])
+        is_fast = weight.device.type == "cuda" or has_bf16_instructions()
+        dtype = torch.bfloat16 if (is_fast if self._bfloat16 is None else self._bfloat16) else torch.float32
+        matrix = orthogonalize(update.flatten(1).to(dtype), group["newton_schulz_steps"])
         scale = math.sqrt(max(1, matrix.shape[0] / matrix.shape[1]))
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(matrix.view(weight.shape).to(weight.dtype), alpha=-group["lr"] * scale)
@@ -116,12 +123,10 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
     five, values above about 0.01 of the Frobenius norm lie between 0.7 and 1.2.
 
     Args:
-        matrix: ``(rows, columns)``. Computed in bfloat16 on a GPU and in float32 elsewhere, because a CPU without bf16
-            instructions emulates it.
+        matrix: ``(rows, columns)``, floating point.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix.float()
-    x = x / (x.norm() + 1e-7)
+    x = matrix / (matrix.norm() + 1e-7)
     is_tall = x.shape[0] > x.shape[1]
     x = x.T if is_tall else x
     for _ in range(steps):
