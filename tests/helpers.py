@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.figures.image_grids import png
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.run_folder import finished_result
@@ -55,7 +56,7 @@ def _kept(overrides: Sequence[str]) -> list[str]:
 
 def config(*overrides: str, run_dir: Path = Path("unused"), figures: bool = False) -> DictConfig:
     """Return the config that ``train.py`` composes from these overrides, without figures unless asked for."""
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(REPOSITORY / "conf"), **VERSION_BASE):
         lean = _kept(overrides) + ([] if figures else [NO_FIGURES])
         lean += [] if any(override.startswith("local=") for override in overrides) else ["local=none"]
         return compose("train", overrides=[*overrides, *lean, hydra_override("run_dir", run_dir)])

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from config.test_compose import hydra_state
+from config.test_compose import OTHER_VERSION_BASE, hydra_state
 from helpers import SHORT_RUN, metric_rows, stop_at
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 
 import alexnet_pl
 from alexnet_pl.config.compose import CONF
+from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.training.run import run as run_config
 
@@ -89,7 +90,7 @@ def test_runs_in_a_thread_and_inside_another_application_are_the_same_run(tmp_pa
     thread.start()
     thread.join()
     (tmp_path / "app.yaml").write_text("x: 1\n")
-    with initialize_config_dir(str(tmp_path), job_name="app", version_base="1.2"):
+    with initialize_config_dir(str(tmp_path), job_name="app", **OTHER_VERSION_BASE):
         app = hydra_compose("app", return_hydra_config=True)
         app.hydra.job.num = 0
         monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
@@ -110,7 +111,7 @@ def test_a_config_can_be_changed_before_it_runs():
 
 
 def test_a_config_of_hydras_own_compose_runs():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = hydra_compose("train", overrides=FAST)
     assert run_config(cfg) > 0
     assert len([*Path("runs").glob("20*/result.json")]) == 1

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from packaging.version import Version
+
+from alexnet_pl.runtime.errors import one_line
 
 IS_1_4 = Version(hydra.__version__).release >= (1, 4)
 
@@ -26,14 +29,23 @@ def instantiate(config: Any, **settings: Any) -> Any:
 
     Hydra 1.4 asks for a list of what may be called. It gets the targets of the config, because it is not the check: the
     user's own configs may name anything, and foreign ones have passed ``config.trust.check_targets``.
+
+    Raises:
+        InstantiationException: whatever a constructor raised, as its cause.
     """
     from hydra.utils import instantiate as hydra_instantiate  # start-up time: not needed to print a config
 
-    if IS_1_4:
-        named = {*named_targets(config)}
-        # Hydra compares the names that imports resolve to, which have the package in common with the short ones.
-        settings["_execution_whitelist_"] = [*named, *{f"{name.partition('.')[0]}.*" for name in named if "." in name}]
-    return hydra_instantiate(config, **settings)
+    if not IS_1_4:
+        return hydra_instantiate(config, **settings)
+    named = {*named_targets(config)}
+    # Hydra compares the names that imports resolve to, which have the package in common with the short ones.
+    callables = [*named, *{f"{name.partition('.')[0]}.*" for name in named if "." in name}]
+    try:
+        return hydra_instantiate(config, _execution_whitelist_=callables, **settings)
+    except HydraException:
+        raise
+    except Exception as error:  # of a constructor; Hydra 1.3 raises it like this
+        raise InstantiationException(one_line(error)) from error
 
 
 def named_targets(node: Any) -> Iterator[str]:

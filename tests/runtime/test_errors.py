@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from alexnet_pl.config.hydra_versions import VERSION_BASE, instantiate, register_resolver
 from alexnet_pl.runtime.errors import (
     ConfigError,
     DataError,
@@ -37,7 +37,7 @@ def raised_by(function, *arguments, **keywords) -> Exception:
 
 
 def composed(*overrides: str) -> object:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         return compose("train", overrides=list(overrides))
 
 
@@ -92,7 +92,7 @@ def test_user_errors_are_found_below_hydra_and_omegaconf():
     assert user_message(DataError("gone")) == ("gone", 2)
     nested = raised_by(instantiate, {"_target_": "runtime.test_errors.refuse", "reason": "gone"})
     assert user_message(nested) == ("gone", 2)
-    OmegaConf.register_new_resolver("refuse", refuse, replace=True)
+    register_resolver("refuse", refuse, replace=True)
     resolving = raised_by(lambda: OmegaConf.create({"a": "${refuse:gone}"}).a)
     assert user_message(resolving) == ("gone", 2)
     assert user_message(ZeroDivisionError()) is None

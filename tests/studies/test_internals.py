@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from torch import nn
 
+from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.studies.hydra_callback import StudyCallback
 from alexnet_pl.studies.internals import clear_traced_modules
 
@@ -25,7 +26,7 @@ def test_hydra_basic_sweeper_split_arguments():
 def test_hydra_job_return_configs(tmp_path: Path):
     """Hydra keeps one per trial until a sweep ends; with its configs each holds 1,300 objects."""
     (tmp_path / "c.yaml").write_text("a: 1")
-    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+    with initialize_config_dir(str(tmp_path), **VERSION_BASE):
         cfg = compose("c")
     kept = JobReturn(overrides=["a=1"], cfg=cfg, hydra_cfg=cfg)
     StudyCallback().on_job_end(cfg, job_return=kept)
