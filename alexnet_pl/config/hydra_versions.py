@@ -1,6 +1,6 @@
 """Differences between Hydra 1.3 with OmegaConf 2.3 and Hydra 1.4 with OmegaConf 2.4: both run without warnings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hydra
@@ -20,8 +20,13 @@ MAIN: dict[str, Any] = (
 )
 """Arguments of ``hydra.main``: to Hydra 1.4, what its callbacks, launchers and logging may call."""
 
-register_resolver = OmegaConf.register_resolver if IS_1_4 else OmegaConf.register_new_resolver
-"""OmegaConf's function; OmegaConf 2.3 has an older one under the new name."""
+
+def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
+    """Register a resolver with OmegaConf, in place of an earlier one of that name."""
+    if IS_1_4:  # whose check of annotations warns of an integer where a float is meant
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+    else:
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def instantiate(config: Any, **settings: Any) -> Any:

@@ -59,6 +59,6 @@ def run_folder(resume: str | None, new: str) -> str:
 
 def register_resolvers() -> None:
     """Register the resolvers with OmegaConf; a second call changes nothing."""
-    register_resolver("scale_lr", scale_lr, replace=True)
-    register_resolver("scaled", scaled, replace=True)
-    register_resolver("run_folder", run_folder, replace=True)
+    register_resolver("scale_lr", scale_lr)
+    register_resolver("scaled", scaled)
+    register_resolver("run_folder", run_folder)

@@ -92,7 +92,7 @@ def test_user_errors_are_found_below_hydra_and_omegaconf():
     assert user_message(DataError("gone")) == ("gone", 2)
     nested = raised_by(instantiate, {"_target_": "runtime.test_errors.refuse", "reason": "gone"})
     assert user_message(nested) == ("gone", 2)
-    register_resolver("refuse", refuse, replace=True)
+    register_resolver("refuse", refuse)
     resolving = raised_by(lambda: OmegaConf.create({"a": "${refuse:gone}"}).a)
     assert user_message(resolving) == ("gone", 2)
     assert user_message(ZeroDivisionError()) is None
