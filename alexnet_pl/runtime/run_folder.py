@@ -167,7 +167,7 @@ def load_plain(path: Path) -> dict[str, Any]:
             count += isinstance(event, yaml.ScalarEvent)
             if count > 2 * MAX_FILE_VALUES:  # keys are scalars, too
                 raise ConfigError(f"{path} is corrupt: it has more than {MAX_FILE_VALUES:,} values.")
-        plain = yaml.load(text, Loader=_Loader)
+        plain = {} if (found := yaml.load(text, Loader=_Loader)) is None else found  # an empty file is an empty mapping
     except ConfigError:
         raise
     except Exception as error:  # PyYAML's own, in dozens of types
