@@ -111,7 +111,7 @@ def _run_locked(cfg: DictConfig, study: Study, run_dir: Path, trials: list[str])
             score = finished_score(run_dir)
             print_line(f"{run_dir.name} is taken over from {source}: val acc {score:.4f}")
             return float("nan") if score is None else score
-        if (elsewhere := running_elsewhere(study, run_dir)) is not None:
+        if (elsewhere := running_elsewhere(cfg, study, run_dir)) is not None:
             print_line(f"{run_dir.name} is running in the study {elsewhere}, from which it can be taken over")
             return float("nan")
         print_line(f"\ntrial   {run_dir.name}")

@@ -12,12 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from alexnet_pl.config.hydra_versions import named_targets
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, read_config, read_trial, write_result
 from alexnet_pl.runtime.system import NUMERICS
 from alexnet_pl.studies.store import STUDY, Study
+
+VERSIONED = ("alexnet_pl.", "torch.", "torchvision.", "lightning.")
+"""Modules whose version is known. A trial with classes of one's own, which may change at any time, is not shared."""
 
 COPIED = ("checkpoints", "figures", "tensorboard", METRICS, "report.html", "commands.txt", CONFIG)
 """Files and directories of a run that are taken over, in this order. result.json, which makes it finished, is last."""
@@ -27,12 +31,12 @@ def take_over(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
     """Copy a finished run of the same trial from a neighboring study into ``run_dir``, whose lock this process holds.
 
     It has to be the same by its config hash, the version of what a config computes, the release of torch, the kind
-    of device and the directory of the data.
+    of device and the directory of the data. Sweeps without a name run everything themselves.
 
     Returns:
         The run that was taken over, as ``study/run directory``, or None if there is none.
     """
-    for source in _same_trials(study, run_dir):
+    for source in _same_trials(study, run_dir) if is_shared(cfg) else ():
         result = read_trial(source)
         if result.get("status") != "finished" or not _is_equivalent(cfg, source, result):
             continue
@@ -47,14 +51,22 @@ def take_over(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
     return None
 
 
-def running_elsewhere(study: Study, run_dir: Path) -> str | None:
+def running_elsewhere(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
     """Return the name of a neighboring study in which a process is running the same trial, or None."""
     digits = run_dir.name.rpartition("-")[2]
-    for source in _same_trials(study, run_dir):
+    for source in _same_trials(study, run_dir) if is_shared(cfg) else ():
         with suppress(UserError):  # its study.json is corrupt
             if Study(source.parent).is_running(digits):
                 return source.parent.name
     return None
+
+
+def is_shared(cfg: DictConfig) -> bool:
+    """Return True if a trial belongs to a study with a name and has no classes of the user's own."""
+    names = named_targets(
+        OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    )
+    return cfg.get("study") is not None and all(name.startswith(VERSIONED) for name in names)
 
 
 def remove(run_dir: Path, entries: tuple[str, ...]) -> None:

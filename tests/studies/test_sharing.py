@@ -19,7 +19,9 @@ HASH = "0123456789"
 
 @pytest.fixture
 def cfg(tmp_path: Path) -> DictConfig:
-    return OmegaConf.create({"data": {"root": str(tmp_path / "data")}, "trainer": {"accelerator": "cpu"}})
+    model = {"_target_": "alexnet_pl.models.AlexNet", "activation": {"_target_": "torch.nn.ReLU"}}
+    data, trainer = {"root": str(tmp_path / "data")}, {"accelerator": "cpu"}
+    return OmegaConf.create({"study": "b", "model": model, "data": data, "trainer": trainer})
 
 
 SourceMaker = Callable[..., Path]
@@ -92,6 +94,16 @@ def test_other_trials_are_not_taken_over(cfg, make_source, own, changes):
     assert not (run_dir / "result.json").exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("study", None), ("model.activation._target_", "my_module.Swish")])
+def test_sweeps_without_a_name_and_own_classes_share_nothing(cfg, make_source, own, key, value):
+    source, (study, run_dir) = make_source(), own
+    OmegaConf.update(cfg, key, value)
+    assert take_over(cfg, study, run_dir) is None
+    (source.parent / ".locks").mkdir()
+    with Study(source.parent).lock(HASH):
+        assert running_elsewhere(cfg, study, run_dir) is None
+
+
 def test_what_cannot_be_copied_is_left_to_training(cfg, make_source, own, monkeypatch):
     def fill(*arguments: object) -> None:
         raise OSError("disk full")
@@ -103,13 +115,13 @@ def test_what_cannot_be_copied_is_left_to_training(cfg, make_source, own, monkey
     assert [path.name for path in run_dir.iterdir()] == ["train.log"]
 
 
-def test_a_trial_that_a_neighbor_is_running_is_left_to_it(make_source, own):
+def test_a_trial_that_a_neighbor_is_running_is_left_to_it(cfg, make_source, own):
     source, (study, run_dir) = make_source(), own
-    assert running_elsewhere(study, run_dir) is None
+    assert running_elsewhere(cfg, study, run_dir) is None
     neighbor = Study(source.parent)
     (source.parent / ".locks").mkdir()
     with neighbor.lock(HASH):
-        assert running_elsewhere(study, run_dir) == "a"
+        assert running_elsewhere(cfg, study, run_dir) == "a"
 
 
 def test_a_second_study_takes_over_the_trials_of_the_first(tmp_path):
