@@ -11,6 +11,7 @@ import torch
 
 from alexnet_pl.benchmark.components import bench
 from alexnet_pl.benchmark.input import CROP, SIDE, measure, photographs
+from alexnet_pl.benchmark.load import bench_load, load_report
 from alexnet_pl.benchmark.loops import EPOCH, NAMES
 from alexnet_pl.cli.parser import make_parser, positive_int, write_output
 from alexnet_pl.runtime.errors import ConfigError
@@ -32,6 +33,8 @@ EPILOG = """\
 
 examples:
   alexnet benchmark --device cpu --json speed.json
+  alexnet benchmark --load --json load.json
+  OMP_WAIT_POLICY=ACTIVE alexnet benchmark --load
   alexnet benchmark --input --images 256"""
 
 
@@ -100,11 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", metavar="MODE", help="compile=MODE for the project and the hand-written loop")
     parser.add_argument("--input", action="store_true", help="measure the input pipeline instead")
+    parser.add_argument("--load", action="store_true", help="measure training on the CPU beside busy processes instead")
     parser.add_argument("--tree", type=Path, metavar="DIR", help="with --input: ImageFolder layout, train/ is read")
     parser.add_argument("--images", type=positive_int, default=512, metavar="N", help="with --input: default 512")
     args = parser.parse_args(arguments)
-    found = measure_input(args) if args.input else measure_training(args)
-    print(input_report(found) if args.input else report(found))
+    if args.load:
+        found = bench_load(args.repeats)
+        print(load_report(found))
+    else:
+        found = measure_input(args) if args.input else measure_training(args)
+        print(input_report(found) if args.input else report(found))
     if args.json:
         write_output(args.json, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
