@@ -147,7 +147,7 @@ def _plot(axes: Axes, curves: Curves, name: str, color: str, style: str) -> Line
 def _start_at_zero(axes: Axes) -> None:
     """Let the values' axis start at 0, with the room above the highest one that matplotlib leaves by default."""
     top = axes.get_ylim()[1]
-    axes.set_ylim(0, top * (1 + axes.margins()[1]) if top > 0 else None)
+    axes.set_ylim(0, 1.05 * top if top > 0 else None)
 
 
 def _style_axes(axes: Axes) -> None:
