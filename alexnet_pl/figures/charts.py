@@ -125,8 +125,8 @@ def plot_training_curves(curves: Curves) -> Figure:
 def _plot(axes: Axes, curves: Curves, name: str, color: str, style: str) -> Line2D:
     """Draw one column against its epochs.
 
-    Up to three points get markers, since a single one makes no line: hollow ones on a dashed line, filled ones on a solid
-    line.
+    Up to three points get markers, since a single one makes no line: hollow ones on a dashed line, filled ones on a
+    solid line.
     """
     values = curves.get(name, [])
     epochs = curves.get("epoch") or list(range(1, len(values) + 1))
