@@ -18,30 +18,20 @@ class AlternatingFlip(BatchTransform):
 
     Any two consecutive epochs show every image both ways, where independent draws repeat one of them half of the time
     (Jordan 2024, section 3.6, cifar10-airbench). Whether an image is mirrored is a function of the seed, the epoch and
-    its index in the dataset.
-
-    Args:
-        seed: seed of the choice.
+    its position in the dataset.
     """
 
-    takes_index = True
+    takes_bits = True
 
-    def __init__(self, seed: int = 0):
-        super().__init__()
-        self.seed = seed
-
-    def forward(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def forward(self, images: Tensor, bits: Tensor, epoch: int) -> Tensor:
         """Return ``(N, C, H, W)``, mirrored in part.
 
         Args:
-            index: ``(N,)`` int64, position of each image in the dataset.
+            bits: ``(N,)`` int64, of which the lowest chooses the half.
             epoch: counted from 0.
         """
-        mirrored = (hash_bits(index, self.seed) + epoch) % 2 == 1
+        mirrored = (bits + epoch) % 2 == 1
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
-
-    def extra_repr(self) -> str:
-        return f"seed={self.seed}"
 
 
 def hash_bits(index: Tensor, seed: int) -> Tensor:

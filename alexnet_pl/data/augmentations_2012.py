@@ -63,7 +63,7 @@ class ShrinkingPCAColor(BatchTransform):
         epochs: epochs with noise, from the first on; 68 in 2012, null for all.
     """
 
-    takes_index = True
+    takes_bits = True
 
     def __init__(
         self,
@@ -81,12 +81,12 @@ class ShrinkingPCAColor(BatchTransform):
         if epochs is not None and epochs < 0:
             raise invalid_value("augment.color.epochs", epochs, "0 or more epochs, or null")
 
-    def forward(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
+    def forward(self, images: Tensor, bits: Tensor, epoch: int) -> Tensor:
         """Return a new float32 tensor of the same shape and scale, or ``images`` after the last epoch with noise.
 
         Args:
             images: ``(N, 3, H, W)`` on the 0–255 scale.
-            index: unused; every image has draws of its own.
+            bits: unused; every image has draws of its own.
             epoch: counted from 0.
         """
         if self.epochs is not None and epoch >= self.epochs:

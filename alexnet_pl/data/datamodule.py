@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning import LightningDataModule
 from torch import Tensor, nn
 
+from alexnet_pl.data.augmentations import hash_bits
 from alexnet_pl.data.loaders import BatchLoader
 from alexnet_pl.data.transforms import center_crop, is_mixing, make_views, normalize, per_image, select_center_crop
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
@@ -111,14 +112,15 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def augment_images(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return ``(B, 3, H, W)`` images at positions ``(B,)`` of the dataset, augmented as in the current epoch."""
-        if not self.augment_takes_index:
+        if index is None or not self.takes_bits:
             return cast(Tensor, self.augment(images))
-        return cast(Tensor, self.augment(images, index, self.trainer.current_epoch if self.trainer else 0))
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        return cast(Tensor, self.augment(images, hash_bits(index, self.seed), epoch))
 
     @property
-    def augment_takes_index(self) -> bool:
+    def takes_bits(self) -> bool:
         """True if the augmentation depends on which image it is and on the epoch."""
-        return bool(getattr(self.augment, "takes_index", False))
+        return bool(getattr(self.augment, "takes_bits", False))
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -154,7 +156,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> BatchLoader:
         loader = self._loaders["train"]
-        loader.with_index = self.augment_takes_index
+        loader.with_index = self.takes_bits
         return loader
 
     def val_dataloader(self) -> BatchLoader:

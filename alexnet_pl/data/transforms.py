@@ -123,11 +123,11 @@ class BatchTransform(nn.Module):
     (:class:`PerImage`), because torchvision's draw once per call and would treat all images of a batch alike.
 
     Attributes:
-        takes_index: the transform is called with ``(images, index, epoch)``: positions of the images in the dataset,
-            ``(N,)`` int64, and the epoch, counted from 0.
+        takes_bits: the transform is called with ``(images, bits, epoch)``: 32 pseudorandom bits of each image, ``(N,)``
+            int64, which follow from the seed and its position in the dataset, and the epoch, counted from 0.
     """
 
-    takes_index = False
+    takes_bits = False
 
 
 class PerImage(BatchTransform):
@@ -225,12 +225,12 @@ class Compose(BatchTransform):
         if steps and is_mixing(next(reversed(steps.values()))):
             self.mixing = steps.popitem()[1]
         self.transforms = nn.ModuleDict({name: per_image(step) for name, step in steps.items()})
-        self.takes_index = any(getattr(step, "takes_index", False) for step in self.transforms.values())
+        self.takes_bits = any(getattr(step, "takes_bits", False) for step in self.transforms.values())
 
-    def forward(self, images: Tensor, index: Tensor | None = None, epoch: int = 0) -> Tensor:
+    def forward(self, images: Tensor, bits: Tensor | None = None, epoch: int = 0) -> Tensor:
         for transform in self.transforms.values():
-            takes_index = getattr(transform, "takes_index", False)
-            images = transform(images, index, epoch) if takes_index else transform(images)
+            takes_bits = getattr(transform, "takes_bits", False)
+            images = transform(images, bits, epoch) if takes_bits else transform(images)
         return images
 
 
