@@ -395,7 +395,7 @@ class LocallyConnected2d(nn.Module):
         side, offsets = self.out_size, range(self.kernel_size)
         columns = torch.cat([padded[i : i + side, j : j + side] for i in offsets for j in offsets], -1).flatten(0, 1)
         pixels = torch.baddbmm(self.bias.unsqueeze(1), columns, self.weight.transpose(1, 2))
-        return pixels.permute(1, 2, 0).unflatten(2, (side, side)).contiguous()
+        return pixels.view(side, side, -1, self.out_channels).permute(2, 3, 0, 1).contiguous()
 
     def extra_repr(self) -> str:
         return (

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -129,9 +130,9 @@ class Milestones(LRScheduler):
             self.tables.append(([], []) if held else tables[pattern])
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group, a function of ``last_epoch`` alone."""
-        rates = []
+        rates: list[float | Tensor] = []
         for base, (epochs, factors) in zip(self.base_lrs, self.tables, strict=True):
             passed = [factor for epoch, factor in zip(epochs, factors, strict=True) if epoch <= self.last_epoch]
             rates.append(base * (passed[-1] if passed else 1.0))

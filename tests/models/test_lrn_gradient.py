@@ -14,7 +14,7 @@ from alexnet_pl.models.layers import local_response_norm
 @pytest.mark.parametrize("part", [1, 200, 2**18])
 @pytest.mark.parametrize(("size", "beta"), [(1, 0.75), (4, 0.75), (5, 0.75), (5, 0.6)])
 def test_lrn_and_its_gradient_match_torch(size, beta, part, monkeypatch):
-    monkeypatch.setattr(alexnet_pl.models.layers, "PART", part)
+    monkeypatch.setitem(alexnet_pl.models.layers.PARTS, "cpu", part)
     generator = torch.Generator().manual_seed(size)
     x, gradient = (torch.randn(5, 9, 4, 3, dtype=torch.float64, generator=generator) * 20 for _ in range(2))
 
