@@ -29,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("claims", DESCRIPTION)
     _add_directories(parser)
     args = parser.parse_args(given)
-    from alexnet_pl.studies.claims_evidence import findings, headline  # here for start-up time: pandas and scipy
+    from alexnet_pl.studies.claims_evidence import (
+        findings,
+        headline,
+        studies_of,
+        trial_states,
+    )  # here for start-up time: pandas and scipy
     from alexnet_pl.studies.claims_report import EVIDENCE, effect_text, summary, verdict_text
 
     ledger = findings(load_claims(args.claims), args.results / EVIDENCE)
@@ -44,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
     print(f"\n{summary(ledger)}")
+    for name in studies_of([claim for claim, _ in ledger]):
+        if states := trial_states(args.multirun / name):
+            print(f"study {name}: {', '.join(f'{count} {state}' for state, count in states.items())}")
 
 
 def run(arguments: Sequence[str]) -> None:

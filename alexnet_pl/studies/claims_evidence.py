@@ -6,6 +6,7 @@ that is reported is computed from them alone.
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from alexnet_pl.studies.statistics import (
     seeds_to_exclude,
     verdict,
 )
-from alexnet_pl.studies.store import STUDY
+from alexnet_pl.studies.store import STUDY, Study
 from alexnet_pl.studies.table import Trial, curves_of, factors_of, read_study, versions
 
 FACTOR = "factor "
@@ -138,6 +139,19 @@ def studies_of(claims: Sequence[Claim]) -> dict[str, tuple[str, list[Claim]]]:
         for scale in claim.seeds:
             found.setdefault(claim.study_at(scale), (scale, []))[1].append(claim)
     return found
+
+
+def trial_states(root: Path) -> dict[str, int]:
+    """Return how many trials of a study's latest command are in which state; {} if there is no study in ``root``.
+
+    Raises:
+        UserError: study.json is corrupt.
+    """
+    if not (root / STUDY).is_file():
+        return {}
+    study = Study(root)
+    planned = study.commands[-1]["trials"] if study.commands else []
+    return dict(sorted(Counter(study.state(digits) for digits in planned).items()))
 
 
 def row_of(

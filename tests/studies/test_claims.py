@@ -10,6 +10,7 @@ from helpers import REPOSITORY, config
 from alexnet_pl.cli.claims import main
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.studies.claims import Claim, load_claim, load_claims
+from alexnet_pl.studies.store import Study
 
 CLAIMS = REPOSITORY / "conf" / "claims"
 
@@ -130,9 +131,15 @@ def test_published_effects_lie_on_the_published_side_and_beyond_the_margin(claim
 
 
 def test_the_list_says_what_has_been_measured(tmp_path, capsys):
-    main(["--results", str(tmp_path)])
+    study = Study(tmp_path / "dropout-lab")
+    trials = {f"000000000{n}": {"run_dir": f"t-000000000{n}", "overrides": {}, "choices": {}} for n in (1, 2)}
+    study.add("x", "basic", [], trials)
+    (study.root / "t-0000000001").mkdir()
+    (study.root / "t-0000000001" / "result.json").write_text('{"status": "finished"}', encoding="utf-8")
+    main(["--results", str(tmp_path), "--multirun", str(tmp_path)])
     shown = capsys.readouterr().out
     assert re.search(
         r"^lrn_alexnet +not measured yet +– +0 of 10 lab, 3 full +−1.4 points of top-1 error$", shown, re.M
     )
-    assert shown.rstrip().endswith(f"{len(LEDGER)} claims: {len(LEDGER)} not measured yet.")
+    assert f"\n{len(LEDGER)} claims: {len(LEDGER)} not measured yet.\n" in shown
+    assert shown.endswith("study dropout-lab: 1 finished, 1 missing\n")

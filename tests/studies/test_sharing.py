@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from faults.processes import DIGITS, Command
+from helpers import config
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from alexnet_pl.runtime.system import NUMERICS
 from alexnet_pl.studies.sharing import running_elsewhere, take_over
-from alexnet_pl.studies.store import Study
+from alexnet_pl.studies.store import Study, config_hash
 
 HASH = "0123456789"
 
@@ -136,3 +138,36 @@ def test_a_second_study_takes_over_the_trials_of_the_first(tmp_path):
     third = Command(*trial, "study=b", cwd=tmp_path)
     assert third.wait() == 0, third.text
     assert third.text.count("has already finished") == 2
+
+
+def test_the_baseline_of_the_presets_is_one_trial():
+    """AlexNet with LRN stands in four studies, at either scale."""
+    baseline = {
+        "norm_x_pool": ["model/norm=lrn", "model/pool=overlapping"],
+        "dropout": ["model.dropout=0.5"],
+        "augmentation": ["augment=none"],
+        "middle_layer": ["model.without=null"],
+    }
+    for scale in ("lab", "full"):
+        configs = [config(f"experiment={name}", f"scale={scale}", *rest) for name, rest in baseline.items()]
+        assert len({config_hash(cfg) for cfg in configs}) == 1
+    width = ["model.channels=[48,128,192,192,128]", "model.fc_width=1024"]
+    assert config_hash(config("scale=lab")) == config_hash(config(*width)) != config_hash(config())
+    assert config_hash(config("model=lenet5", "scale=lab")) == config_hash(config("model=lenet5"))
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "width"),
+    [
+        ("alexnet_bn", [48, 128, 192, 192, 128], 1024),
+        ("alexnet_paper", [48, 128, 192, 192, 128], 1024),
+        ("alexnet_2012", [48, 128, 192, 192, 128], 1024),
+        ("alexnet_half", [48, 128, 192, 192, 128], 1024),
+        ("alexnet_torchvision", [32, 96, 192, 128, 128], 1024),
+    ],
+)
+def test_lab_scale_works_for_every_alexnet(model, channels, width):
+    cfg = config(f"model={model}", "scale=lab")
+    assert (list(cfg.model.channels), cfg.model.fc_width) == (channels, width)
+    with pytest.raises(InterpolationResolutionError, match="a factor of -1 in the section scale is invalid"):
+        _ = config(f"model={model}", "scale.convolutions=-1").model.channels
