@@ -12,7 +12,7 @@ PORT ?= 6006
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart train sweep dashboard check lint types format test test-faults test-slow test-browser \
-	test-trackers test-lowest docs lock audit clean
+	test-trackers test-notebook test-lowest test-next docs notebook lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -94,6 +94,24 @@ test-lowest: setup ## run the security tests with the oldest supported dependenc
 	echo "oldest supported:" && $(BIN)/uv pip list --quiet --python "$$scratch/venv/bin/python" | \
 		grep -E '^(torch|torchvision|lightning|hydra-core|omegaconf|filelock|fsspec|pillow) ' && \
 	$(PARALLEL) "$$scratch/venv/bin/python" -m pytest $(PROCESSES) -m security -W ignore::DeprecationWarning $(ARGS)
+
+test-next: setup ## run the tests of configs and studies with the release candidates of Hydra 1.4 and OmegaConf 2.4
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	$(BIN)/uv venv --quiet --python $(BIN)/python "$$scratch/venv" && \
+	$(BIN)/uv pip install --quiet --python "$$scratch/venv/bin/python" --require-hashes -r requirements.lock && \
+	$(BIN)/uv pip install --quiet --python "$$scratch/venv/bin/python" --prerelease allow 'hydra-core>=1.4.0rc3' \
+		'omegaconf>=2.4.1rc1' 'hydra-joblib-launcher>=1.4.0rc3' 'hydra-submitit-launcher>=1.4.0rc3' && \
+	PYTHONPATH="$$PWD" $(PARALLEL) "$$scratch/venv/bin/python" -m pytest $(PROCESSES) \
+		tests/cli tests/config tests/studies tests/runtime/test_errors.py tests/test_api.py $(ARGS)
+
+test-notebook: setup ## run docs/quickstart.py as a notebook; what it prints and draws is in build/quickstart.ipynb
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[notebook]'
+	mkdir -p build
+	cd build && ../$(BIN)/jupytext --quiet --to ipynb --execute --output quickstart.ipynb ../docs/quickstart.py
+
+notebook: setup ## write docs/quickstart.ipynb, which Colab opens, from docs/quickstart.py
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[notebook]'
+	$(BIN)/jupytext --quiet --to ipynb --output docs/quickstart.ipynb docs/quickstart.py
 
 docs: setup ## build the documentation site into site/; fails on any warning, such as a broken link
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[docs]'

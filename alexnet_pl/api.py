@@ -57,7 +57,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. Everything is read from its directory when it is first used.
+    """A finished run. Figures and network are read from its directory when they are first used.
 
     Attributes:
         directory: run directory, also the argument of ``load_run`` and of every command.
@@ -178,7 +178,9 @@ def train(
             raise KeyboardInterrupt from stopped
         raise
     own = [name for name in named_targets(cfg) if not name.startswith(TRUSTED)]
-    return Run(run_dir, tuple(own))
+    finished = Run(run_dir, tuple(own))
+    _ = finished.result, finished.metrics  # read now: the run may be extended later
+    return finished
 
 
 class _LogFile(logging.FileHandler):
