@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SHORT_RUN, config
+from helpers import SHORT_RUN, config, make_image_folder
 
 from alexnet_pl.cli import evaluate as command
 from alexnet_pl.data.robustness import SEVERITIES, STRENGTHS
@@ -27,6 +27,17 @@ def test_corruptions_start_with_the_runs_own_test(run, folder: Path) -> None:
     blur = [part.figures["test/error"] for part in parts if part.corruption == "gaussian_blur"]
     assert max(noise) > first.figures["test/error"]
     assert blur[-1] > first.figures["test/error"]
+
+
+def test_class_folders_are_corrupted_as_they_are_stored(tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path / "images", train=12, test=6)
+    sizes = ("data.image_size=28", "data.resize_size=32", "data.batch_size=6")
+    settings = (*SHORT_RUN, "data=image_folder", f"data.root={root}", "data.val_fraction=0.25", *sizes)
+    train_run(config(*settings, run_dir=tmp_path / "run"))
+    first, second, *_ = evaluate_corruptions(load_run(tmp_path / "run"))
+    assert first.figures["test/loss"] == finished_result(tmp_path / "run")["test/loss"]
+    assert (second.corruption, second.images) == ("gaussian_noise", 12)  # two batches, as in the smoke run
+    assert second.figures["test/loss"] != first.figures["test/loss"]
 
 
 def test_the_command_prints_a_table_and_keeps_it(folder: Path, capsys) -> None:

@@ -73,6 +73,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(option, tm
     assert f"Install it with: pip install 'alexnet_pl[{option}]'" in str(refusal.value.__cause__)
 
 
+@pytest.mark.security
 @pytest.mark.parametrize("content", ["", "[", '{"wandb": 3}', '{"wandb": "../../x"}', '{"wandb": "a b"}', "[" * 9000])
 def test_a_corrupt_or_hostile_identity_is_no_identity(content: str, tmp_path: Path) -> None:
     (tmp_path / trackers.IDENTITIES).write_text(content)
