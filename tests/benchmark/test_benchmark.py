@@ -5,6 +5,7 @@ import torch
 
 import alexnet_pl.benchmark.components
 import alexnet_pl.cli.benchmark
+from alexnet_pl.benchmark.render import markdown, number
 from alexnet_pl.runtime.errors import ConfigError
 
 
@@ -24,4 +25,4 @@ def test_every_promised_number_is_reported(monkeypatch):
     assert set(rates) == {"tutorial", "handwritten", "project"}
     assert found["project_vs_tutorial"] == pytest.approx(rates["project"] / rates["tutorial"])
     assert found["hardware_floor"]["gflop_per_image"] == pytest.approx(0.39, abs=0.01)
-    assert all(f"{rate:,.0f}" in alexnet_pl.cli.benchmark.report(found) for rate in rates.values())
+    assert all(number(rate) in markdown(found) for rate in rates.values())
