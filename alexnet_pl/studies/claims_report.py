@@ -220,7 +220,7 @@ def facts(claim: Claim) -> dict[str, str]:
         "stands in": claim.stands_in or "",
         "study": command,
         "measure": f"{claim.measure}{compared}{where}",
-        "margin": f"{claim.margin:g} {'times' if claim.test == 'ratio' else 'points'}",
+        "margin": f"{claim.margin:g} {'times' if claim.test == 'ratio' else 'point' if claim.margin == 1 else 'points'}",
         "planned seeds": ", ".join(f"{count} at {scale_text(scale)} scale" for scale, count in claim.seeds.items()),
         "power": power_text(claim),
     }

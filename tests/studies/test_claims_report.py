@@ -93,6 +93,21 @@ def test_a_number_that_was_edited_is_found(results, tmp_path, changed):
         check_claims(claims, results, tmp_path / "README.md")
 
 
+def test_the_command_writes_the_report_and_checks_it(results, tmp_path, capsys):
+    written(tmp_path, {})
+    (tmp_path / "README.md").write_text("no table here\n", encoding="utf-8")
+    options = ["--claims", str(tmp_path), "--results", str(results), "--multirun", str(tmp_path / "none"),
+               "--readme", str(tmp_path / "README.md")]  # fmt: skip
+    with pytest.raises(OutdatedReportError, match=r"claims\.md does not say what the CSV files say"):
+        main(["report", "--check", *options])
+    main(["report", *options])
+    names = ["claims/forest.png", "claims.md", "claims.html"]
+    assert capsys.readouterr().out.splitlines() == [str(results / name) for name in names]
+    main(["report", "--check", *options])
+    assert capsys.readouterr().out == f"{results} says what its CSV files say\n"
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "no table here\n"
+
+
 def test_text_from_a_csv_file_is_escaped(results, tmp_path):
     evidence(results, device="<script>alert(1)</script> | x")
     write_claims([load_claim(written(tmp_path, {"statement": "A <b>bold</b> | claim."}))], results)
