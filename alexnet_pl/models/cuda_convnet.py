@@ -10,10 +10,28 @@ from torch import Tensor, nn
 
 from alexnet_pl.models.checks import check_choice, check_image_size, check_whole
 from alexnet_pl.models.layers import ActivationFactory, LocallyConnected2d, NormFactory, pooled_size
+from alexnet_pl.models.pooling import max_pool2d
 from alexnet_pl.runtime.errors import invalid_value
 
-POOLS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
-"""Pooling over 3×3 windows with stride 2. Sizes round up, and an average is over the pixels inside the image."""
+
+class MaxPool(nn.MaxPool2d):
+    """Maxima of 3×3 windows with stride 2; sizes round up."""
+
+    def __init__(self) -> None:
+        super().__init__(kernel_size=3, stride=2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
+
+
+class AveragePool(nn.AvgPool2d):
+    """Means of 3×3 windows with stride 2 over the pixels inside the image; sizes round up."""
+
+    def __init__(self) -> None:
+        super().__init__(kernel_size=3, stride=2, ceil_mode=True)
+
+
+POOLS: dict[str, type[nn.Module]] = {"max": MaxPool, "average": AveragePool}
 
 ORDERS = ("act pool norm", "act norm pool", "pool act norm")
 """Orders of what follows a convolution."""
@@ -79,7 +97,7 @@ class CudaConvnet(nn.Module):
         for number, (after, order, pool) in enumerate(zip(channels, orders, pools, strict=True), start=1):
             layers: dict[str, nn.Module] = {
                 "act": activation(),
-                "pool": POOLS[pool](kernel_size=3, stride=2, ceil_mode=True),
+                "pool": POOLS[pool](),
                 "norm": norm(after) if number <= normalized else nn.Identity(),
             }
             blocks.append((f"conv{number}", nn.Conv2d(width, after, kernel_size=5, padding=2)))
