@@ -213,6 +213,7 @@ def facts(claim: Claim) -> dict[str, str]:
     if claim.contrast.factor:
         levels = ", ".join(claim.contrast.levels) + " (mean)" * (len(claim.contrast.levels) > 1)
         compared = f", {claim.contrast.factor}: {levels} against {claim.contrast.base}"
+    unit = "times" if claim.test == "ratio" else "point" if claim.margin == 1 else "points"
     command = " ".join(["alexnet train", f"experiment={claim.experiment}", *claim.overrides])
     found = {
         "source": f"{claim.source}, {section}",
@@ -220,7 +221,7 @@ def facts(claim: Claim) -> dict[str, str]:
         "stands in": claim.stands_in or "",
         "study": command,
         "measure": f"{claim.measure}{compared}{where}",
-        "margin": f"{claim.margin:g} {'times' if claim.test == 'ratio' else 'point' if claim.margin == 1 else 'points'}",
+        "margin": f"{claim.margin:g} {unit}",
         "planned seeds": ", ".join(f"{count} at {scale_text(scale)} scale" for scale, count in claim.seeds.items()),
         "power": power_text(claim),
     }
