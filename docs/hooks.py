@@ -5,7 +5,7 @@ from typing import Any
 
 
 def on_page_content(html: str, **page: Any) -> str:
-    """Drop roles such as ``:func:`` before names, ``~`` and leading modules in them, and the second colon before code."""
+    """Drop roles such as ``:func:``, the modules before ``~`` names, and the second colon before code."""
     html = re.sub(r":(?:func|class|mod|meth|data|attr):(?=<code>)", "", html)
     html = re.sub(r"<code>~[\w.]*\.(\w+)</code>", r"<code>\1</code>", html)
     return re.sub(r"::(?=</p>)", ":", html)
