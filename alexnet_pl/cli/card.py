@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_pl.cli.parser import add_run, make_parser, write_output
-from alexnet_pl.inference.model_card import card
-from alexnet_pl.inference.trained_run import load_run
 
 DESCRIPTION = """\
 Write a model card in Markdown with the usual sections (Mitchell et al. 2019): model, intended use, data, recipe,
@@ -22,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_run(parser, "run directory")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
     args = parser.parse_args(arguments)
+    from alexnet_pl.inference.model_card import card  # here for start-up time: --help needs no torch
+    from alexnet_pl.inference.trained_run import load_run
+
     text = card(load_run(args.run, args.trust))
     if args.out is None:
         print(text, end="")

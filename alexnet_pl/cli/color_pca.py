@@ -1,18 +1,23 @@
 """Color PCA command: ``alexnet color_pca data=NAME`` computes the RGB principal components of a training split."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from alexnet_pl.cli.parser import make_parser, write_output
 from alexnet_pl.config.compose import CONF, compose
 from alexnet_pl.config.hydra_versions import instantiate
-from alexnet_pl.data.color_pca import ColorStatistics, color_statistics
-from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.runtime.commands import shell_join
 from alexnet_pl.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from alexnet_pl.data.color_pca import ColorStatistics
+    from alexnet_pl.data.datamodule import ImageDataModule
 
 DESCRIPTION = """\
 Compute the principal components of the RGB pixels of a training split, for the augmentation of the paper's section 4.1.
@@ -81,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.output:
         check_new(args.output)
+    from alexnet_pl.data.color_pca import color_statistics  # here for start-up time: --help needs no torch
+
     data = data_from(args.overrides)
     data.prepare_data()
     data.setup()

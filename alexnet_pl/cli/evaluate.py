@@ -1,20 +1,25 @@
 """Evaluation command: ``alexnet evaluate RUN``."""
 
+from __future__ import annotations
+
 import argparse
 import csv
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, write_output
-from alexnet_pl.data.robustness import KINDS
-from alexnet_pl.data.transforms import VIEW_NAMES
-from alexnet_pl.inference.evaluation import Evaluation, evaluate
-from alexnet_pl.inference.robustness import Part, evaluate_corruptions, evaluate_published, record
-from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.errors import csv_safe, printable
+
+if TYPE_CHECKING:
+    from alexnet_pl.inference.evaluation import Evaluation
+    from alexnet_pl.inference.robustness import Part
+    from alexnet_pl.inference.trained_run import TrainedRun
+
+CROPS = (1, 2, 6, 10)
+"""Views per image to choose from: one, or a key of :data:`alexnet_pl.data.transforms.VIEW_NAMES`."""
 
 MAX_CONFUSION_CLASSES = 40
 """Largest number of classes whose confusion matrix fits on a terminal; --json has it for any number."""
@@ -67,6 +72,8 @@ def report(run: TrainedRun, result: Evaluation, crops: int) -> str:
 
 def compare(run: TrainedRun, result: Evaluation, crops: int) -> str:
     """Return how the metrics relate to those in the run's result.json, or "" if there is nothing to compare."""
+    from alexnet_pl.data.transforms import VIEW_NAMES  # here for start-up time: --help needs no torch
+
     here = {f"{result.split}/{key}": result.figures[f"{result.split}/{key}"] for key in ("loss", "acc", "acc_top5")}
     if crops > 1:
         here = {f"{name}_{VIEW_NAMES[crops]}": value for name, value in here.items()}
@@ -127,6 +134,12 @@ def robustness_report(run: TrainedRun, parts: Sequence[Part]) -> str:
 
 def evaluate_robustness(run: TrainedRun, args: argparse.Namespace) -> None:
     """Evaluate a published robustness set or the corruptions, print the errors and keep those of the corruptions."""
+    from alexnet_pl.inference.robustness import (  # here for start-up time: --help needs no torch
+        evaluate_corruptions,
+        evaluate_published,
+        record,
+    )
+
     if args.data is None:
         parts = list(evaluate_corruptions(run, args.data_root))
         path = record(run, parts)
@@ -142,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("evaluate", DESCRIPTION, EPILOG)
     add_run(parser)
     add_data_root(parser, "current location of the run's data, or other data with the same classes")
-    parser.add_argument("--crops", type=int, choices=(1, *VIEW_NAMES), default=1, help="views averaged (default: 1)")
+    parser.add_argument("--crops", type=int, choices=CROPS, default=1, help="views averaged (default: 1)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
     parser.add_argument(
         "--data", nargs=2, metavar=("SET", "DIR"), help="robustness set cifar10_1 or cifar10_c, and its .npy files"
@@ -153,6 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write labels and probabilities as CSV")
     args = parser.parse_args(arguments)
+    from alexnet_pl.data.robustness import KINDS  # here for start-up time: --help needs no torch
+    from alexnet_pl.inference.evaluation import evaluate
+    from alexnet_pl.inference.trained_run import load_run
+
     if args.data is not None and args.data[0] not in KINDS:
         parser.error(f"--data {args.data[0]} is invalid: expected {' or '.join(KINDS)}, and a directory")
     is_robustness = args.data is not None or args.corruptions

@@ -4,11 +4,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from alexnet_pl.cli.parser import add_run, make_parser
-from alexnet_pl.inference.exporters import CHECKED, SUFFIXES, export, real_images
-from alexnet_pl.inference.trained_run import load_run
+from alexnet_pl.inference.options import SUFFIXES
 from alexnet_pl.runtime.errors import printable
 
 DESCRIPTION = """\
@@ -40,6 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--images", nargs="+", type=Path, default=[], metavar="PATH", help="images to check on")
     args = parser.parse_args(arguments)
+    import torch  # here for start-up time: --help needs no torch
+
+    from alexnet_pl.inference.exporters import CHECKED, export, real_images
+    from alexnet_pl.inference.trained_run import load_run
+
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     run = load_run(args.run, args.trust)

@@ -1,17 +1,20 @@
 """Prediction command: ``alexnet predict RUN IMAGE…``."""
 
+from __future__ import annotations
+
 import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexnet_pl.cli.parser import add_run, make_parser, positive_int
-from alexnet_pl.data.image_io import image_files
-from alexnet_pl.inference.prediction import MAX_DRAWN, Prediction, draw, predict
-from alexnet_pl.inference.trained_run import load_run
+from alexnet_pl.inference.options import MAX_DRAWN
 from alexnet_pl.runtime.errors import UserError, csv_safe, printable
+
+if TYPE_CHECKING:
+    from alexnet_pl.inference.prediction import Prediction
 
 DESCRIPTION = """\
 Classify images, or every file in a directory and below it.
@@ -78,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--bars", type=Path, metavar="FILE", help=f"also draw the first {MAX_DRAWN} images with bars: png, svg or pdf"
     )
     args = parser.parse_args(arguments)
+    from alexnet_pl.data.image_io import image_files  # here for start-up time: --help needs no torch
+    from alexnet_pl.inference.prediction import draw, predict
+    from alexnet_pl.inference.trained_run import load_run
+
     files = image_files(args.images)
     run = load_run(args.run, args.trust)
     top = min(args.top, len(run.class_names))

@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 
 from alexnet_pl.cli.parser import add_run, make_parser
-from alexnet_pl.inference.hub import parse_address, push
-from alexnet_pl.inference.model_card import card
-from alexnet_pl.inference.trained_run import load_run
 
 DESCRIPTION = """\
 Upload a trained run to the Hugging Face Hub: the weights as safetensors, the part of the config that rebuilds the
@@ -22,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_run(parser)
     parser.add_argument("address", metavar="hf://USER/NAME", help="repository, created if it does not exist")
     args = parser.parse_args(arguments)
+    from alexnet_pl.inference.hub import parse_address, push  # here for start-up time: --help needs no torch
+    from alexnet_pl.inference.model_card import card
+    from alexnet_pl.inference.trained_run import load_run
+
     parse_address(args.address)  # before the run is loaded
     run = load_run(args.run, args.trust)
     about = {"epoch": run.epoch, "result": run.result}

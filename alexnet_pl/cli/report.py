@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_pl.cli.parser import add_data_root, add_run, make_parser
-from alexnet_pl.figures.html_report import FIGURES, write_report
-from alexnet_pl.figures.run_figures import TITLES
-from alexnet_pl.inference.redraw import redraw
 from alexnet_pl.runtime.errors import UserError
 
 DESCRIPTION = """\
@@ -34,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not any((run_dir / name).exists() for name in RUN_FILES):
         problem = "is not a run directory" if run_dir.exists() else "not found"
         raise UserError(f"{run_dir} {problem}. Give the directory of a run, which its last log line names.")
+    from alexnet_pl.figures.html_report import FIGURES, write_report  # here for start-up time: --help needs no torch
+    from alexnet_pl.figures.run_figures import TITLES
+    from alexnet_pl.inference.redraw import redraw
+
     unavailable = redraw(run_dir, args.data_root, args.trust)
     try:
         path = write_report(run_dir, unavailable)

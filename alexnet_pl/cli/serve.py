@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, wait_for_stop
-from alexnet_pl.inference.trained_run import load_run
-from alexnet_pl.inference.web_app import MAX_PIXELS, MAX_UPLOAD, import_gradio, serve, training_images
+from alexnet_pl.inference.options import MAX_PIXELS, MAX_UPLOAD
 from alexnet_pl.runtime.errors import DataError
 
 DESCRIPTION = f"""\
@@ -30,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--neighbors", type=int, default=10_000, metavar="N", help="training images to search (default: 10000; 0: none)"
     )
     args = parser.parse_args(arguments)
+    from alexnet_pl.inference.trained_run import load_run  # here for start-up time: --help needs no torch
+    from alexnet_pl.inference.web_app import import_gradio, serve, training_images
+
     import_gradio()
     run = load_run(args.run, args.trust)
     training = None

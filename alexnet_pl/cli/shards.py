@@ -1,5 +1,7 @@
 """Shard command: ``alexnet shards TREE OUT`` converts an ImageFolder layout to tar shards."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 import signal
@@ -7,13 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alexnet_pl.cli.parser import make_parser, positive_int
-from alexnet_pl.data.class_folders import list_splits
-from alexnet_pl.data.shards.reader import Shards, is_url
-from alexnet_pl.data.shards.writer import PER_SHARD, make_shards
 from alexnet_pl.runtime.errors import DataError
 from alexnet_pl.runtime.system import usable_cores
+
+if TYPE_CHECKING:
+    from alexnet_pl.data.shards.reader import Shards
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ def verify(root: str) -> Shards:
     Raises:
         DataError: there are no finished shards, or some are missing or corrupt (one line each).
     """
+    from alexnet_pl.data.shards.reader import Shards  # here for start-up time: --help needs no torch
+
     shards = Shards(root)
     if wrong := shards.verify():
         lines = "\n".join(f"  {line}" for line in wrong)
@@ -71,9 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--per-shard",
         type=positive_int,
-        default=PER_SHARD,
         metavar="N",
-        help=f"images per shard ({PER_SHARD})",
+        help="images per shard (default: 4096)",
     )
     parser.add_argument(
         "--workers", type=positive_int, default=usable_cores(), metavar="N", help="threads (default: one per core)"
@@ -82,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--verify", action="store_true", help="only check finished shards")
     args = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    from alexnet_pl.data.shards.reader import is_url  # here for start-up time: --help needs no torch
+
     if args.verify and args.tree is not None:
         parser.error("--verify takes the shard directory only")
     if not args.verify:
@@ -95,13 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Create the shards; after Ctrl-C, exit with status 130."""
+    from alexnet_pl.data.class_folders import list_splits  # here for start-up time: --help needs no torch
+    from alexnet_pl.data.shards.writer import PER_SHARD, make_shards
+
     start = time.perf_counter()
     listing = list_splits(args.tree.expanduser())
     if listing.ignored:
         log.info(f"{listing.ignored:,} files skipped: no image suffix")
     try:
         make_shards(
-            listing, Path(args.out).expanduser(), args.size, args.quality, per_shard=args.per_shard,
+            listing, Path(args.out).expanduser(), args.size, args.quality, per_shard=args.per_shard or PER_SHARD,
             skip_unreadable=args.skip_unreadable, workers=args.workers, check=True,
         )  # fmt: skip
     except KeyboardInterrupt:

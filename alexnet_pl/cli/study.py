@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_pl.cli.parser import make_parser
-from alexnet_pl.studies.report import configurations, write_report
 
 DESCRIPTION = "Write report.md, results.csv and plots of a study, or of two studies and the difference between them."
 
@@ -23,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = args.out or args.studies[0]
     if args.out is None and len(args.studies) == 2:
         out = Path("_".join(study.resolve().name for study in args.studies))
+    # Here for start-up time: --help needs neither pandas nor scipy.
+    from alexnet_pl.studies.report import configurations, write_report
+
     table = write_report(args.studies, out)
     print(configurations(table))
     print(f"\n{len(table.counted)} of {len(table.trials)} trials; {out / 'report.md'}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alexnet_pl.data.image_io import image_files, read_image
 from alexnet_pl.data.transforms import scale_and_shift
+from alexnet_pl.inference.options import SUFFIXES
 from alexnet_pl.inference.trained_run import TrainedRun, load_net
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.runtime.files import replacing
@@ -23,8 +24,6 @@ TOLERANCE = 1e-4
 
 CHECKED = 64
 """Random images and real images that an export is checked on, each."""
-
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 
 Runner = Callable[[Tensor], tuple[Tensor, Tensor]]
 """uint8 ``(N, 3, S, S)`` → logits and probabilities, float32 ``(N, num_classes)`` each."""

@@ -9,14 +9,15 @@ import torch
 from alexnet_pl.data.image_io import read_image
 from alexnet_pl.data.transforms import normalize
 from alexnet_pl.figures.image_grids import plot_top5
+from alexnet_pl.inference.options import MAX_DRAWN
 from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.runtime.errors import DataError, UserError
 
 MAX_BATCH_SIZE, MAX_BATCH_PIXELS = 256, 2_000_000
 """Limits of a batch, which bound the memory of a forward pass: 256 images of 32×32 pixels, 39 of 224×224."""
 
-MAX_DRAWN, DRAWN_SIDE = 40, 300
-"""Images in one drawing, and their longer side in pixels; more would be unreadable."""
+DRAWN_SIDE = 300
+"""Longer side of an image in a drawing, in pixels."""
 
 
 @dataclass(frozen=True)

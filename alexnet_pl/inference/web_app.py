@@ -17,6 +17,7 @@ from alexnet_pl.data.image_io import read_image
 from alexnet_pl.figures.features import FeatureBank, capture_activations, extract_features
 from alexnet_pl.figures.image_grids import response_grid
 from alexnet_pl.inference.model_card import escape
+from alexnet_pl.inference.options import MAX_PIXELS, MAX_UPLOAD
 from alexnet_pl.inference.run_data import find_data
 from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.inference.web_guard import RequestGuard
@@ -25,11 +26,6 @@ from alexnet_pl.runtime.errors import DataError, UserError, printable
 if TYPE_CHECKING:
     import gradio
 
-
-MAX_UPLOAD = "10mb"
-
-MAX_PIXELS = 40_000_000
-"""Largest image, in pixels, that a visitor may have decoded."""
 
 UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 """Environment variable that tells Gradio where to keep uploads."""

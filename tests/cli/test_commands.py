@@ -7,7 +7,10 @@ from importlib import import_module
 import pytest
 
 from alexnet_pl.__main__ import COMMANDS, main
+from alexnet_pl.cli.evaluate import CROPS
 from alexnet_pl.cli.evaluate import main as evaluate_command
+from alexnet_pl.data.shards.writer import PER_SHARD
+from alexnet_pl.data.transforms import VIEW_NAMES
 from alexnet_pl.runtime.errors import one_line_errors
 
 
@@ -33,6 +36,27 @@ def test_the_help_lists_every_command_without_torch(arguments):
     assert done.returncode == 0, done.stderr
     for name, text in COMMANDS.items():
         assert any(line.split() == [name, *text.split()] for line in done.stdout.splitlines())
+
+
+def test_the_help_of_the_commands_needs_no_torch():
+    done = fresh(
+        "import contextlib, sys\n"
+        "from alexnet_pl.__main__ import COMMANDS, main\n"
+        "for name in COMMANDS.keys() - {'train'}:\n"  # Hydra's own help
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main([name, '--help'])\n"
+        "loaded = {'torch', 'lightning', 'pandas', 'matplotlib', 'scipy'} & {*sys.modules}\n"
+        "assert not loaded, loaded"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: alexnet ") == len(COMMANDS) - 1
+
+
+def test_help_texts_name_the_values_of_modules_that_they_do_not_import(capsys):
+    assert (1, *VIEW_NAMES) == CROPS
+    with pytest.raises(SystemExit):
+        main(["shards", "--help"])
+    assert f"images per shard (default: {PER_SHARD})" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", COMMANDS)
