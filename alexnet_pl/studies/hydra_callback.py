@@ -19,7 +19,7 @@ from alexnet_pl.runtime.run_folder import read_trial
 from alexnet_pl.runtime.system import usable_cores
 from alexnet_pl.studies.disk import disk_estimate
 from alexnet_pl.studies.forecast import trial_costs
-from alexnet_pl.studies.internals import expand_sweep
+from alexnet_pl.studies.internals import compose_sweeps_fast, expand_sweep
 from alexnet_pl.studies.session import RESUME_HINT, Session, current_session, print_line, print_resume_hint
 from alexnet_pl.studies.store import Study, config_hash, trial_entry
 
@@ -119,6 +119,8 @@ def compose_trials(config: DictConfig) -> dict[str, DictConfig]:
     Raises:
         ConfigError: two trials have the same hash.
     """
+    if config.hydra.launcher._target_.endswith(".BasicLauncher"):
+        compose_sweeps_fast()  # other launchers send the loader to their workers
     loader = GlobalHydra.instance().config_loader()
     configs: dict[str, DictConfig] = {}
     before = HydraConfig.instance().cfg

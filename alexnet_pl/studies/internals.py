@@ -1,12 +1,15 @@
 """Private API of Hydra and torch that studies rely on, all in one place. Each use has a test that names it."""
 
+import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 def expand_sweep(config: DictConfig) -> Sequence[Sequence[str]]:
@@ -22,6 +25,58 @@ def expand_sweep(config: DictConfig) -> Sequence[Sequence[str]]:
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
     trials: Sequence[Sequence[str]] = BasicSweeper.split_arguments(parsed, None)[0]
     return trials
+
+
+class SweepComposer:
+    """Compose the trials of a sweep faster than Hydra, which reads and merges all of ``conf/`` three times per trial.
+
+    Hydra composes the first trial of each choice of options. Those that differ from it in plain values only are copies
+    with these values.
+
+    Args:
+        compose: ``ConfigLoader.load_sweep_config``.
+        parser: of the loader's overrides.
+    """
+
+    def __init__(self, compose: Callable[[DictConfig, list[str]], DictConfig], parser: OverridesParser):
+        self._compose, self._parser = compose, parser
+        self._first: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Return the config of a trial, as ``load_sweep_config`` does."""
+        parsed = self._parser.parse_overrides(sweep_overrides)
+        plain = {id(override) for override in parsed if self._is_plain(override, master_config)}
+        signature = tuple(
+            str(override.key_or_group) if id(override) in plain else str(override.input_line) for override in parsed
+        )
+        if (first := self._first.get(signature)) is None:
+            cfg = self._compose(master_config, sweep_overrides)
+            self._first[signature] = copy.deepcopy(cfg)
+            return cfg
+        cfg = copy.deepcopy(first)
+        for override in parsed:
+            if id(override) in plain:
+                OmegaConf.update(cfg, override.key_or_group, override.value())
+        with open_dict(cfg.hydra):
+            cfg.hydra.overrides.task = sweep_overrides
+            cfg.hydra.job.override_dirname = get_overrides_dirname(parsed, **cfg.hydra.job.config.override_dirname)
+        OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
+        return cfg
+
+    @staticmethod
+    def _is_plain(override: Override, master_config: DictConfig) -> bool:
+        """Return True if an override replaces a scalar by another: no group, package, addition, deletion or mapping."""
+        key, is_change = override.key_or_group, override.type == OverrideType.CHANGE and override.package is None
+        is_option = key in master_config.hydra.runtime.choices or "/" in key or key.startswith("hydra")
+        return is_change and not is_option and not isinstance(override.value(), dict | list)
+
+
+def compose_sweeps_fast() -> None:
+    """Let Hydra compose the trials of its current sweep with a :class:`SweepComposer`, in this process."""
+    loader = GlobalHydra.instance().config_loader()
+    if not isinstance(loader.load_sweep_config, SweepComposer):
+        parser = OverridesParser.create(config_loader=loader)
+        loader.load_sweep_config = SweepComposer(loader.load_sweep_config, parser)
 
 
 def clear_traced_modules() -> None:

@@ -7,13 +7,16 @@ import torch
 from helpers import run_in_fresh_process
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf, open_dict
 from torch import nn
 
+from alexnet_pl.config.compose import CONF
 from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.studies.hydra_callback import StudyCallback
-from alexnet_pl.studies.internals import clear_traced_modules
+from alexnet_pl.studies.internals import SweepComposer, clear_traced_modules, expand_sweep
 
 
 def test_hydra_basic_sweeper_split_arguments():
@@ -59,3 +62,29 @@ def _check_class_registry() -> None:
     assert wrappers() == before
     trace()  # tracing still works
     clear_traced_modules()
+
+
+SWEEP = ("study=s", "model=alexnet_lrn,lenet5", "data=digits", "seed=1,2,3", "optimizer.lr=1e-3,0.01",
+         "model.norm=null", "+own=${seed}", "trainer.max_epochs=3,null")  # fmt: skip
+
+
+def test_hydra_load_sweep_config():
+    """Trials that are copied from the first one are what Hydra composes, all of hydra's own section included."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=["data=digits", "hydra.mode=MULTIRUN"], return_hydra_config=True)
+        with open_dict(config):
+            config.hydra.overrides.task = [*SWEEP]
+        loader = GlobalHydra.instance().config_loader()
+        calls = []
+
+        def composed_by_hydra(master_config, sweep_overrides):
+            calls.append(sweep_overrides)
+            return loader.load_sweep_config(master_config, sweep_overrides)
+
+        fast = SweepComposer(composed_by_hydra, OverridesParser.create(config_loader=loader))
+        trials = [list(overrides) for overrides in expand_sweep(config)][::5]
+        assert len(trials) == 5
+        for overrides in trials:
+            expected = loader.load_sweep_config(config, overrides)
+            assert OmegaConf.to_container(fast(config, overrides)) == OmegaConf.to_container(expected), overrides
+        assert len(calls) == 2  # one per network
