@@ -213,7 +213,7 @@ def test_a_missing_callback_that_every_run_needs_is_refused(name):
 )  # fmt: skip
 def test_a_trainer_setting_that_a_run_does_not_support_is_refused(setting):
     with pytest.raises(ConfigError, match=f"^trainer.{setting.partition('=')[0]}=.* is invalid: expected "):
-        validate(config(f"+trainer.{setting}"))
+        validate(config(f"++trainer.{setting}"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
