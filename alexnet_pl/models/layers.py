@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_pl.models.checks import check_choice, check_whole
-from alexnet_pl.models.pooling import max_pool2d
+from alexnet_pl.models.pooling import is_recorded, max_pool2d
 from alexnet_pl.runtime.errors import invalid_value
 
 NormFactory = Callable[[int], nn.Module]
@@ -60,7 +60,7 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
     if x.ndim < 3:
         raise ValueError(f"local_response_norm expects (N, C, ...) with at least three dimensions, got {x.ndim}.")
     with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
-        if torch.compiler.is_compiling():  # a compiler differentiates and fuses the plain formula by itself
+        if is_recorded():  # a compiler differentiates and fuses the plain formula by itself
             return _formula(x, size, alpha, beta, k)
         result: Tensor = _LocalResponseNorm.apply(x, size, alpha, beta, k)
         return result

@@ -11,6 +11,11 @@ Window = tuple[int, int, int, bool]
 """Kernel size, stride, padding and ceil_mode, the same for both sides."""
 
 
+def is_recorded() -> bool:
+    """Return True while a compiler or tracer records operations, which then should be torch's plain ones."""
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
 @torch.fx.wrap  # symbolic tracing records one call instead of tracing into the autograd function
 def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int = 0, ceil_mode: bool = False) -> Tensor:
     """Pool ``(N, C, H, W)`` as :func:`torch.nn.functional.max_pool2d` does.
@@ -20,7 +25,7 @@ def max_pool2d(x: Tensor, kernel_size: int, stride: int, padding: int = 0, ceil_
     channels_last. Their gradient is computed in their own format, because the layers before compute other roundings
     in another one.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_recorded():
         return F.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
     if x.device.type != "cpu" or x.ndim != 4 or not x.is_contiguous() or x.numel() == 0:
         return F.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
@@ -35,7 +40,8 @@ class _MaxPool2d(torch.autograd.Function):
     def forward(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
         kernel_size, stride, padding, ceil_mode = window
         by_channel = x.contiguous(memory_format=torch.channels_last)
-        pooled, positions = F.max_pool2d_with_indices(by_channel, kernel_size, stride, padding, ceil_mode=ceil_mode)
+        sides = [kernel_size] * 2, [stride] * 2, [padding] * 2
+        pooled, positions = F.max_pool2d_with_indices(by_channel, *sides, ceil_mode=ceil_mode)
         return pooled.contiguous(), positions.contiguous()
 
     @staticmethod

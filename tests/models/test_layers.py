@@ -11,6 +11,7 @@ from alexnet_pl.models.layers import (
     LocalResponseNorm,
     NonOverlappingMaxPool2d,
     OverlappingMaxPool2d,
+    SpatialResponseNorm,
     conv_block,
     local_response_norm,
     pooled_size,
@@ -128,6 +129,14 @@ def test_lrn_can_be_traced_exported_and_compiled():
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     for other in (traced, copy.deepcopy(traced), compiled, torch.export.export(net, (images,)).module()):
         torch.testing.assert_close(other(images), net(images))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*")
+def test_layers_can_be_recorded_by_the_tracer_of_tensorboards_graph():
+    net = nn.Sequential(nn.Conv2d(3, 7, 3), LocalResponseNorm(7), OverlappingMaxPool2d(), SpatialResponseNorm(7))
+    traced = torch.jit.trace(net, torch.randn(1, 3, 12, 12))
+    images = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(traced(images), net(images))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
