@@ -90,6 +90,8 @@ def test_every_variant_trains_every_parameter(model, variant):
     ("overrides", "expected"),
     [
         (["model=alexnet_bn"], 21_622_506),
+        (["model=alexnet_bn_everywhere"], 21_622_506 + 384 + 384 + 256),  # two numbers per map instead of a bias
+        (["model=alexnet_modern"], 3_381_898),
         (["model=alexnet_bn", "model/pool=non_overlapping"], 21_622_506),
         (["model=alexnet_bn", "model/norm=none"], 21_622_506 - 704),
         (["model=alexnet_lrn"], 21_622_506 - 704 + 96 + 256),  # no scale and shift, but the two biases
@@ -112,6 +114,7 @@ def test_every_variant_trains_every_parameter(model, variant):
         (["model=alexnet_torchvision", "model.num_classes=10"], 57_044_810),
         (["model=alexnet_2012"], 60_965_224),  # the paper's, with the same layers in another order
         (["model=alexnet_2012", "model.num_classes=10"], 56_909_194),
+        (["model=alexnet_2012", "model.half=true", "model.groups=1", "model/norm=lrn"], 59_798_312),
         (["model=alexnet_half"], 19_042_122),  # conv1 to conv5 1,167,168; fc6 to fc8 1,052,672 + 16,781,312 + 40,970
         (["model=alexnet_paper", "model.groups=1", "model.half=true"], 59_798_312),  # fc6 to fc8 58,631,144
         (["model=alexnet_lrn", "model.groups=2"], 21_622_506 - 704 + 352 - 307_200 - 663_552 - 442_368),
