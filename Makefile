@@ -111,7 +111,7 @@ test-notebook: setup ## run docs/quickstart.py as a notebook; what it prints and
 
 notebook: setup ## write docs/quickstart.ipynb, which Colab opens, from docs/quickstart.py
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[notebook]'
-	$(BIN)/jupytext --quiet --to ipynb --output docs/quickstart.ipynb docs/quickstart.py
+	$(BIN)/jupytext --quiet --update --to ipynb --output docs/quickstart.ipynb docs/quickstart.py
 
 docs: setup ## build the documentation site into site/; fails on any warning, such as a broken link
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[docs]'
