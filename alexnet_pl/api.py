@@ -200,7 +200,7 @@ def _logging_to(run_dir: Path) -> Iterator[None]:
     """Show the run's log lines, write them to train.log, and leave the application's logging alone."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
-    handlers = [StdoutHandler(), _LogFile(run_dir)]
+    handlers: list[logging.Handler] = [StdoutHandler(), _LogFile(run_dir)]
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -24,7 +24,8 @@ MAIN: dict[str, Any] = (
 def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
     """Register a resolver with OmegaConf, in place of an earlier one of that name."""
     if IS_1_4:  # whose check of annotations warns of an integer where a float is meant
-        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+        register: Any = OmegaConf.register_resolver  # another function in OmegaConf 2.3
+        register(name, resolver, replace=True, annotation_validation="off")
     else:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
