@@ -126,7 +126,7 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
         matrix: ``(rows, columns)``, floating point.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrix / (matrix.norm() + 1e-7)
+    x: Tensor = matrix / (matrix.norm() + 1e-7)
     is_tall = x.shape[0] > x.shape[1]
     x = x.T if is_tall else x
     for _ in range(steps):
