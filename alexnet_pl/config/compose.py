@@ -55,10 +55,11 @@ def own_options_dir() -> Path | None:
 def find_own_options() -> None:
     """Point ``OWN_OPTIONS`` at :func:`own_options_dir` if that exists and the user has not set the variable.
 
-    Subprocesses, such as the workers of a launcher, inherit it.
+    Subprocesses, such as the workers of a launcher, inherit it. A home directory of another user, as in a container
+    started with ``--user``, has no options for this one.
     """
     directory = own_options_dir()
-    if OWN_OPTIONS not in os.environ and directory is not None and directory.is_dir():
+    if OWN_OPTIONS not in os.environ and directory is not None and os.path.isdir(directory):
         os.environ[OWN_OPTIONS] = str(directory)
 
 

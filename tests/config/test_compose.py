@@ -195,6 +195,26 @@ def test_own_options_are_found_in_the_configuration_directory(tmp_path, monkeypa
     assert os.environ[OWN_OPTIONS] == "chosen"
 
 
+@pytest.mark.security
+def test_the_home_directory_of_another_user_has_no_options(tmp_path, monkeypatch):
+    """A container started with ``--user`` has HOME=/root, which that user may not enter."""
+    monkeypatch.delenv(OWN_OPTIONS, raising=False)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / ".config" / "alexnet_pl").mkdir(parents=True)
+    (tmp_path / "home").chmod(0)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(65534)
+        find_own_options()
+    finally:
+        if is_root:
+            os.seteuid(0)
+        (tmp_path / "home").chmod(0o700)
+    assert OWN_OPTIONS not in os.environ
+
+
 def test_the_example_of_local_settings_is_the_only_one_in_the_repository():
     ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert ignored.index("/conf/local/*") < ignored.index("!/conf/local/example.yaml")
