@@ -32,7 +32,7 @@ import alexnet_pl
 # `experiment="quickstart"` is AlexNet with local response normalization at a twentieth of its width.
 
 # %%
-run = alexnet_pl.train(experiment="quickstart", trainer={"max_epochs": 4})
+run = alexnet_pl.train(experiment="quickstart")
 run
 
 # %% [markdown]

@@ -67,3 +67,5 @@ def test_the_bar_follows_where_the_process_writes(monkeypatch: pytest.MonkeyPatc
     assert [type(bar) for bar in build.make_progress_bar()] == [NotebookProgressBar]
     monkeypatch.setattr(get_console(), "is_jupyter", False)
     assert not any(isinstance(bar, NotebookProgressBar) for bar in build.make_progress_bar())
+    monkeypatch.setattr(get_console(), "_force_terminal", True)  # FORCE_COLOR, in notebooks and CI
+    assert build.make_progress_bar() == []

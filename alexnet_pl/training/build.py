@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,7 +170,8 @@ def make_progress_bar() -> list[Callback]:
         return []
     if get_console().is_jupyter:
         return [NotebookProgressBar()]
-    return [EpochProgressBar()] if get_console().is_terminal else []
+    # Notebooks and CI ask for colors in pipes (FORCE_COLOR), which rich takes for a terminal.
+    return [EpochProgressBar()] if get_console().is_terminal and sys.stdout.isatty() else []
 
 
 def num_batches(loader: BatchLoader, limit: int | float) -> int:
