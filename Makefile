@@ -115,7 +115,7 @@ notebook: setup ## write docs/quickstart.ipynb, which Colab opens, from docs/qui
 
 docs: setup ## build the documentation site into site/; fails on any warning, such as a broken link
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which would silence the warnings that fail
 
 lock: setup ## resolve pyproject.toml into requirements.lock, with the newest versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --quiet -o requirements.lock
