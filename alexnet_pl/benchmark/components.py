@@ -61,7 +61,7 @@ def bench(device: str, repeats: int, compile_mode: str | None, full: bool = Fals
         **bench_lrn(root_device, max(repeats, 5), compiled=full),
         **bench_steps(cfg, root_device, repeats, batch_sizes),
         "hardware_floor": hardware_floor(cfg, root_device),
-        **bench_startup(device),
+        **bench_startup(device, min(repeats, 3)),
         "repeats": repeats,
         "full": full,
     }
@@ -223,14 +223,17 @@ def hardware_floor(cfg: DictConfig, device: torch.device) -> dict[str, float]:
     }
 
 
-def bench_startup(device: str) -> dict[str, float]:
+def bench_startup(device: str, repeats: int = 3) -> dict[str, float]:
     """Time ``train.py --cfg job`` and the smallest complete run, in seconds, each in a new process."""
     note("start-up")
     commands = {
         "cfg_job_seconds": ["--cfg", "job"],
         "smoke_run_seconds": ["trainer=smoke", "model=lenet5", "data=digits", f"trainer.accelerator={device}"],
     }
-    return {name: statistics.median(train_seconds(arguments) for _ in range(3)) for name, arguments in commands.items()}
+    return {
+        name: statistics.median(train_seconds(arguments) for _ in range(repeats))
+        for name, arguments in commands.items()
+    }
 
 
 def train_seconds(arguments: list[str]) -> float:

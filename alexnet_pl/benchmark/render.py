@@ -186,7 +186,7 @@ def pipeline(runs: Sequence[Found]) -> str:
 
 def load(runs: Sequence[Found]) -> str:
     """Return the fraction of its fair share that a run keeps beside busy processes: ``alexnet benchmark --load``."""
-    rows = {}
+    rows: dict[str, str] = {}
     for count in runs[0]["loads"]:
         rows |= {f"beside {count} busy processes, images/s": f"loads/{count}/images_per_second"}
         rows |= {f"beside {count}, of its fair share": f"loads/{count}/kept"}

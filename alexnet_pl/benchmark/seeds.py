@@ -66,7 +66,8 @@ class StackedSeeds:
         with torch.no_grad():
             for name, buffer in buffers.items():
                 self.buffers[name].copy_(buffer)
-        return losses.detach()
+        result: Tensor = losses.detach()
+        return result
 
     def batches(self, epoch: int) -> Tensor:
         """Return the image indices of an epoch, ``(steps, seeds, B)``, each seed in the order of a run of its own."""
@@ -77,7 +78,8 @@ class StackedSeeds:
             orders.append(self.indices[shuffle.order().to(self.device)])
         steps = len(self.indices) // self.batch_size
         whole = torch.stack(orders)[:, : steps * self.batch_size]
-        return whole.unflatten(1, (steps, self.batch_size)).movedim(1, 0)
+        batches: Tensor = whole.unflatten(1, (steps, self.batch_size)).movedim(1, 0)
+        return batches
 
     def weights(self, place: int) -> dict[str, Any]:
         """Return the state dict of one seed's network."""

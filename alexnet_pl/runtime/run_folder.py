@@ -158,8 +158,8 @@ def load_plain(path: Path) -> dict[str, Any]:
         for event in yaml.parse(text, Loader=_Loader):  # lazy: stops at the first event that is refused
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(f"{path} is corrupt: a config has no YAML aliases (*{event.anchor}).")
-            if getattr(event, "tag", None) is not None:
-                raise ConfigError(f"{path} is corrupt: a config has no YAML tags ({event.tag}).")
+            if (tag := getattr(event, "tag", None)) is not None:
+                raise ConfigError(f"{path} is corrupt: a config has no YAML tags ({tag}).")
             if isinstance(event, yaml.CollectionStartEvent | yaml.CollectionEndEvent):
                 depth += 1 if isinstance(event, yaml.CollectionStartEvent) else -1
             if depth > MAX_DEPTH:

@@ -18,7 +18,8 @@ def test_a_missing_device_is_refused(monkeypatch):
 @pytest.mark.slow
 def test_every_promised_number_is_reported(monkeypatch):
     monkeypatch.setattr(alexnet_pl.benchmark.components, "LRN_SHAPES", ((2, 8, 5, 5),))
-    monkeypatch.setattr(alexnet_pl.benchmark.components, "IMAGES", {"cpu": 1280})
+    for name, value in (("IMAGES", {"cpu": 320}), ("FULL_IMAGES", {"cpu": 320}), ("BATCH_SIZES", (8,))):
+        monkeypatch.setattr(alexnet_pl.benchmark.components, name, value)
     found = alexnet_pl.benchmark.components.bench("cpu", repeats=1, compile_mode=None)
     assert set(found) >= {"project_vs_tutorial", "project_vs_handwritten", "lrn_vs_torch", "input_images_per_second"}
     rates = found["images_per_second"]

@@ -191,7 +191,10 @@ def test_lost_study_json_is_rewritten_and_corrupt_one_refused(study, tmp_path):
     again = Command(*TRIALS, "seed=1,2", "study=s", cwd=tmp_path)
     assert again.wait() == 0, again.text
     assert results_untouched(study) == before
-    assert json.loads((study / STUDY).read_text())["trials"] == whole["trials"]
+    rewritten = json.loads((study / STUDY).read_text())["trials"]
+    for trial in whole["trials"].values():
+        trial.pop("cost")  # estimated only if there is something left to train
+    assert rewritten == whole["trials"]
 
 
 @pytest.mark.parametrize(
