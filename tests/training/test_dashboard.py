@@ -108,9 +108,11 @@ def test_images_text_curves_graph_and_histograms_are_written(drawn_run, events):
         assert events.Images(f"figures/{name}")[0].encoded_image_string == file.read_bytes()
     texts = {
         tag: events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
-        for tag in ("configuration", "command", "model")
+        for tag in ("configuration", "command", "model", "results")
     }
     assert "batch_size: 64" in texts["configuration"]
+    assert f"| test/acc | {finished_result(drawn_run)['test/acc']:.4f} |" in texts["results"]
+    assert f"`{drawn_run / 'report.html'}`" in texts["results"]
     assert "| features.conv1 | Conv2d(3, 6, kernel_size=(5, 5), stride=(1, 1)) | 456 |" in texts["model"]
     assert texts["command"].strip().startswith(("python train.py", "alexnet train"))
     assert {f"precision_recall/{digit}" for digit in "0123456789"} <= set(tags["tensors"])

@@ -21,6 +21,7 @@ from alexnet_pl.figures.features import (
     extract_features,
     layer_name,
 )
+from alexnet_pl.figures.html_report import REPORT
 from alexnet_pl.figures.run_figures import NUM_AUGMENTED, FigureInputs, TestPredictions, draw, save
 from alexnet_pl.runtime.errors import one_line
 from alexnet_pl.runtime.logging import Heartbeat
@@ -31,6 +32,7 @@ from alexnet_pl.training.callbacks.tensorboard import (
     add_images,
     add_pr_curves,
     add_projector,
+    add_results,
     close_hparams_row,
     describe_run,
     find_writer,
@@ -162,7 +164,9 @@ class Dashboard(Callback):
         rows = [row for logger in trainer.loggers if isinstance(logger, MetricsCSV) for row in logger.rows.values()]
         seconds = sum(row.get("epoch_seconds", 0.0) for row in rows)
         add_best_accuracy(writer, trainer, self._step)
-        close_hparams_row(writer, float(trainer.callback_metrics["test/acc"]), seconds, self._step)
+        tested = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        close_hparams_row(writer, tested["test/acc"], seconds, self._step)
+        add_results(writer, tested, self.folder.parent / REPORT if self.figures else None, self._step)
 
     def _draw(self, predictions: TestPredictions, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw all figures, save them and add them to TensorBoard; log the reason for each one that fails."""

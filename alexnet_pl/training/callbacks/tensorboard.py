@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -100,6 +101,13 @@ def close_hparams_row(writer: SummaryWriter, accuracy: float, seconds: float, st
     writer.add_scalar("hp/test_acc", accuracy, step)
     writer.add_scalar("hp/seconds", seconds, step)
     add_summary(writer, hparams({}, {})[2])
+
+
+def add_results(writer: SummaryWriter, metrics: Mapping[str, float], page: Path | None, step: int) -> None:
+    """Write the test's metrics as a table, and the place of the report, which TensorBoard cannot show itself."""
+    rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+    place = ["", f"Report with all figures: `{page.absolute()}`"] if page is not None else []
+    writer.add_text("results", "\n".join(["| metric | value |", "|---|---:|", *rows, *place]), step)
 
 
 SHOWN_FIRST = ("model", "data", "optimizer.lr", "seed")
