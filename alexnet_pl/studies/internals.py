@@ -4,12 +4,14 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra._internal import config_loader_impl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from alexnet_pl.config.hydra_versions import IS_1_4
 
 
 def expand_sweep(config: DictConfig) -> Sequence[Sequence[str]]:
@@ -59,7 +61,8 @@ class SweepComposer:
                 OmegaConf.update(cfg, override.key_or_group, override.value())
         with open_dict(cfg.hydra):
             cfg.hydra.overrides.task = sweep_overrides
-            cfg.hydra.job.override_dirname = get_overrides_dirname(parsed, **cfg.hydra.job.config.override_dirname)
+            name = config_loader_impl.get_overrides_dirname(parsed, **cfg.hydra.job.config.override_dirname)
+            cfg.hydra.job.override_dirname = name
         OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
         return cfg
 
@@ -72,7 +75,12 @@ class SweepComposer:
 
 
 def compose_sweeps_fast() -> None:
-    """Let Hydra compose the trials of its current sweep with a :class:`SweepComposer`, in this process."""
+    """Let Hydra compose the trials of its current sweep with a :class:`SweepComposer`, in this process.
+
+    Hydra 1.4 has changed what it is made of, and composes them itself.
+    """
+    if IS_1_4:
+        return
     loader = GlobalHydra.instance().config_loader()
     if not isinstance(loader.load_sweep_config, SweepComposer):
         parser = OverridesParser.create(config_loader=loader)
