@@ -10,14 +10,15 @@ import os
 import pickle
 import pickletools
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from alexnet_pl.runtime.errors import UserError, one_line, os_reason
+from alexnet_pl.runtime.errors import ConfigError, UserError, one_line, os_reason
 from alexnet_pl.runtime.files import flush_directory, flush_file, sha256_of, write_atomic
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ MAX_ENTRIES, MAX_PICKLE_BYTES = 100_000, 2 * 2**20
 A pickle of nested lists takes three seconds per MiB. The one of a run on ImageNet has a tenth of the limit.
 """
 
+MAX_COUNT = 2**53
+"""Largest epoch, step or number of images in the position of a resume checkpoint."""
 
 _LEGACY_MAGIC, _LEGACY_PICKLES = 0x1950A86A20F9469CFC6C, 5
 """Start of a file in the format before torch 1.6, and its pickles: this number, version, system, objects, keys."""
@@ -108,7 +111,30 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", bare: bool = False) -
         checkpoint = {"state_dict": checkpoint}
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of this project: it has no state_dict.")
+    weights = checkpoint["state_dict"].items()
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights):
+        raise CheckpointError(f"{path} is corrupt: its state_dict holds more than named tensors.")
     return checkpoint
+
+
+@contextmanager
+def refuse_misfits(path: Any) -> Iterator[None]:
+    """Raise what ``load_state_dict`` raises for a part of a checkpoint as one line that names the file.
+
+    Raises:
+        ConfigError: the config and the checkpoint are not of the same run, or the checkpoint is corrupt.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except ConfigError as error:
+        raise ConfigError(f"{path} does not fit its config: {error}") from error
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise ConfigError(f"{path} does not fit its config: {reason} (for a traceback: HYDRA_FULL_ERROR=1)") from error
 
 
 def check_sum(path: Path) -> None:
@@ -216,7 +242,11 @@ def check_position(checkpoint: dict[str, Any], path: Path) -> None:
         CheckpointError: it was written by an earlier version, or is not a resume checkpoint.
     """
     position = checkpoint.get("position")
-    known = isinstance(position, dict) and all(type(position.get(key)) is int for key in ("epoch", "images", "step"))
+    known = (
+        isinstance(position, dict)
+        and {"epoch", "images", "step"} <= set(position) <= {"epoch", "images", "batch", "step"}
+        and all(type(count) is int and 0 <= count <= MAX_COUNT for count in position.values())
+    )
     if not known or not isinstance(checkpoint.get("hyper_parameters"), dict):
         raise CheckpointError(f"{path} is not a resume checkpoint of this version. Start a new run with init_from=…")
 

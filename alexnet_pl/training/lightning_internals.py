@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,8 @@ from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
+
+from alexnet_pl.training.checkpoint_io import refuse_misfits
 
 if TYPE_CHECKING:  # a run without TensorBoard does not load it
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -46,6 +49,36 @@ def set_position(trainer: Trainer, epoch: int, batch: int, step: int) -> None:
 def end_restart(trainer: Trainer) -> None:
     """Tell the fit loop that it has resumed. Otherwise it would skip the plateau schedule at the end of the epoch."""
     trainer.fit_loop._restarting = False
+
+
+def guard_restoring(trainer: Trainer, check: Callable[[dict[str, Any], bool], None]) -> None:
+    """Make ``trainer.fit`` and ``trainer.test`` raise ConfigError for a checkpoint whose parts do not fit.
+
+    Args:
+        check: called with the checkpoint and False before the state of optimizers and schedules is restored, and with
+            True after it.
+    """
+    connector = trainer._checkpoint_connector
+    restore_modules, restore_state = connector._restore_modules_and_callbacks, connector.restore_training_state
+    path: Any = None
+
+    def modules(checkpoint_path: Any = None, *arguments: Any) -> None:
+        nonlocal path
+        path = checkpoint_path
+        with refuse_misfits(path):
+            restore_modules(checkpoint_path, *arguments)
+
+    def state() -> None:
+        checkpoint = connector._loaded_checkpoint if trainer.state.fn == "fit" else None
+        with refuse_misfits(path):
+            if checkpoint:
+                check(checkpoint, False)
+            restore_state()
+            if checkpoint:
+                check(checkpoint, True)
+
+    connector._restore_modules_and_callbacks = modules  # type: ignore[method-assign]
+    connector.restore_training_state = state  # type: ignore[method-assign]
 
 
 def disable_sigterm_broadcast(trainer: Trainer) -> None:

@@ -55,7 +55,7 @@ from alexnet_pl.training.build import (
 )
 from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid, remove_resume_checkpoints
 from alexnet_pl.training.final_metrics import final_metrics
-from alexnet_pl.training.lightning_internals import set_position
+from alexnet_pl.training.lightning_internals import guard_restoring, set_position
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.resume import (
     Changes,
@@ -72,6 +72,7 @@ from alexnet_pl.training.resume import (
     saved_config,
     without_places,
 )
+from alexnet_pl.training.saved_state import check_saved_state
 from alexnet_pl.training.trackers import Tracker, attempt, trackers, tracking
 from alexnet_pl.training.weights import check_fit, warm_start
 
@@ -280,7 +281,11 @@ def find_start(plan: Plan, objects: RunObjects) -> Start:
     position = Position(**checkpoint["position"])
     inside = checkpoint.get("inside")
     return Start(
-        f"from {path.name}: {position}", path, position, len(inside) if inside else None, checkpoint.get("run_length")
+        f"from {path.name}: {position}",
+        path,
+        position,
+        len(inside) if isinstance(inside, list) and inside else None,
+        checkpoint.get("run_length"),
     )
 
 
@@ -317,6 +322,7 @@ def restore(
             f"data.batch_size={objects.data.batch_size} is invalid with accumulated gradients: this run stopped inside "
             "an epoch. Resume with the batch size and the accumulation that it had."
         )
+    guard_restoring(trainer, partial(check_saved_state, model, trainer))
     set_position(trainer, position.epoch, batch if position.images else 0, position.step)
     if plan.resuming:
         has_ended = 0 < trainer.max_steps <= position.step  # perhaps inside an epoch, whose row is complete then
