@@ -25,6 +25,9 @@ SEVERITIES = (1, 2, 3, 4, 5)
 KINDS = ("cifar10_1", "cifar10_c")
 """Robustness sets with published files."""
 
+MAX_BYTES = 2**30
+"""Size of the arrays in one file. Those of CIFAR-10-C have 154 MB."""
+
 
 @dataclass(frozen=True)
 class TestSet:
@@ -125,12 +128,14 @@ def _read_array(path: Path, dimensions: int) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path} not found. Expected the published .npy files.")
     try:
-        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        found: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    except (OSError, ValueError, EOFError, OverflowError, TypeError, MemoryError) as error:
         raise DataError(f"{path} is corrupt: {one_line(error)[:200]}") from error
+    if found.nbytes > MAX_BYTES:
+        raise DataError(f"{path} is corrupt: {found.nbytes:,} bytes, expected at most {MAX_BYTES:,}.")
     is_image = found.ndim == 4 and found.dtype == np.uint8 and found.shape[3] == 3
     is_label = found.ndim == 1 and found.dtype.kind in "iu"
-    if not len(found) or not (is_image if dimensions == 4 else is_label):
+    if not found.size or not (is_image if dimensions == 4 else is_label):
         raise DataError(f"{path} is corrupt: {found.dtype} {found.shape}.")
     return found
 

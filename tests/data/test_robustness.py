@@ -50,6 +50,12 @@ def test_cifar10_c_in_five_severities(published: Path) -> None:
     assert np.array_equal(parts[7].images.permute(0, 2, 3, 1).numpy(), images_of(50)[20:30] // 2)
 
 
+def npy_header(shape: str) -> bytes:
+    """Return the start of a ``.npy`` file of a shape that its content need not have."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0"
+
+
 @pytest.mark.security
 @pytest.mark.parametrize(
     ("name", "content", "message"),
@@ -60,6 +66,11 @@ def test_cifar10_c_in_five_severities(published: Path) -> None:
         ("fog.npy", images_of(50)[..., 0], "fog.npy is corrupt: uint8"),
         ("fog.npy", b"\x93NUMPY", "fog.npy is corrupt"),
         ("fog.npy", b"", "fog.npy is corrupt"),
+        ("fog.npy", npy_header("(-1, 8, 8, 3)"), "fog.npy is corrupt: memory mapped length"),
+        ("fog.npy", npy_header("()"), "fog.npy is corrupt: uint8"),
+        ("fog.npy", npy_header("(50, 0, 0, 3)"), "fog.npy is corrupt"),
+        ("fog.npy", npy_header("(10000000000, 8, 8, 3)"), "fog.npy is corrupt"),
+        ("fog.npy", b"PK\x03\x04", "fog.npy is corrupt"),  # an .npz archive
         ("labels.npy", np.full(50, 10), "labels.npy is corrupt: expected 50 labels from 0 to 9"),
         ("labels.npy", np.full(50, -1), "labels.npy is corrupt"),
         ("labels.npy", np.zeros(40, int), "labels.npy is corrupt"),
