@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from alexnet_pl.config.compose import CONF, find_own_options
+from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.distributed.launcher import PARENT
 from alexnet_pl.runtime.commands import hydra_override
@@ -116,7 +117,7 @@ def estimate_costs(jobs: Sequence[Job]) -> list[Job]:
     register_resolvers()
     for job in jobs:
         try:
-            with initialize_config_dir(str(CONF), job_name="train", version_base="1.3"):
+            with initialize_config_dir(str(CONF), job_name="train", **VERSION_BASE):
                 loader = GlobalHydra.instance().config_loader()
                 cfg = loader.load_configuration("train", job.overrides, run_mode=RunMode.MULTIRUN)
                 job.trials = len(expand_sweep(cfg))

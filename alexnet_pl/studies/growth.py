@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alexnet_pl.benchmark.growth import Row
 from alexnet_pl.config.compose import CONF
+from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, write_metrics, write_result
@@ -57,7 +58,7 @@ def plan(count: int, root: Path) -> dict[str, DictConfig]:
     """Return the configs of the trials by hash, as a sweep on the command line plans them."""
     register_resolvers()
     given = ["model=alexnet_plain", "data=digits", f"hydra.sweep.dir={root}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         config = compose("train", overrides=[*given, "hydra.mode=MULTIRUN"], return_hydra_config=True)
         with open_dict(config):
             config.hydra.overrides.task += [
