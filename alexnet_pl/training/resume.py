@@ -17,8 +17,9 @@ from alexnet_pl.config.schema import accepted_arguments, locate
 from alexnet_pl.config.trust import check_targets
 from alexnet_pl.data.shards.reader import is_url
 from alexnet_pl.runtime.commands import hydra_override, shell_join
-from alexnet_pl.runtime.errors import ConfigError, invalid_value
+from alexnet_pl.runtime.errors import ConfigError, invalid_value, printable
 from alexnet_pl.runtime.run_folder import CONFIG, check_entries, load_plain
+from alexnet_pl.training.trackers import IDENTITIES, Tracker, read_identity
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ OUTPUT_SECTIONS = ("callbacks", "logger", "trainer")
 
 PATH_WORDS = ("dir", "path", "folder", "file", "root", "uri", "url", "location", "cache", "dest", "output", "storage")
 """Parts of key names that denote paths, whatever type the constructor declares."""
+
+ACCOUNT_WORDS = ("entity", "host", "server", "workspace", "team", "account", "endpoint", "api_key")
+"""Parts of key names of loggers that denote a remote service or an account there."""
 
 
 class _Absent:
@@ -131,11 +135,17 @@ def derive_outputs(saved: DictConfig, now: DictConfig, run_dir: Path) -> None:
             saved.data[key] = now.data.get(key) if now.get("data") else None
     leaves = {key: value for section in OUTPUT_SECTIONS for key, value in _strings(saved.get(section), section)}
     for key, value in leaves.items():
-        if not (_is_path(key, value) or _declares_path(saved, key)):
+        is_account = key.startswith("logger.") and any(word in key.rpartition(".")[2].lower() for word in ACCOUNT_WORDS)
+        if not (is_account or _is_path(key, value) or _declares_path(saved, key)):
             continue
         derived = OmegaConf.select(now, key)
         if isinstance(derived, str):
             OmegaConf.update(saved, key, derived)
+        elif is_account:
+            raise ConfigError(
+                f"{key}={value} is refused: the config of a run directory may not choose where a run is logged. "
+                f"If you trust it, give it on the command line: +{key}=…"
+            )
         elif "://" in value or not Path(value).expanduser().resolve().is_relative_to(run_dir.resolve()):
             raise ConfigError(
                 f"{key}={value} is refused: a resumed run writes to its own directory only. "
@@ -298,6 +308,22 @@ def check_inputs(run_dir: Path, saved: DictConfig, now: DictConfig) -> None:
     given = [f"{key}={value}" for key, value in {**inputs, "init_from": saved.get("init_from")}.items() if value]
     if given:
         log.info(f"reads   {', '.join(given)}  (from {run_dir / CONFIG})")
+    for line in remote_loggers(saved, run_dir):
+        log.info(f"sends   {line}")
+
+
+def remote_loggers(saved: DictConfig, run_dir: Path) -> list[str]:
+    """Return a line for each tracker of a saved config: its settings, and the identity under which it continues."""
+    found = []
+    for name, node in (saved.get("logger") or {}).items():
+        kind = locate("logger", node._target_)
+        if isinstance(kind, type) and issubclass(kind, Tracker):
+            settings = [f"{key}={value}" for key, value in node.items() if key != "_target_"]
+            sources = str(run_dir / CONFIG)
+            if identity := read_identity(run_dir, kind.service):
+                settings, sources = [*settings, f"as run {identity}"], f"{sources}, {run_dir / IDENTITIES}"
+            found.append(printable(f"logger.{name}: {kind.__name__} {', '.join(settings)}  (from {sources})"))
+    return found
 
 
 def check_ranks(saved: int | None, now: int) -> None:

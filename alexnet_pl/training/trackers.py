@@ -33,7 +33,13 @@ Status = Literal["finished", "failed", "stopped"]
 
 
 class Tracker(Logger):
-    """What a logger needs to receive a whole run: figures, the report and the end, beside scalars and settings."""
+    """What a logger needs to receive a whole run: figures, the report and the end, beside scalars and settings.
+
+    Attributes:
+        service: name of the tracker in ``trackers.json``.
+    """
+
+    service = ""
 
     @abstractmethod
     def start(self, run_dir: Path) -> None:
@@ -146,6 +152,8 @@ class WandbTracker(WandbLogger, Tracker):
         ConfigError: wandb is not installed.
     """
 
+    service = "wandb"
+
     def __init__(self, project: str = "alexnet_pl", offline: bool = False):
         require("wandb", "wandb")
         # Not Lightning's own ``offline``, which would set WANDB_MODE for all later runs of this process.
@@ -157,7 +165,7 @@ class WandbTracker(WandbLogger, Tracker):
     def start(self, run_dir: Path) -> None:
         import wandb  # of the extra "wandb"
 
-        identity = read_identity(run_dir, "wandb")
+        identity = read_identity(run_dir, self.service)
         settings = wandb.Settings(console="off")  # it would capture stdout
         self._wandb_init |= {"id": identity or secrets.token_hex(8), "name": run_name(run_dir), "settings": settings}
         try:
@@ -168,7 +176,7 @@ class WandbTracker(WandbLogger, Tracker):
                 "logger.wandb.offline=true"
             ) from error
         if identity is None:
-            write_identity(run_dir, "wandb", self._wandb_init["id"])
+            write_identity(run_dir, self.service, self._wandb_init["id"])
 
     @rank_zero_only
     def log_figures(self, files: Sequence[Path], step: int) -> None:
@@ -200,6 +208,8 @@ class MLflowTracker(MLFlowLogger, Tracker):
         ConfigError: MLflow is not installed, or its store cannot be opened.
     """
 
+    service = "mlflow"
+
     def __init__(self, experiment: str = "alexnet_pl"):
         require("mlflow", "mlflow")
         address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
@@ -210,13 +220,13 @@ class MLflowTracker(MLFlowLogger, Tracker):
 
     @rank_zero_only
     def start(self, run_dir: Path) -> None:
-        self._run_id, self._run_name = read_identity(run_dir, "mlflow"), run_name(run_dir)
+        self._run_id, self._run_name = read_identity(run_dir, self.service), run_name(run_dir)
         try:
             identity = str(self.run_id)
             self.experiment.update_run(identity, status="RUNNING")
         except Exception as error:  # MLflow's, SQLAlchemy's and those of requests
             raise _mlflow_refusal(error) from error
-        write_identity(run_dir, "mlflow", identity)
+        write_identity(run_dir, self.service, identity)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]  # never a Namespace here

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.checkpoint_io import refuse_misfits
 from alexnet_pl.training.optimizers import Muon
+from alexnet_pl.training.resume import derive_outputs, remote_loggers
 from alexnet_pl.training.saved_state import check_inside, check_optimizer, check_schedule
+from alexnet_pl.training.trackers import write_identity
 
 pytestmark = pytest.mark.security
 
@@ -131,3 +134,32 @@ def test_the_state_inside_an_epoch_is_checked():
                   [{**good, "metrics": {"loss_sum": torch.zeros(1).expand(10**10)}}]):  # fmt: skip
         with pytest.raises(ConfigError, match="the state inside an epoch is corrupt"):
             check_inside(wrong, metrics)
+
+
+@pytest.mark.parametrize("key", ["entity", "tracking_uri", "host_name", "api_key"])
+def test_a_saved_config_may_not_choose_the_account_or_address_that_a_run_is_logged_to(key, tmp_path):
+    target = "lightning.pytorch.loggers.WandbLogger"
+    saved = OmegaConf.create({"logger": {"own": {"_target_": target, key: "https://other.example"}}})
+    with pytest.raises(
+        ConfigError, match=rf"^logger\.own\.{key}=https://other.example is refused: .*\+logger.own.{key}"
+    ):
+        derive_outputs(saved, OmegaConf.create({"logger": {}}), tmp_path)
+    mine = OmegaConf.create({"logger": {"own": {key: "mine"}}})
+    derive_outputs(saved, mine, tmp_path)
+    assert saved.logger.own[key] == "mine"
+
+
+def test_what_a_run_directory_says_about_trackers_is_shown(tmp_path):
+    saved = OmegaConf.create(
+        {
+            "logger": {
+                "wandb": {"_target_": "alexnet_pl.training.WandbTracker", "project": "theirs\x1b[2J"},
+                "csv": {"_target_": "alexnet_pl.training.MetricsCSV", "path": "metrics.csv"},
+            }
+        }
+    )
+    write_identity(tmp_path, "wandb", "abc123")
+    (line,) = remote_loggers(saved, tmp_path)
+    assert line.startswith("logger.wandb: WandbTracker project=theirs[2J, as run abc123  (from ")
+    assert line.endswith("trackers.json)")
+    assert remote_loggers(OmegaConf.create({"logger": None}), tmp_path) == []
