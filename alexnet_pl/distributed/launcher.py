@@ -138,7 +138,7 @@ def _report(rank: int, code: int, messages: Sequence[str], resume_command: str) 
 
 
 def end_with_parent() -> None:
-    """Watch for the end of the launcher that :data:`PARENT` names and stop then as at SIGTERM; do nothing without one."""
+    """Stop as at SIGTERM when the launcher that :data:`PARENT` names has ended; do nothing without one."""
     if (parent := os.environ.get(PARENT)) is None:
         return
 

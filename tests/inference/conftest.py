@@ -29,8 +29,9 @@ def run(folder: Path) -> TrainedRun:
 def cropped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on crops of 32 from 37 pixels that was tested with ten-crop."""
     folder = tmp_path_factory.mktemp("cropped") / "run"
-    larger = ("data.resize_size=37", "data.test_crops=10", "augment=crop_flip", "augment.crop.padding=0", "augment.crop.size=32")
-    train_run(config(*RUN, *larger, "trainer.max_epochs=2", run_dir=folder))
+    larger = ("data.resize_size=37", "data.test_crops=10", "augment=crop_flip")
+    crop = ("augment.crop.padding=0", "augment.crop.size=32")
+    train_run(config(*RUN, *larger, *crop, "trainer.max_epochs=2", run_dir=folder))
     return folder
 
 
