@@ -58,7 +58,7 @@ def guard_restoring(trainer: Trainer, check: Callable[[dict[str, Any], bool], No
         check: called with the checkpoint and False before the state of optimizers and schedules is restored, and with
             True after it.
     """
-    connector = trainer._checkpoint_connector
+    connector: Any = trainer._checkpoint_connector
     restore_modules, restore_state = connector._restore_modules_and_callbacks, connector.restore_training_state
     path: Any = None
 
@@ -77,8 +77,8 @@ def guard_restoring(trainer: Trainer, check: Callable[[dict[str, Any], bool], No
             if checkpoint:
                 check(checkpoint, True)
 
-    connector._restore_modules_and_callbacks = modules  # type: ignore[method-assign]
-    connector.restore_training_state = state  # type: ignore[method-assign]
+    connector._restore_modules_and_callbacks = modules
+    connector.restore_training_state = state
 
 
 def disable_sigterm_broadcast(trainer: Trainer) -> None:
