@@ -151,6 +151,7 @@ def _download(repository: str, revision: str | None, name: str, limit: int) -> P
     hub = _import_hub()
     place = f"{PREFIX}{repository}"
     try:
+        check_tag(_tag(hub, hub.hf_hub_url(repository, name, revision=revision, endpoint=_endpoint())))
         found = hub.hf_hub_download(repository, name, revision=revision, endpoint=_endpoint(), dry_run=True)
         if found.file_size > limit:
             raise UserError(f"{place}: {name} has {found.file_size:,} bytes, above the limit of {limit:,}.")
@@ -161,6 +162,25 @@ def _download(repository: str, revision: str | None, name: str, limit: int) -> P
         raise UserError(
             f"{place} cannot be loaded: {one_line(error)[:300]} {HOW} A private one needs: hf auth login"
         ) from error
+
+
+def _tag(hub: Any, url: str) -> str | None:
+    """Return the ETag of a file; None if the server cannot be asked: the file may be in the cache, or is not found."""
+    try:
+        tag: str | None = hub.get_hf_file_metadata(url, endpoint=_endpoint()).etag
+    except Exception:  # the hub's and its HTTP client's own; the download that follows reports it
+        return None
+    return tag
+
+
+def check_tag(tag: str | None) -> None:
+    """Check the ETag of a file, which huggingface_hub makes the file's name in its cache without a check of its own.
+
+    Raises:
+        UserError: it is more than letters, digits, ``-`` and ``_``, so that the file could be written elsewhere.
+    """
+    if tag is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", tag, re.ASCII):
+        raise UserError(f"the server's ETag {printable(tag)[:100]!r} is refused: expected letters and digits.")
 
 
 def _endpoint() -> str | None:

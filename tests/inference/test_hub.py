@@ -64,6 +64,14 @@ def test_nothing_of_this_machine_is_shared() -> None:
     assert shared["result"]["data"]["source"] == "class folders (jpg)"
 
 
+@pytest.mark.security
+@pytest.mark.parametrize("tag", ["../../evil", "/etc/evil", "..", "", "a\x1b", "a" * 200, "a\n"])
+def test_a_tag_that_would_leave_the_cache_is_refused(tag: str) -> None:
+    hub.check_tag("0123456789abcdef" * 4)
+    with pytest.raises(UserError, match="ETag .* is refused"):
+        hub.check_tag(tag)
+
+
 # --- with the hub's client ------------------------------------------------------------------------------------------
 
 
