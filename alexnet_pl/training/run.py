@@ -402,6 +402,7 @@ def record_result(
         "split_seed": cfg.split_seed,
         "versions": package_versions(),
         "numerics": NUMERICS,
+        "threads": torch.get_num_threads(),  # the order of sums depends on them, so the last digits do
         "git_commit": plan.commit,
     }
     write_result(plan.run_dir / RESULT, result)

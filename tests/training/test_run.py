@@ -51,7 +51,7 @@ def test_result_has_every_key_and_agrees_with_the_metrics(finished):
     assert set(result) == {
         "status", "val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss", "best_epoch",
         "epochs", "seconds", "images_per_second", "data", "model", "parameters", "device", "precision", "seed",
-        "split_seed", "versions", "git_commit",
+        "split_seed", "versions", "git_commit", "numerics", "threads",
     }  # fmt: skip
     rows = read_metrics(run_dir)
     validation = [float(row["val/acc"]) for row in rows]
@@ -299,8 +299,8 @@ def test_the_log_reads_well_and_without_control_characters(tmp_path):
     ("overrides", "message"),
     [
         (["data.image_size=32"], "error: model.image_size=32 is invalid: expected 47 pixels or more for AlexNet"),
-        (["model/norm=layer"], "error: model/norm=layer is invalid: expected one of: batch, lrn, lrn_printed, none."),
-        (["model=vgg"], "error: model=vgg is invalid: expected one of: alexnet_bn, alexnet_imagenet_bn, "),
+        (["model/norm=layer"], "error: model/norm=layer is invalid: expected one of: batch, lrn, "),
+        (["model=vgg"], "error: model=vgg is invalid: expected one of: alexnet_2012, alexnet_bn, "),
         (["+model.depth=8"], "error: model.depth=8 is invalid: AlexNet has no argument depth."),
         (["model.widht=8"], "error: model.widht=8: key model.widht not found. Did you mean model.fc_width?"),
         (["mdoel=lenet5"], "error: mdoel=lenet5: key mdoel not found. Did you mean model?"),
@@ -347,8 +347,8 @@ def test_help_and_cfg_answer_without_running(tmp_path):
     for word in (
         "model=alexnet_lrn data=cifar10",
         "data.root=",
-        "model/norm: batch, lrn, lrn_printed, none",
-        "experiment: augmentation, dropout, ",
+        "model/norm: batch, lrn, ",
+        "experiment: annealed, augmentation, ",
     ):
         assert word in shown.stdout
     printed = train("--cfg", "job", "model=alexnet_bn", "optimizer.lr=0.5", cwd=tmp_path)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tarfile
 import zlib
 from collections import deque
@@ -277,7 +278,7 @@ def _write_all(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    on_terminal = get_console().is_terminal
+    on_terminal = get_console().is_terminal and sys.stdout.isatty()  # the first is also true with FORCE_COLOR
     with (
         Progress(*columns, transient=True, disable=not on_terminal) as bar,
         deferred_signals() as handle_signals,
