@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import nn
 
-from alexnet_pl.config.compose import compose, config_dir_arguments, to_overrides, to_sweep
+from alexnet_pl.config.compose import as_list, compose, config_dir_arguments, to_overrides, to_sweep
 from alexnet_pl.config.hydra_versions import named_targets
 from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.commands import train_command
@@ -164,8 +164,9 @@ def train(
             raise ConfigError("settings are invalid beside a config: set them in the config, or pass them to compose.")
         cfg, named, command = overrides, [], "alexnet_pl.train(config)"
     else:
+        cfg = compose(overrides or (), config_dir=config_dir, **settings)
         given = [*(overrides or ()), *to_overrides(settings)]
-        cfg, named = compose(given, config_dir=config_dir), named_settings(given)
+        named = named_settings(given)
         command = train_command(*config_dir_arguments(config_dir), *given)
     if cfg.get("study") is not None or "ten_crop_of" in cfg:
         raise ConfigError("a study is invalid here: expected a single run. Use alexnet_pl.study.")
@@ -269,7 +270,7 @@ def study(
     Raises:
         UserError: an invalid config, or trials that have not finished, with the command's own words.
     """
-    words = [*config_dir_arguments(config_dir), "-m", *to_overrides({"study": name}), *(overrides or ())]
+    words = [*config_dir_arguments(config_dir), "-m", *to_overrides({"study": name}), *as_list(overrides or ())]
     command = [sys.executable, "-m", "alexnet_pl", "train", *words, *to_sweep(settings)]
     environment = {**user_environment(os.environ), "PYTHONIOENCODING": "utf-8"}
     last: deque[str] = deque(maxlen=5)

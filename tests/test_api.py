@@ -64,7 +64,9 @@ def test_a_run_returns_what_it_has_computed(capsys):
     assert [*run.metrics["epoch"]] == [1, 2]
     assert run.figures["learning_curves"]._repr_png_().startswith(b"\x89PNG")
     assert Path(run.figures["learning_curves"]) == run.directory / "figures" / "learning_curves.png"
+    generator = torch.get_rng_state()
     assert run.net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert torch.equal(torch.get_rng_state(), generator)
     assert run.trained.class_names == tuple("0123456789")
     assert "top-1 acc" in repr(run)
     command = (run.directory / "commands.txt").read_text(encoding="utf-8").split("\t")[1].split()
@@ -132,6 +134,15 @@ def test_a_refused_config_leaves_nothing_behind(overrides, message, tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
+def test_several_values_and_bare_text_are_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ConfigError, match="model is invalid: expected one option, not several .* alexnet_pl.study"):
+        alexnet_pl.train(model=["lenet5", "cnn4"])
+    for call in (alexnet_pl.train, lambda overrides: alexnet_pl.study("s", overrides)):
+        with pytest.raises(ConfigError, match=r"overrides=model=lenet5 is invalid: expected a list of text"):
+            call("model=lenet5")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_an_interrupted_run_resumes(monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(3, patch, signal.SIGINT)
@@ -144,13 +155,13 @@ def test_an_interrupted_run_resumes(monkeypatch):
 
 
 def test_a_network_of_ones_own_is_trusted_in_its_own_run(tmp_path, monkeypatch):
-    (tmp_path / "my_nets.py").write_text(
+    (tmp_path / "nets_of_a_notebook.py").write_text(
         "from alexnet_pl.models import LeNet5\n\nclass Mine(LeNet5):\n    pass\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    run = alexnet_pl.train(FAST, **{"model._target_": "my_nets.Mine"})
+    run = alexnet_pl.train(FAST, **{"model._target_": "nets_of_a_notebook.Mine"})
     assert type(run.net).__name__ == "Mine"
-    assert run.trust == ("my_nets.Mine",)
+    assert run.trust == ("nets_of_a_notebook.Mine",)
 
 
 def test_public_names_are_imported_on_first_use():

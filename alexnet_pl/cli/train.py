@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -51,12 +52,23 @@ def train(cfg: DictConfig) -> float | None:
         return run(cfg)
 
 
+def overrides_last(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the overrides behind the options: argparse refuses ``model=lenet5 -m seed=1,2``."""
+    takes_value = "-c --cfg -p --package -cp --config-path -cn --config-name -cd --config-dir".split()
+    overrides = {
+        place
+        for place, (before, word) in enumerate(pairwise(["", *arguments]))
+        if before not in takes_value and (word.startswith("~") or ("=" in word and not word.startswith("-")))
+    }
+    options = [word for place, word in enumerate(arguments) if place not in overrides]
+    return [*options, *(arguments[place] for place in sorted(overrides))]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line ``arguments``, by default this process's own."""
     make_output_safe()
     find_own_options()
-    if arguments is not None:
-        sys.argv[1:] = arguments  # Hydra reads them there
+    sys.argv[1:] = overrides_last(sys.argv[1:] if arguments is None else arguments)  # Hydra reads them there
     with one_line_errors(), exit_on_signal(print_resume_hint):
         if get_world().rank > 0:  # rank 0 writes the files and the log
             sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none"]

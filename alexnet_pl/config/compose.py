@@ -66,6 +66,17 @@ def find_own_options() -> None:
 # --- overrides from Python ------------------------------------------------------------------------------------------
 
 
+def as_list(overrides: Sequence[str]) -> list[str]:
+    """Return overrides as a list.
+
+    Raises:
+        ConfigError: they are one text, whose letters would be taken for overrides.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides} is invalid: expected a list of text, such as [{overrides!r}].")
+    return [*overrides]
+
+
 def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as Hydra overrides; a nested mapping sets the keys below its own.
 
@@ -127,9 +138,7 @@ def compose(
     Raises:
         ConfigError: an unknown key or option, an override that cannot be parsed, or a directory that is not found.
     """
-    if isinstance(overrides, str):
-        raise ConfigError(f"overrides={overrides} is invalid: expected a list of text, such as [{overrides!r}].")
-    given = [*overrides, *to_overrides(settings)]
+    given = [*as_list(overrides), *to_overrides(settings)]
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ConfigError(

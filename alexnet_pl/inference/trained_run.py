@@ -214,7 +214,8 @@ def load_net(
         stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
         if sum(value.nbytes for value in weights.values()) > sum(stored.values()):
             raise UserError("its weights are corrupt: they are larger than what the file stores.")
-    net = instantiate(dict(model))
+    with torch.random.fork_rng(devices=[]):  # initial weights, replaced below, must not advance the caller's generator
+        net = instantiate(dict(model))
     if not isinstance(net, nn.Module):
         raise UserError(f"model._target_={model.get('_target_')} is invalid: expected a network class.")
     net.load_state_dict(weights)

@@ -205,6 +205,8 @@ def _from_hydra(error: BaseException) -> _Message | None:
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
         wrong = "null" if str(error).endswith("NoneType") else "a number"
         return f"A config group cannot be {wrong}. To leave one out, put a tilde before its name: ~scheduler", 2
+    if isinstance(error, HydraException) and (several := _several_values(str(error))):
+        return several, 2
     if isinstance(error, HydraException | OmegaConfBaseException):
         return one_line(error), 2
     return None
@@ -239,6 +241,24 @@ def _invalid_override(override: str) -> str:
     if value.startswith(("'", '"')):
         return f"{override} is invalid: expected text that ends with its quote. Quote it as {quoted}"
     return f"{override} is invalid: expected quotes around special characters. Use {quoted}"
+
+
+def _several_values(text: str) -> str | None:
+    """Return the message for several values where one run has one, from Hydra's text; None if that is about else."""
+    if found := re.match(r"Ambiguous value for argument '(.*)'$", text, re.MULTILINE):
+        key, _, value = found[1].partition("=")
+        quoted = shell_join([hydra_override(key, value)])
+        return (
+            f"{found[1]} is invalid: expected one value. To train every one of them, put -m before the overrides. "
+            f"A list needs brackets, {key}=[{value}], and text with commas needs quotes, {quoted}"
+        )
+    if found := re.match(r"Multiple values for (\S+)\. To override", text):
+        group = found[1].partition("/")[0]
+        return (
+            f"{group} is invalid: expected one option, not several with a {found[1]} each. To train every one of them: "
+            f"-m {group}=A,B, or alexnet_pl.study"
+        )
+    return None
 
 
 def _unknown_key(override: str, error: "ConfigKeyError | ConfigAttributeError") -> str:

@@ -1,5 +1,6 @@
 """Hydra callback of studies: registers the trials before the first one runs and writes the report after the last."""
 
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -60,6 +61,7 @@ def register_trials(config: DictConfig) -> None:
     if "ten_crop_of" in config:
         raise ConfigError("experiment=ten_crop evaluates the runs of one study and is not a sweep. Leave -m out.")
     check_launcher(config.hydra.launcher)
+    check_slurm(config.hydra.launcher)
     study = Study(Path(config.hydra.sweep.dir))
     configs = compose_trials(config)
     trials = {
@@ -105,6 +107,19 @@ def check_launcher(launcher: DictConfig) -> None:
         raise ConfigError(
             f"hydra.launcher needs the package {package.rpartition('.')[2]}: pip install 'alexnet_pl[launchers]'."
         ) from error
+
+
+def check_slurm(launcher: DictConfig) -> None:
+    """Check that SLURM's commands are here if the launcher needs them, before anything of the study is written.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra.launcher needs SLURM's srun, which is not found. Run the command on a login node of the cluster, or "
+            "with hydra/launcher=workers in parallel on this machine."
+        )
 
 
 def parallel_trials(launcher: DictConfig) -> int:

@@ -168,12 +168,13 @@ class WandbTracker(WandbLogger, Tracker):
         identity = read_identity(run_dir, self.service)
         settings = wandb.Settings(console="off")  # it would capture stdout
         self._wandb_init |= {"id": identity or secrets.token_hex(8), "name": run_name(run_dir), "settings": settings}
+        self._wandb_init.pop("anonymous", None)  # Lightning's, about which wandb warns
         try:
             _ = self.experiment
         except wandb.errors.Error as error:
             raise ConfigError(
-                f"logger=wandb is invalid: {one_line(error)[:200]}. Log in with: wandb login, or log to files with: "
-                "logger.wandb.offline=true"
+                f"logger=wandb is invalid: {one_line(error)[:200].rstrip('.')}. Log in with: wandb login, or log to files "
+                "with: logger.wandb.offline=true"
             ) from error
         if identity is None:
             write_identity(run_dir, self.service, self._wandb_init["id"])

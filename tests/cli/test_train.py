@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from alexnet_pl.cli.train import overrides_last
 from alexnet_pl.config.resolvers import run_folder
 from alexnet_pl.runtime.errors import ConfigError
 
@@ -41,6 +42,19 @@ def test_a_study_records_the_command_that_was_given(tmp_path):
     assert "has already finished" in done.stdout
     study = json.loads((tmp_path / "multirun/s/study.json").read_text())
     assert {entry["command"] for entry in study["commands"]} == {" ".join(["alexnet train", *overrides])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sorted_"),
+    [
+        ("model=a,b -m seed=1", "-m model=a,b seed=1"),
+        ("model=a --config-dir x=y -m ~scheduler seed=1", "--config-dir x=y -m model=a ~scheduler seed=1"),
+        ("a=1 --info defaults-tree b=2", "--info defaults-tree a=1 b=2"),
+        ("-m model=a study=s", "-m model=a study=s"),
+    ],
+)
+def test_options_may_stand_between_overrides(arguments, sorted_):
+    assert overrides_last(arguments.split()) == sorted_.split()
 
 
 def test_alexnet_train_and_train_py_compose_the_same_config(tmp_path):

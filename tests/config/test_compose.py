@@ -28,7 +28,7 @@ from alexnet_pl.config.compose import (
 )
 from alexnet_pl.config.hydra_versions import IS_1_4, VERSION_BASE, instantiate
 from alexnet_pl.runtime.errors import ConfigError
-from alexnet_pl.studies.hydra_callback import check_launcher
+from alexnet_pl.studies.hydra_callback import check_launcher, check_slurm
 from alexnet_pl.studies.store import config_hash, trial_entry
 
 OTHER_VERSION_BASE = {} if IS_1_4 else {"version_base": "1.2"}
@@ -271,3 +271,12 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra():
     missing = OmegaConf.create({"_target_": "hydra_plugins.hydra_nowhere_launcher.Launcher"})
     with pytest.raises(ConfigError, match=r"hydra_nowhere_launcher: pip install 'alexnet_pl\[launchers\]'"):
         check_launcher(missing)
+
+
+def test_slurm_needs_the_commands_of_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="needs SLURM's srun, which is not found. .* hydra/launcher=workers"):
+        check_slurm(OmegaConf.create(launcher("slurm")))
+    check_slurm(OmegaConf.create(launcher("workers")))
+    (tmp_path / "srun").touch(mode=0o755)
+    check_slurm(OmegaConf.create(launcher("slurm")))

@@ -163,6 +163,13 @@ def test_home_directory_is_spelled_out(monkeypatch):
             "model.padding='a b': key model.padding not found. Did you mean model.pool2_padding? To add a key that "
             "conf/ does not define, use \"+model.padding='a b'\"",
         ),
+        (
+            "model=lenet5,cnn4",
+            "model=lenet5,cnn4 is invalid: expected one value. To train every one of them, put -m before the "
+            "overrides. A list needs brackets, model=[lenet5,cnn4], and text with commas needs quotes, "
+            "\"model='lenet5,cnn4'\"",
+        ),
+        ("model=[lenet5,cnn4]", "model is invalid: expected one option, not several with a model/pool each. To train"),
         ("scheduler=null", "A config group cannot be null. To leave one out, put a tilde before its name: ~scheduler"),
     ],
 )
