@@ -52,13 +52,16 @@ def train(cfg: DictConfig) -> float | None:
         return run(cfg)
 
 
+_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
+"""Options of Hydra that are followed by a value."""
+
+
 def overrides_last(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the overrides behind the options: argparse refuses ``model=lenet5 -m seed=1,2``."""
-    takes_value = "-c --cfg -p --package -cp --config-path -cn --config-name -cd --config-dir".split()
     overrides = {
         place
         for place, (before, word) in enumerate(pairwise(["", *arguments]))
-        if before not in takes_value and (word.startswith("~") or ("=" in word and not word.startswith("-")))
+        if before not in _WITH_VALUE and (word.startswith("~") or ("=" in word and not word.startswith("-")))
     }
     options = [word for place, word in enumerate(arguments) if place not in overrides]
     return [*options, *(arguments[place] for place in sorted(overrides))]

@@ -173,8 +173,8 @@ class WandbTracker(WandbLogger, Tracker):
             _ = self.experiment
         except wandb.errors.Error as error:
             raise ConfigError(
-                f"logger=wandb is invalid: {one_line(error)[:200].rstrip('.')}. Log in with: wandb login, or log to files "
-                "with: logger.wandb.offline=true"
+                f"logger=wandb is invalid: {one_line(error)[:200].rstrip('.')}. Log in with: wandb login, or log to "
+                "files with: logger.wandb.offline=true"
             ) from error
         if identity is None:
             write_identity(run_dir, self.service, self._wandb_init["id"])
