@@ -78,8 +78,8 @@ def _check_argument(path: str, value: Any, make: Callable[..., Any], accepted: d
     if isinstance(value, dict) and "_target_" in value:
         return
     if isinstance(value, str) and _is_factory(annotation):
-        group, _, name = path.rpartition(".")
-        raise invalid_value(path, value, "a mapping with _target_", f"Choose an option: {group}/{name}={value}")
+        option = "augment" if path == "data.augment" else path.replace(".", "/")
+        raise invalid_value(path, value, "a mapping with _target_", f"Choose an option: {option}={value}")
     if not matches_type(value, annotation):
         raise invalid_value(path, value, " or ".join(dict.fromkeys(describe_type(annotation))))
 

@@ -84,12 +84,16 @@ def csv_safe(text: str) -> str:
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20") else text
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint to append to an error: the known name closest to ``name``, or all known names if none is close."""
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a hint to append to an error: the known name closest to ``name``, or all known names if none is close.
+
+    Args:
+        prefix: what all names share, such as ``trainer.``; printed, but not compared.
+    """
     names = [str(other) for other in known]
     if near := difflib.get_close_matches(name, names, n=1):
-        return f" Did you mean {near[0]}?"
-    return f" Available: {', '.join(names)}." if names else ""
+        return f" Did you mean {prefix}{near[0]}?"
+    return f" Available: {', '.join(prefix + other for other in names)}." if names else ""
 
 
 # --- one line instead of a traceback --------------------------------------------------------------------------------
@@ -198,7 +202,8 @@ def _from_hydra(error: BaseException) -> _Message | None:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={value} is invalid: no such option. alexnet train --help lists those of {group}.", 2
     if isinstance(error, InstantiationException):
-        return f"{one_line(error.__cause__ or error)} (for a traceback: {_FULL_ERROR}=1)", 2
+        key = f"{found[1]}: " if (found := re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)) else ""
+        return f"{key}{one_line(error.__cause__ or error)} (for a traceback: {_FULL_ERROR}=1)", 2
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(str(error).rpartition(" +")[2], cause), 2
@@ -220,10 +225,13 @@ def _from_worker(error: BaseException) -> _Message | None:
 
 
 def _from_file_system(error: BaseException) -> _Message | None:
-    """Translate a full, read-only or forbidden file system."""
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    """Translate a full, read-only or forbidden file system, and a path that none can hold."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
+    if not isinstance(error, OSError) or error.errno not in known:
         return None
     name = error.filename or "a file of the run"
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{name} is invalid: {error.strerror}.", 2
     return f"{name} cannot be {'accessed' if error.errno == errno.EACCES else 'written'}: {error.strerror}.", 1
 
 
@@ -276,7 +284,9 @@ def _unknown_key(override: str, error: "ConfigKeyError | ConfigAttributeError") 
             f"{override}: key {path} not found, because the mapping is merged into the option of {section} that is in "
             f"use. To replace the option: {words}"
         )
-    names = [f"{section}{separator}{name}" for name in known or () if name != "hydra"]
-    hint = did_you_mean(path, names) if not value.startswith("{_target_:") else ""  # an object of the user's own
+    names = [name for name in known or () if name != "hydra"]
+    prefix = f"{section}{separator}" if section else ""
+    own = value.startswith("{_target_:")  # an object of the user's own
+    hint = "" if own else did_you_mean(path.removeprefix(prefix), names, prefix)
     added = shell_join([f"+{override}"])
     return f"{override}: key {path} not found.{hint} To add a key that conf/ does not define, use {added}"

@@ -491,6 +491,10 @@ def _errors_for_users(cfg: DictConfig) -> Iterator[None]:
         raise
     except MisconfigurationException as error:
         raise ConfigError(one_line(error)) from error
+    except ModuleNotFoundError as error:  # raised by hand, without a name, for what a callback of Lightning needs
+        if error.name is not None:
+            raise
+        raise ConfigError(one_line(error)) from error
     except FileNotFoundError as error:
         if os.path.isdir(cfg.run_dir):
             raise

@@ -124,6 +124,7 @@ def test_a_function_of_the_users_own_creates_the_network():
         ("optimizer._target_=torch.optim.Adamm", "optimizer._target_=torch.optim.Adamm cannot be imported"),
         ("model.norm=batch", "model.norm=batch is invalid: expected a mapping with _target_. Choose an option: "
          "model/norm=batch"),
+        ("data.augment=flip", "data.augment=flip is invalid: .* Choose an option: augment=flip$"),
         ("model.activation=gelu", "model.activation=gelu is invalid: .*: model/activation=gelu"),
         ("seed=x", "seed=x is invalid: expected a whole number from 0"),
         ("seed=-1", "seed=-1 is invalid"),

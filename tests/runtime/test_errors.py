@@ -145,6 +145,11 @@ def test_home_directory_is_spelled_out(monkeypatch):
     ("override", "message"),
     [
         ("model.widht=8", "model.widht=8: key model.widht not found. Did you mean model.fc_width?"),
+        (
+            "trainer.fast_dev_run=true",
+            "trainer.fast_dev_run=true: key trainer.fast_dev_run not found. Available: "
+            "trainer._target_, trainer.accelerator, ",
+        ),
         ("mdoel=lenet5", "mdoel=lenet5: key mdoel not found. Did you mean model?"),
         ("model/nrom=batch", "model/nrom=batch: key model/nrom not found. Did you mean model/norm?"),
         ("model/norm=layer", "model/norm=layer is invalid: expected one of: batch, lrn, "),
@@ -199,6 +204,23 @@ def test_file_system(number):
     error = OSError(number, os.strerror(number), "/x/metrics.csv")
     verb = "accessed" if number == errno.EACCES else "written"  # reading may be forbidden as well
     assert user_message(error) == (f"/x/metrics.csv cannot be {verb}: {os.strerror(number)}.", 1)
+
+
+@pytest.mark.parametrize("key", ["run_dir", "data.root", "init_from", "data_dir"])
+def test_a_name_that_is_too_long(key, tmp_path):
+    overrides = ["data=cifar10", "model=lenet5", f"hydra.run.dir={tmp_path}/run", f"{key}={tmp_path}/{'n' * 256}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "alexnet_pl", "train", *overrides], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("File name too long.\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_section_of_a_refused_argument():
+    error = raised_by(instantiate, {"augment": {"_target_": "torchvision.transforms.v2.RandomRotation"}})
+    assert user_message(error)[0].startswith("augment: RandomRotation.__init__() missing 1 required positional")
 
 
 # --- on the terminal ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Whole runs: what they compute, what they leave behind, and that they repeat."""
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 import torch
 from helpers import REPOSITORY, config, train
 from hydra.utils import instantiate
-from lightning import Trainer
+from lightning import Callback, Trainer
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,7 +24,7 @@ from alexnet_pl.data.digits import DigitsDataModule
 from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.runtime.errors import ConfigError, one_line_errors
 from alexnet_pl.training.classifier import ImageClassifier
-from alexnet_pl.training.run import run
+from alexnet_pl.training.run import _errors_for_users, run
 
 RUN = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=3")
 QUANTITIES = ("loss", "acc", "acc_top5", "error", "error_top5")
@@ -393,3 +394,15 @@ def test_a_terminal_gets_a_progress_bar_that_counts_as_the_lines_do(tmp_path):
         assert re.search(rf"epoch {epoch} .*s .*val loss", text)
         assert re.search(rf"epoch {epoch}.*━", text)
     assert "Epoch" not in text
+
+
+def test_a_package_that_a_callback_of_lightning_needs():
+    class Needy(Callback):
+        def setup(self, trainer, pl_module, stage):
+            raise ModuleNotFoundError("`Needy` needs psutil, which is not installed.")
+
+    cfg = OmegaConf.create({"run_dir": "run"})
+    with pytest.raises(ConfigError, match="needs psutil"), _errors_for_users(cfg):
+        Needy().setup(None, None, "fit")
+    with pytest.raises(ModuleNotFoundError, match="nowhere"), _errors_for_users(cfg):
+        importlib.import_module("nowhere")  # a bug keeps its traceback
