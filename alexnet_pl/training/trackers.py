@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ def tracking(loggers: Sequence[Logger], run_dir: Path) -> Iterator[None]:
     try:
         for tracker in started:
             tracker.start(run_dir)
-        yield
+        with _quiet_writer_threads():
+            yield
         status = "finished"
     except (RunInterrupted, SystemExit, KeyboardInterrupt):
         status = "stopped"
@@ -90,6 +92,25 @@ def tracking(loggers: Sequence[Logger], run_dir: Path) -> Iterator[None]:
     finally:
         for tracker in started:
             attempt(tracker, "its end was not recorded", lambda tracker=tracker: tracker.close(status))
+
+
+@contextmanager
+def _quiet_writer_threads() -> Iterator[None]:
+    """Print one line in place of a traceback when a writer thread of TensorBoard cannot write its file."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        is_writer = type(arguments.thread).__module__.startswith("tensorboard.")
+        if is_writer and isinstance(arguments.exc_value, OSError):
+            log.warning(f"warning: TensorBoard's events were not written: {os_reason(arguments.exc_value)}")
+        else:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def attempt(tracker: Tracker, failure: str, act: Any) -> None:

@@ -1,9 +1,11 @@
 """Loggers by name: combinations, missing packages, and wandb and MLflow for real, read back through their own APIs."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,8 @@ import pytest
 from helpers import KEEP, SHORT_RUN, config, run_until_stopped
 from hydra.errors import InstantiationException
 from lightning.pytorch.loggers import Logger
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import finished_result, read_metrics
@@ -282,3 +286,19 @@ def test_an_unreachable_mlflow_store_is_refused_before_data_is_read(workplace: P
     monkeypatch.setattr("alexnet_pl.training.run.load_data", lambda *arguments: pytest.fail("data was read"))
     with pytest.raises((ConfigError, InstantiationException), match="MLFLOW_TRACKING_URI"):
         run(config(*SHORT_RUN, "logger=mlflow", run_dir=workplace / "run"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_writer_thread_prints_one_line(tmp_path, monkeypatch, caplog):
+    hooked = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: hooked.append(arguments.exc_type))
+    with trackers.tracking([], tmp_path):
+        writer = EventFileWriter(str(tmp_path / "gone"))
+        shutil.rmtree(tmp_path / "gone")
+        writer.add_event(Event())
+        writer.close()
+        other = threading.Thread(target=lambda: 1 / 0)
+        other.start()
+        other.join()
+    assert hooked == [ZeroDivisionError]
+    assert caplog.messages == ["warning: TensorBoard's events were not written: No such file or directory"]
