@@ -83,7 +83,7 @@ def push(address: str, net: nn.Module, config: Mapping[str, Any], about: Mapping
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, revision=revision)
         except Exception as error:  # the hub's, its HTTP client's and the operating system's own
             reason = one_line(error)[:300].rstrip(".")
-            raise UserError(f"{address} was not written: {reason}. Without an account: hf auth login") from error
+            raise UserError(f"{address} was not written: {reason}. If you are not logged in: hf auth login") from error
     return f"{_endpoint() or 'https://huggingface.co'}/{repository}"
 
 
