@@ -1,5 +1,6 @@
 """Training command: ``alexnet train`` and ``python train.py``; one run or, with ``-m``, a study."""
 
+import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -67,11 +68,20 @@ def overrides_last(arguments: Sequence[str]) -> list[str]:
     return [*options, *(arguments[place] for place in sorted(overrides))]
 
 
+def add_or_set(override: str) -> str:
+    """Return ``+key.of.a.section=value`` with ``++``, which sets the key if it exists already.
+
+    Lightning's trainer keys are set that way in every recipe for Hydra, whether or not this project's config has them.
+    """
+    return re.sub(r"^\+(?=[\w-]+\.[^=/@]*=)", "++", override)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line ``arguments``, by default this process's own."""
     make_output_safe()
     find_own_options()
-    sys.argv[1:] = overrides_last(sys.argv[1:] if arguments is None else arguments)  # Hydra reads them there
+    given = sys.argv[1:] if arguments is None else arguments
+    sys.argv[1:] = map(add_or_set, overrides_last(given))  # Hydra reads them there
     with one_line_errors(), exit_on_signal(print_resume_hint):
         if get_world().rank > 0:  # rank 0 writes the files and the log
             sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_pl.cli.train import overrides_last
+from alexnet_pl.cli.train import add_or_set, overrides_last
 from alexnet_pl.config.resolvers import run_folder
 from alexnet_pl.runtime.errors import ConfigError
 
@@ -69,3 +69,19 @@ def test_alexnet_train_and_train_py_compose_the_same_config(tmp_path):
     assert printed[0] == printed[1]
     assert "LeNet5" in printed[0]
     assert len((REPOSITORY / "train.py").read_text().splitlines()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("override", "passed_on"),
+    [
+        ("+trainer.accumulate_grad_batches=16", "++trainer.accumulate_grad_batches=16"),
+        ("++trainer.max_steps=3", "++trainer.max_steps=3"),
+        ("trainer.max_steps=3", "trainer.max_steps=3"),
+        ("+experiment=tutorial", "+experiment=tutorial"),
+        ("+model/norm=lrn", "+model/norm=lrn"),
+        ("+x=a.b", "+x=a.b"),
+        ("data.root=a+b.c=d", "data.root=a+b.c=d"),
+    ],
+)
+def test_a_plus_before_a_key_of_a_section_also_sets_one_that_exists(override, passed_on):
+    assert add_or_set(override) == passed_on
