@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from alexnet_pl.runtime.threads import wait_passively
+from alexnet_pl.runtime.threads import wait_briefly
 
 if TYPE_CHECKING:
     from alexnet_pl import models
@@ -24,7 +24,7 @@ _HOMES = {
 }
 """Name -> module, imported on first use, so that ``import alexnet_pl`` does not load torch."""
 
-wait_passively()  # here, because it has to come before torch
+wait_briefly()  # here, because it has to come before torch
 
 
 def __getattr__(name: str) -> Any:
