@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Tests run in one process per core, each with one thread.
+# Tests run in one process per core and one more, which works while others wait; each has one thread.
 PARALLEL := OMP_NUM_THREADS=1
-PROCESSES := -n auto --maxprocesses 4 --dist loadfile
+PROCESSES := -n $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))') --dist loadfile
 LOGDIR ?=
 PORT ?= 6006
 
@@ -66,7 +66,7 @@ format: setup ## format and auto-fix with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## run the tests, one process with one thread per core; they need neither a network nor CIFAR-10
+test: setup ## run the tests in parallel; they need neither a network nor CIFAR-10
 	$(PARALLEL) $(BIN)/pytest $(PROCESSES) $(ARGS)
 
 test-faults: setup ## provoke faults (signals, full disks, corrupt files) and tabulate the outcomes: several minutes
