@@ -31,6 +31,7 @@ def _outside_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the image cache out of the home directory, and the user's settings and CIFAR-10 out of the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a number of threads that follows the load would change last digits
     os.environ.pop("ALEXNET_PL_CONF", None)
     os.environ.pop("CIFAR10_ROOT", None)
 

@@ -35,7 +35,7 @@ examples:
   alexnet benchmark --device cuda --json docs/results/bench-gpu.json
   alexnet benchmark --workers
   alexnet benchmark --load --json load.json
-  OMP_WAIT_POLICY=ACTIVE alexnet benchmark --load
+  OMP_NUM_THREADS=2 alexnet benchmark --load
   alexnet benchmark --input --images 256
   alexnet benchmark --growth --largest 10000
   alexnet benchmark --page docs/speed.md"""
@@ -71,12 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"page {args.page}")
         return
     found = measure(args)
-    if args.load:
-        from alexnet_pl.benchmark.load import load_report  # start-up time: loads torch
-
-        print(load_report(found))
-    else:
-        print(render.markdown(found))
+    print(render.markdown(found))
     if args.json:
         write_output(args.json, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         write_output(args.json.with_suffix(".md"), render.markdown(found))
@@ -98,7 +93,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.load:
         from alexnet_pl.benchmark.load import bench_load
 
-        return {"kind": "load", **environment(torch.device("cpu")), **bench_load(args.repeats or 5)}
+        return {"kind": "load", **environment(torch.device("cpu")), **bench_load(args.repeats or 3)}
     if args.growth:
         return {"kind": "growth", **environment(torch.device("cpu")), "rows": measure_growth(args.largest)}
     if args.workers:

@@ -71,8 +71,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--scale", choices=SCALES, default="lab", help="size of AlexNet (default: lab)")
     parser.add_argument("--seeds", type=positive_int, metavar="N", help="only the first N seeds of each study: a pilot")
     parser.add_argument(
-        "--workers", type=positive_int, default=claims_run.WORKERS, metavar="N",
-        help="processes at the same time, which share the cores (default: %(default)s)",
+        "--workers", type=positive_int, metavar="N",
+        help="processes at the same time, which share the cores (default: one per core, up to 4; 1 on a GPU)",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the commands in their order and stop")
     args = parser.parse_intermixed_args(arguments)
@@ -91,7 +91,8 @@ def run(arguments: Sequence[str]) -> None:
         return
     if count := restore([job.name for job in jobs], args.multirun, args.results / EVIDENCE):
         print(f"{count} trials are on record in {args.results / EVIDENCE} and will not run again")
-    outcome = claims_run.Pool(jobs, args.workers, args.hours and 3600 * args.hours, args.multirun).run()
+    workers = args.workers or claims_run.default_workers()
+    outcome = claims_run.Pool(jobs, workers, args.hours and 3600 * args.hours, args.multirun).run()
     if outcome.received or outcome.is_time_up:
         print(f"{'stopped' if outcome.received else 'time is up'}; the same command resumes")
         sys.exit(128 + outcome.received if outcome.received else 0)

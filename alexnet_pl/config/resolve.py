@@ -1,5 +1,7 @@
 """Resolution of a config: what ``auto`` stands for on this machine, and settings that follow from others."""
 
+import logging
+import os
 from pathlib import Path
 
 import torch
@@ -7,6 +9,10 @@ from omegaconf import DictConfig, open_dict
 
 from alexnet_pl.config.torch_internals import has_bf16_instructions
 from alexnet_pl.distributed.environment import get_world, is_launched
+from alexnet_pl.runtime.cpu_load import cores_in_use_by_others, free_cores
+from alexnet_pl.runtime.system import usable_cores
+
+log = logging.getLogger(__name__)
 
 FAST_EPOCHS = 2
 """Epochs of a run with ``trainer.fast_dev_run``: the second one shows that an epoch can follow another."""
@@ -45,6 +51,25 @@ def resolve_auto(cfg: DictConfig) -> None:
             cfg.optimizer.fused = False
 
 
+def resolve_threads(cfg: DictConfig) -> None:
+    """Replace ``threads=auto``, in place, by the number of torch's threads that suits the machine and its load now.
+
+    It is that of ``OMP_NUM_THREADS`` if it is set. Else it is torch's own (one per core), less one for each core that
+    other programs keep busy, if the run computes on the CPU. Not a part of :func:`resolve_auto`, because a run that
+    resumes keeps the number it has.
+    """
+    if cfg.get("threads") != "auto":
+        return
+    threads = torch.get_num_threads()
+    if on_cpu(cfg.trainer.accelerator) and threads > 1 and "OMP_NUM_THREADS" not in os.environ:
+        cores, used = usable_cores(), cores_in_use_by_others()
+        if (free := free_cores(used, cores)) < threads:
+            log.info(f"threads {free} of {threads}: other programs keep {used:.1f} of {cores} cores busy")
+            threads = free
+    with open_dict(cfg):
+        cfg.threads = threads
+
+
 def shorten(cfg: DictConfig) -> None:
     """Apply ``trainer.fast_dev_run=N`` (true: 1): at most two epochs of N batches per split, whatever else is set.
 
@@ -79,6 +104,12 @@ def on_cuda(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
+def on_cpu(accelerator: str) -> bool:
+    """Return True if ``trainer.accelerator`` selects the CPU on this machine."""
+    automatic = accelerator == "auto" and not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    return accelerator == "cpu" or automatic
+
+
 def processes(cfg: DictConfig) -> int:
     """Return the world size, ``devices`` × ``num_nodes`` of the trainer, after :func:`resolve_auto`."""
     devices = cfg.trainer.get("devices", 1)
@@ -95,5 +126,4 @@ def default_precision(accelerator: str) -> str:
     """
     if on_cuda(accelerator):
         return "16-mixed"
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-    return "bf16-mixed" if on_cpu and has_bf16_instructions() else "32-true"
+    return "bf16-mixed" if on_cpu(accelerator) and has_bf16_instructions() else "32-true"

@@ -37,7 +37,7 @@ COLLECTIONS = ("callbacks", "logger")
 """Top-level keys that describe any number of named objects."""
 
 VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", "resume", "allow_changes", "trust",
-          "init_from", "data_dir", "final_evaluation", "scale")  # fmt: skip
+          "init_from", "data_dir", "final_evaluation", "scale", "threads")  # fmt: skip
 """Top-level keys with plain values."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -150,6 +150,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_is_seed, SEEDS),
     "split_seed": (_is_seed, SEEDS),
     "channels_last": (lambda value: value in (True, False, "auto"), "true, false or auto"),
+    "threads": (lambda count: count == "auto" or _is_count(count), "auto, or a number of CPU threads ≥ 1"),
     "final_evaluation": (lambda value: isinstance(value, bool), "true or false"),
     "compile": (lambda mode: mode in COMPILE_MODES, f"null or one of: {', '.join(COMPILE_MODES)}"),
     "trust": (

@@ -4,7 +4,7 @@ At the end of every parallel loop the threads wait for the slowest one. By defau
 the next loop follows at once, which saves a wake-up on a quiet machine. Beside other programs, the thread that all wait
 for often lacks the very core that a waiting one spins on. Sleeping at once (``OMP_WAIT_POLICY=PASSIVE``) costs a small
 network a third of its speed on a quiet machine, spinning for some microseconds nothing that could be measured.
-``alexnet benchmark --load`` measures the difference.
+``alexnet benchmark --load`` measures the difference. How many threads a run has is decided in ``cpu_load``.
 """
 
 import os
@@ -13,9 +13,8 @@ import sys
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 """Environment variables that say how OpenMP threads wait: the standard's, GNU's, and two of LLVM's and Intel's."""
 
-SPIN_COUNT = (
-    10_000  # iterations of the waiting loop of GNU's OpenMP, which torch's Linux wheels bring; its default is 300,000
-)
+SPIN_COUNT = 10_000
+"""Iterations of the waiting loop of GNU's OpenMP, which torch's Linux wheels bring. Its default is 300,000."""
 
 
 def wait_briefly() -> None:

@@ -53,6 +53,7 @@ def config_hash(cfg: DictConfig) -> str:
     settings: dict[str, Any] = OmegaConf.to_container(left, resolve=True)  # type: ignore[assignment]  # of a DictConfig
     (settings.get("data") or {}).pop("root", None)
     settings.pop("scale", None)  # the widths that follow from it are in the section model
+    settings.pop("threads", None)  # of the last digits alone, and left to the machine
     callbacks = settings.get("callbacks") or {}
     settings["callbacks"] = {
         name: callback

@@ -20,7 +20,7 @@ from alexnet_pl.runtime.run_folder import RESULT, read_config, read_trial
 from alexnet_pl.studies.statistics import SEED, Cell, epochs_to
 from alexnet_pl.studies.store import STUDY, Study
 
-NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "trust", "hydra", "logger",
+NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "trust", "threads", "hydra", "logger",
                "callbacks.dashboard", "callbacks.resume", "callbacks.nan_monitor")  # fmt: skip
 """Keys, and all below them, that may differ between trials without being what the study is about."""
 

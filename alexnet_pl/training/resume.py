@@ -215,6 +215,7 @@ def diff_configs(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Ch
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
         and key not in CALL_KEYS
+        and not (key == "threads" and after.get(key) == "auto")  # the run has chosen already
         and (everything or any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes))
     }
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.config.compose import name_run_dir
 from alexnet_pl.config.optimizers import discards_state
-from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto
+from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto, resolve_threads
 from alexnet_pl.config.trust import refused_targets
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
@@ -27,6 +27,7 @@ from alexnet_pl.distributed.environment import get_world, is_launched
 from alexnet_pl.distributed.launcher import end_with_parent, launch
 from alexnet_pl.figures.html_report import REPORT, open_command, write_report
 from alexnet_pl.runtime.commands import current_command, hydra_override, train_command
+from alexnet_pl.runtime.cpu_load import torch_threads
 from alexnet_pl.runtime.errors import ConfigError, DataError, UserError, one_line
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.run_folder import (
@@ -164,7 +165,7 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None, command: str | None
         if launch_ranks(plan):
             return float((finished_result(plan.run_dir) or {})["val/acc"])
         objects = build(plan.cfg, plan.named, plan.resuming)
-        with lock(plan):
+        with lock(plan), torch_threads(plan.cfg.get("threads")):
             start = find_start(plan, objects)
             loggers, metrics = build_loggers(plan.cfg, plan.run_dir, start.position)
             trainer = build_trainer(plan.cfg, objects.callbacks, loggers)
@@ -211,6 +212,7 @@ def prepare(cfg: DictConfig, named: Sequence[str], command: str | None = None) -
         cfg = saved
     if result is None:
         check_processes(cfg, get_world())
+        resolve_threads(cfg)
     return Plan(cfg, run_dir, named, resuming, changed, result, commit, command)
 
 
@@ -343,7 +345,8 @@ def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer
     log.info(
         f"model   {type(objects.model.net).__name__}, {_num_parameters(objects):,} parameters, input {side}×{side}"
     )
-    log.info(f"device  {_devices(trainer)}, precision {cfg.trainer.precision}")
+    threads = torch.get_num_threads()
+    log.info(f"device  {_devices(trainer)}, precision {cfg.trainer.precision}, {threads} thread{'s' * (threads > 1)}")
     log.info(f"start   {start.description}")
     for key, (before, now) in plan.changed.items():
         log.info(f"change  {key}: {before} → {now}")

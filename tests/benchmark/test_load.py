@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import PATIENCE
 
-from alexnet_pl.benchmark.load import BUSY, bench_load, busy_processes, fair_share, load_report, summarize_loads
+from alexnet_pl.benchmark.components import environment
+from alexnet_pl.benchmark.load import BUSY, bench_load, busy_processes, fair_share, summarize_loads
+from alexnet_pl.benchmark.render import markdown, number
 
 
 @pytest.mark.parametrize(
@@ -39,21 +42,17 @@ def test_busy_process_ends_without_its_parent():
 
 def test_kept_compares_rounds_with_the_quiet_turn_of_the_same_round():
     # The machine became twice as slow in the second round, which concerns no ratio.
-    found = summarize_loads({0: [0.1, 0.2, 0.1], 1: [0.3, 0.6, 0.2]}, batch_size=128, threads=2, cores=2)
-    assert found["0"] == {
-        "images_per_second": 1280, "fair_share": 1, "kept": 1, "kept_min": 1, "kept_max": 1,
-    }  # fmt: skip
+    found = summarize_loads({0: [0.1, 0.2, 0.1], 1: [0.3, 0.6, 0.2]}, threads=2, cores=2)
+    assert found["0"] == {"images_per_second": 10, "fair_share": 1, "kept": 1, "kept_min": 1, "kept_max": 1}
     assert found["1"]["kept"] == pytest.approx(0.5)
     assert (found["1"]["kept_min"], found["1"]["kept_max"]) == (pytest.approx(0.5), pytest.approx(0.75))
-    assert found["1"]["images_per_second"] == pytest.approx(128 / 0.3)
+    assert found["1"]["images_per_second"] == pytest.approx(1 / 0.3)
 
 
 def test_a_run_is_measured_beside_each_load():
-    found = bench_load(1, 1, (0, 1), ("model=lenet5", "data.image_size=32", "data.batch_size=8", "scheduler=constant"))
+    small = ("model=lenet5", "data.image_size=32", "data.batch_size=8", "scheduler=constant")
+    found = {"kind": "load", **environment(torch.device("cpu")), **bench_load(1, 200, (0, 1), small)}
     assert [*found["loads"]] == ["0", "1"]
     assert all(row["images_per_second"] > 0 for row in found["loads"].values())
-    text = load_report(found)
-    assert f"{found['threads']} threads" in text
-    assert text.splitlines()[-1].split()[:3] == [
-        "1", f"{found['loads']['1']['images_per_second']:,.1f}", f"{found['loads']['1']['fair_share']:.2f}",
-    ]  # fmt: skip
+    rate = number(found["loads"]["1"]["images_per_second"])
+    assert f"| beside 1 busy processes, images/s | {rate} " in markdown(found)

@@ -1,11 +1,13 @@
-"""Resolution of a config: fast_dev_run, fused optimizers with gradient clipping, paths."""
+"""Resolution of a config: fast_dev_run, fused optimizers with gradient clipping, paths, threads."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import config
 
-from alexnet_pl.config.resolve import drop_disabled, resolve_auto
+from alexnet_pl.config import resolve
+from alexnet_pl.config.resolve import drop_disabled, resolve_auto, resolve_threads
 from alexnet_pl.config.validate import validate
 
 
@@ -78,3 +80,36 @@ def test_null_leaves_out_a_callback_or_a_logger():
     assert "dashboard" not in cfg.callbacks
     assert "tensorboard" not in cfg.logger
     validate(cfg)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "used", "threads"),
+    [
+        ([], None, 0.2, 8),
+        ([], None, 3.1, 5),
+        ([], None, 30.0, 1),
+        ([], "6", 3.1, 8),  # torch has read the variable: its number of threads follows it
+        (["threads=3"], None, 7.0, 3),
+    ],
+)
+def test_threads_leave_cores_to_busy_programs(overrides, environment, used, threads, monkeypatch, caplog):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(resolve, "usable_cores", lambda: 8)
+    monkeypatch.setattr(resolve, "cores_in_use_by_others", lambda: used)
+    cfg = config("trainer.accelerator=cpu", *overrides)
+    with caplog.at_level("INFO"):
+        resolve_threads(cfg)
+    assert cfg.threads == threads
+    assert ("other programs keep" in caplog.text) == (threads in (5, 1))
+
+
+def test_threads_of_a_run_on_a_gpu_stay(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(resolve, "cores_in_use_by_others", lambda: 7.0)
+    cfg = config("trainer.accelerator=gpu")
+    resolve_threads(cfg)
+    assert cfg.threads == 8

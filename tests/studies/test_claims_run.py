@@ -186,7 +186,7 @@ def _is_alive(pid: int) -> bool:
 def test_real_studies_survive_sigterm_and_sigkill(tmp_path):
     """Two trials of a rehearsal: stopped, then killed with its workers noticing, then finished by the same command."""
     command = [sys.executable, "-m", "alexnet_pl", "claims", "run", "ten_crop", "--seeds", "2", "data=digits",
-               "trainer.max_epochs=2", "trainer.accelerator=cpu", "data.batch_size=16"]  # fmt: skip
+               "--workers", "1", "trainer.max_epochs=2", "trainer.accelerator=cpu", "data.batch_size=16"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = tmp_path / "multirun" / "rehearsal-random_crops-lab"
 

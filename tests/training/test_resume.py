@@ -153,6 +153,14 @@ def test_changes_are_found_where_they_are_named(uninterrupted):
     assert "trainer.max_epochs" in diff_configs(saved, config("experiment=tutorial"), ["experiment"])
 
 
+def test_a_resumed_run_keeps_its_threads(uninterrupted):
+    saved = OmegaConf.load(uninterrupted / "config.yaml")
+    assert saved.threads == finished_result(uninterrupted)["threads"]
+    saved.threads = 3
+    assert "threads" not in diff_configs(saved, config("experiment=tutorial"), ["experiment"])
+    assert diff_configs(saved, config("threads=2"), ["threads"]) == {"threads": (3, 2)}
+
+
 @pytest.fixture
 def stopped(tmp_path, monkeypatch) -> Path:
     run_until_stopped(config(*RUN, run_dir=tmp_path / "run"), monkeypatch, 15)
