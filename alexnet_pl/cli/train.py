@@ -1,20 +1,22 @@
 """Training command: ``alexnet train`` and ``python train.py``; one run or, with ``-m``, a study."""
 
+import difflib
 import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from alexnet_pl.config.compose import CONF, find_own_options
-from alexnet_pl.config.hydra_versions import MAIN, register_resolver
+from alexnet_pl.config.compose import CONF, find_own_options, refuse_lists
+from alexnet_pl.config.hydra_versions import MAIN, option_parser, register_resolver
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.runtime.deferred_imports import defer_imports
-from alexnet_pl.runtime.errors import ConfigError, one_line_errors
+from alexnet_pl.runtime.errors import ConfigError, one_line_errors, printable
 from alexnet_pl.runtime.logging import make_output_safe
 from alexnet_pl.runtime.signals import exit_on_signal
 from alexnet_pl.studies.runner import is_sweep_trial, run_trial, study_dir, trial_dir
@@ -76,6 +78,31 @@ def add_or_set(override: str) -> str:
     return re.sub(r"^\+(?=[\w-]+\.[^=/@]*=)", "++", override)
 
 
+def check_options(arguments: Sequence[str]) -> None:
+    """Check the options that start with a dash, which Hydra refuses with a page of its own options.
+
+    Raises:
+        ConfigError: names the option and the closest one, or how an override is written.
+    """
+    parser = option_parser()
+    parser.error = _raise_config_error  # type: ignore[method-assign]
+    _, unknown = parser.parse_known_args([*arguments])
+    if not unknown:
+        return
+    name = unknown[0].partition("=")[0]
+    if not name.startswith("-"):
+        raise ConfigError(f"{unknown[0]} is invalid: expected key=value.")
+    known = sorted({*re.findall(r"--[\w-]+", parser.format_usage())})
+    near = difflib.get_close_matches(name, known, n=1)
+    key = name.lstrip("-") or "key"
+    hint = f"Did you mean {near[0]}?" if near else f"Overrides have no dashes: {key}=VALUE."
+    raise ConfigError(f"{printable(name)} is invalid: no such option. {hint} alexnet train --help lists what there is.")
+
+
+def _raise_config_error(message: str) -> NoReturn:
+    raise ConfigError(f"{message}. alexnet train --help lists what there is.")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line ``arguments``, by default this process's own."""
     make_output_safe()
@@ -83,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     sys.argv[1:] = map(add_or_set, overrides_last(given))  # Hydra reads them there
     with one_line_errors(), exit_on_signal(print_resume_hint):
+        check_options(sys.argv[1:])
+        refuse_lists(sys.argv[1:])
         if get_world().rank > 0:  # rank 0 writes the files and the log
             sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none"]
         train()

@@ -77,6 +77,29 @@ def as_list(overrides: Sequence[str]) -> list[str]:
     return [*overrides]
 
 
+_ONE_OPTION = re.compile(
+    r"\+{0,2}((?:data|loss|model|optimizer|scale|scheduler|trainer)(?:/\w+)*)=(\[.*|.*,\s*\[.*)", re.DOTALL
+)
+"""Override of a group that has one option at a time with a list of options."""
+
+
+def refuse_lists(overrides: Sequence[str]) -> None:
+    """Refuse a list of options where one is expected: Hydra would merge them into an object that nobody described.
+
+    Raises:
+        ConfigError: names the override and what it may have meant.
+    """
+    for override in overrides:
+        if found := _ONE_OPTION.fullmatch(override):
+            group, value = found.groups()
+            options = re.sub(r"[\[\]\s]", "", value)
+            raise ConfigError(
+                f"{group}={value} is invalid: expected one option, because several would be merged into one. To train "
+                f"with every one of them: -m {group}={options}, or alexnet_pl.study. Lists are for augment, callbacks "
+                "and logger."
+            )
+
+
 def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as Hydra overrides; a nested mapping sets the keys below its own.
 
@@ -136,9 +159,11 @@ def compose(
             ``**{"trainer.max_epochs": 3}``.
 
     Raises:
-        ConfigError: an unknown key or option, an override that cannot be parsed, or a directory that is not found.
+        ConfigError: an unknown key or option, a list of options where one is expected, an override that cannot be
+            parsed, or a directory that is not found.
     """
     given = [*as_list(overrides), *to_overrides(settings)]
+    refuse_lists(given)
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ConfigError(

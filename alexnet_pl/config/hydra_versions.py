@@ -1,5 +1,6 @@
 """Differences between Hydra 1.3 with OmegaConf 2.3 and Hydra 1.4 with OmegaConf 2.4: both run without warnings."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,13 @@ MAIN: dict[str, Any] = (
     {"execution_whitelist": ["alexnet_pl.*", "hydra.*", "hydra_plugins.*", "logging.*"]} if IS_1_4 else VERSION_BASE
 )
 """Arguments of ``hydra.main``: to Hydra 1.4, what its callbacks, launchers and logging may call."""
+
+
+def option_parser() -> ArgumentParser:
+    """Return the parser of Hydra's own options, such as ``-m`` and ``--cfg``."""
+    from hydra._internal.utils import get_args_parser  # start-up time: not needed in workers
+
+    return get_args_parser()
 
 
 def register_resolver(name: str, resolver: Callable[..., Any]) -> None:

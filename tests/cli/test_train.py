@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_pl.cli.train import add_or_set, overrides_last
+from alexnet_pl.cli.train import add_or_set, check_options, main, overrides_last
 from alexnet_pl.config.resolvers import run_folder
 from alexnet_pl.runtime.errors import ConfigError
 
@@ -85,3 +85,44 @@ def test_alexnet_train_and_train_py_compose_the_same_config(tmp_path):
 )
 def test_a_plus_before_a_key_of_a_section_also_sets_one_that_exists(override, passed_on):
     assert add_or_set(override) == passed_on
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--multrun model=lenet5", "--multrun is invalid: no such option. Did you mean --multirun?"),
+        ("--seed=3", "--seed is invalid: no such option. Overrides have no dashes: seed=VALUE."),
+        ("--data.root /x", "--data.root is invalid: no such option. Overrides have no dashes: data.root=VALUE."),
+        ("-x", "-x is invalid: no such option. Overrides have no dashes: x=VALUE."),
+        ("--cfg jobs", "argument --cfg/-c: invalid choice: 'jobs'"),
+        ("--config-dir", "argument --config-dir/-cd: expected one argument."),
+    ],
+)
+def test_an_unknown_option_is_one_line(words, message, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["alexnet"])
+    with pytest.raises(SystemExit) as refused:
+        main(words.split())
+    shown = capsys.readouterr()
+    assert refused.value.code == 2
+    assert shown.err.startswith(f"error: {message}")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    "words", ["-m model=a,b", "--cfg job --resolve a=1", "-cd x a=1", "--info", "--info=config -r"]
+)
+def test_hydras_own_options_are_known(words):
+    check_options(overrides_last(words.split()))
+
+
+def test_a_list_of_options_is_refused_before_hydra_merges_it(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["alexnet"])
+    with pytest.raises(SystemExit) as refused:
+        main(["data=[digits,mnist]", "model=lenet5"])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: data=[digits,mnist] is invalid: expected one option, because several would be merged into one. To "
+        "train with every one of them: -m data=digits,mnist, or alexnet_pl.study. Lists are for augment, callbacks and "
+        "logger.\n"
+    )

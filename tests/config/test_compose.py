@@ -23,6 +23,7 @@ from alexnet_pl.config.compose import (
     find_own_options,
     name_run_dir,
     own_options_dir,
+    refuse_lists,
     to_overrides,
     to_sweep,
 )
@@ -52,6 +53,26 @@ def own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # --- overrides from Python ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["data", "loss", "model", "optimizer", "scale", "scheduler", "trainer", "model/norm"])
+@pytest.mark.parametrize("value", ["[a,b]", "[a]", "[a, b],[c]", "a,[b,c]"])
+def test_a_list_of_options_is_refused_where_one_is_expected(group, value):
+    with pytest.raises(ConfigError) as refused:
+        refuse_lists(["seed=1", f"{group}={value}"])
+    assert str(refused.value).startswith(f"{group}={value} is invalid: expected one option")
+    assert f"-m {group}=a" in str(refused.value)
+
+
+def test_lists_are_kept_where_they_combine():
+    refuse_lists(["augment=[crop_flip,cutout]", "logger=[csv,mlflow]", "callbacks=[default,ema]", "data.mean=[1,2]",
+                  "data=digits,mnist", "model=glob([a*,b*])", "model=glob(*,exclude=[a])", "rung=[a,b]"])  # fmt: skip
+
+
+@pytest.mark.parametrize("override", ["optimizer=[adam,sgd]", "+data=[digits,mnist]"])
+def test_compose_refuses_a_list_of_options(override):
+    with pytest.raises(ConfigError, match="is invalid: expected one option"):
+        compose([override])
 
 
 @pytest.mark.parametrize(
