@@ -16,7 +16,10 @@ Found = Mapping[str, Any]
 
 LOOPS = {"tutorial": "tutorial", "handwritten": "hand-written", "project": "project"}
 
-MISSING = "–"
+MISSING, UNMEASURED = "–", "not measured yet"
+
+SECTION = "speed"
+"""Section of a README that has the paragraph on speed, see :func:`alexnet_pl.runtime.files.fill_section`."""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -229,6 +232,25 @@ def markdown(run: Found) -> str:
     """Return the Markdown of a single run, or of the only table that it has."""
     _, render = KINDS[str(run["kind"])]
     return f"{headline(run)}\n\n{render([run])}\n"
+
+
+def speed_line(results: Path) -> str:
+    """Return a README's paragraph on speed: the medians of every CPU on which training was measured."""
+    parts = []
+    for name, runs in read_results(results).items():
+        values = [
+            [value for run in runs if isinstance(value := lookup(run, path), int | float)]
+            for path in ("images_per_second/project", "project_vs_tutorial", "project_vs_handwritten")
+        ]
+        if runs[0].get("kind") == "training" and all(values):
+            rate, tutorial, handwritten = map(statistics.median, values)
+            where = f"{runs[0]['device']} in {runs[0].get('precision', 'its precision')}"
+            parts.append(
+                f"{rate:,.0f} images/s on {where} (`{name}`), {tutorial:.2f} times the tutorial's program and "
+                f"{handwritten:.2f} times a hand-written PyTorch loop"
+            )
+    measured = "; ".join(parts) or UNMEASURED
+    return f"Training of the tutorial's network with logging, dashboard and checkpoints: {measured}."
 
 
 def page(results: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from alexnet_pl.benchmark import render
 from alexnet_pl.cli.parser import make_parser, positive_int, write_output
 from alexnet_pl.runtime.errors import ConfigError
+from alexnet_pl.runtime.files import fill_section
 
 DESCRIPTION = """\
 Measure the speed of the training loop against the tutorial's loop, a hand-written one and the hardware floor.
@@ -67,8 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     if args.page:
-        write_output(args.page, render.page(args.page.parent / "results"))
+        results, readme = args.page.parent / "results", args.page.parent.parent / "README.md"
+        write_output(args.page, render.page(results))
         print(f"page {args.page}")
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        if (filled := fill_section(text, render.SECTION, render.speed_line(results))) is not None:
+            write_output(readme, filled)
+            print(f"text {readme}")
         return
     found = measure(args)
     print(render.markdown(found))

@@ -44,6 +44,14 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = False) -> Non
         scratch.unlink(missing_ok=True)
 
 
+def fill_section(text: str, name: str, content: str) -> str | None:
+    """Return a Markdown text with ``content`` between ``<!-- name -->`` and ``<!-- /name -->``; None without them."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    return f"{before}{start}\n{content.strip()}\n{end}{after}" if found and closed else None
+
+
 def flush_file(file: IO[bytes]) -> None:
     """Flush an open file to the disk."""
     file.flush()

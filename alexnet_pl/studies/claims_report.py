@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from alexnet_pl.runtime.errors import UserError, printable
-from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.files import fill_section, write_atomic
 from alexnet_pl.studies.claims import OWN, Claim
 from alexnet_pl.studies.claims_evidence import (
     Finding,
@@ -31,8 +31,8 @@ from alexnet_pl.studies.statistics import LEVEL, OPEN, Estimate, holm
 PAGE, HTML, EVIDENCE, FOREST = "claims.md", "claims.html", "claims", "forest.png"
 """Files in the results directory: the two pages, the directory of the CSV files, and the plot in it."""
 
-MARKERS = ("<!-- claims -->", "<!-- /claims -->")
-"""Lines between which a README has the table."""
+SECTION = "claims"
+"""Section of a README that has the table, see :func:`alexnet_pl.runtime.files.fill_section`."""
 
 UNMEASURED = "not measured yet"
 
@@ -103,14 +103,9 @@ def check_claims(claims: Sequence[Claim], results: Path, readme: Path | None = N
 def with_table(readme: Path, ledger: Ledger) -> str | None:
     """Return a README with the table of the claims between the markers, or None if it has no markers."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    start, end = MARKERS
-    if start not in text or end not in text.partition(start)[2]:
-        return None
-    before, _, rest = text.partition(start)
-    after = rest.partition(end)[2]
     table = render("claims_readme.md.j2", overview=overview(ledger, measured_only=True), summary=summary(ledger),
                    level=level(ledger))  # fmt: skip
-    return f"{before}{start}\n{table.strip()}\n{end}{after}"
+    return fill_section(text, SECTION, table)
 
 
 # --- numbers as text ------------------------------------------------------------------------------------------------

@@ -7,9 +7,21 @@ import pytest
 from helpers import REPOSITORY
 
 from alexnet_pl.benchmark.growth import Row
-from alexnet_pl.benchmark.render import gpu, growth, markdown, number, page, read_results, training, workers
+from alexnet_pl.benchmark.render import (
+    SECTION,
+    gpu,
+    growth,
+    markdown,
+    number,
+    page,
+    read_results,
+    speed_line,
+    training,
+    workers,
+)
 from alexnet_pl.cli.benchmark import main
 from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.files import fill_section
 
 RUN = {
     "kind": "training",
@@ -19,6 +31,7 @@ RUN = {
     "git_commit": "0123456789abcdef",
     "images_per_second": {"tutorial": 100.0, "handwritten": 200.0, "project": 190.0},
     "project_vs_tutorial": 1.9,
+    "project_vs_handwritten": 0.95,
     "lrn": {"2×8×5×5": {"ratio": 5.5}},
     "lrn_vs_torch": 5.5,
     "step_ms": {"128": 500.0},
@@ -77,11 +90,17 @@ def test_results_are_grouped_by_name_and_corrupt_ones_named(tmp_path):
 
 
 def test_the_page_is_written_beside_its_results(tmp_path, capsys):
-    results = tmp_path / "results"
-    results.mkdir()
+    results = tmp_path / "docs" / "results"
+    results.mkdir(parents=True)
     (results / "bench-mine.json").write_text(json.dumps(RUN))
-    main(["--page", str(tmp_path / "speed.md")])
-    text = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    page_file, readme = tmp_path / "docs" / "speed.md", tmp_path / "README.md"
+    main(["--page", str(page_file)])
+    assert not readme.exists()
+    readme.write_text("before <!-- speed -->old<!-- /speed --> after", encoding="utf-8")
+    main(["--page", str(page_file)])
+    assert readme.read_text(encoding="utf-8") == f"before <!-- speed -->\n{speed_line(results)}\n<!-- /speed --> after"
+    assert "190 images/s on cpu (a CPU, 2 cores)" in speed_line(results)
+    text = page_file.read_text(encoding="utf-8")
     assert "### mine" in text
     assert "Not measured yet." in text
 
@@ -89,3 +108,9 @@ def test_the_page_is_written_beside_its_results(tmp_path, capsys):
 def test_the_committed_page_is_that_of_the_committed_results():
     committed = (REPOSITORY / "docs" / "speed.md").read_text(encoding="utf-8")
     assert committed == page(REPOSITORY / "docs" / "results"), "run: alexnet benchmark --page docs/speed.md"
+
+
+def test_the_readme_says_what_the_results_say():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    line = speed_line(REPOSITORY / "docs" / "results")
+    assert fill_section(readme, SECTION, line) == readme, "run: alexnet benchmark --page docs/speed.md"

@@ -11,7 +11,6 @@ from alexnet_pl.cli.claims import main
 from alexnet_pl.studies.claims import Published, load_claim, load_claims
 from alexnet_pl.studies.claims_evidence import findings
 from alexnet_pl.studies.claims_report import (
-    MARKERS,
     OutdatedReportError,
     check_claims,
     level,
@@ -82,7 +81,7 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
 )
 def test_a_number_that_was_edited_is_found(results, tmp_path, changed):
     claims = [load_claim(written(tmp_path, {}))]
-    (tmp_path / "README.md").write_text("\n".join(MARKERS), encoding="utf-8")
+    (tmp_path / "README.md").write_text("<!-- claims -->\n<!-- /claims -->", encoding="utf-8")
     write_claims(claims, results, tmp_path / "README.md")
     path = tmp_path / changed
     old, new = ("0.291", "0.292") if changed.endswith("csv") else ("1.80", "1.40")
