@@ -25,7 +25,7 @@ from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.commands import train_command
 from alexnet_pl.runtime.errors import ConfigError, UserError, user_environment, user_errors
 from alexnet_pl.runtime.logging import StdoutHandler
-from alexnet_pl.runtime.run_folder import METRICS, finished_result, results_table
+from alexnet_pl.runtime.run_folder import LOG, METRICS, Leftovers, finished_result, removing, results_table
 from alexnet_pl.runtime.system import restore_malloc_thresholds
 from alexnet_pl.studies.store import STUDY
 from alexnet_pl.training.resume import named_settings
@@ -172,7 +172,7 @@ def train(
         raise ConfigError("a study is invalid here: expected a single run. Use alexnet_pl.study.")
     run_dir = Path(cfg.run_dir)
     try:
-        with user_errors(), _logging_to(run_dir), _process_restored():
+        with user_errors(), removing(Leftovers(run_dir)), _logging_to(run_dir), _process_restored():
             run(cfg, named, command)
     except SystemExit as stopped:  # a signal, after the state was saved
         if stopped.code == 130:
@@ -185,10 +185,10 @@ def train(
 
 
 class _LogFile(logging.FileHandler):
-    """Handler of train.log that creates the run directory with the first line: a refused config leaves nothing."""
+    """Handler of train.log that creates the run directory with the first line."""
 
     def __init__(self, run_dir: Path) -> None:
-        super().__init__(run_dir / "train.log", encoding="utf-8", delay=True)
+        super().__init__(run_dir / LOG, encoding="utf-8", delay=True)
         self.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
 
     def _open(self) -> Any:

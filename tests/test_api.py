@@ -126,6 +126,7 @@ def test_a_config_of_hydras_own_compose_runs():
         (["data.val_fraction=2"], "data.val_fraction=2"),
         (["study=s"], "expected a single run. Use alexnet_pl.study"),
         (["trainer.devices=2"], "2 ranks are launched by alexnet train"),
+        (["model.num_classes=9", "run_dir=new/run"], "expected at least 10"),
     ],
 )
 def test_a_refused_config_leaves_nothing_behind(overrides, message, tmp_path):

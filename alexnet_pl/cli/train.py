@@ -18,7 +18,9 @@ from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.runtime.deferred_imports import defer_imports
 from alexnet_pl.runtime.errors import ConfigError, one_line_errors, printable
 from alexnet_pl.runtime.logging import make_output_safe
+from alexnet_pl.runtime.run_folder import removing
 from alexnet_pl.runtime.signals import exit_on_signal
+from alexnet_pl.studies.hydra_callback import StudyCallback
 from alexnet_pl.studies.runner import is_sweep_trial, run_trial, study_dir, trial_dir
 from alexnet_pl.studies.session import print_resume_hint
 
@@ -37,7 +39,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     # torch is imported only once Hydra knows that there is something to run.
     defer_imports()  # here and not in main, which the workers of a parallel launcher never call
-    with one_line_errors():
+    with one_line_errors(), removing(StudyCallback.leftovers):
         if "ten_crop_of" in cfg:
             from alexnet_pl.studies import ten_crop
 

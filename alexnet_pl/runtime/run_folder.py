@@ -7,11 +7,12 @@ nesting, which a few hundred bytes can blow up to minutes of work.
 import csv
 import io
 import json
+import logging
 import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,48 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         raise UserError(
             f"run_dir={run_dir} is in use by another process{owner}. Wait until it ends, or start a new run."
         ) from error
+
+
+class Leftovers:
+    """The log and the directories that a run has created when it is refused before it has written its config.
+
+    Args:
+        run_dir: run directory, before anything creates it.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.run_dir, self.has_log = run_dir, (run_dir / LOG).exists()
+        self.directories = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+
+    def remove(self) -> None:
+        """Remove what is new and not used by another process; do nothing if the directory holds a run."""
+        if any((self.run_dir / name).exists() for name in (CONFIG, RESULT, LOCK)):
+            return
+        if not self.has_log:
+            _close_log(self.run_dir / LOG)
+            (self.run_dir / LOG).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            for directory in self.directories:
+                directory.rmdir()
+
+
+def _close_log(path: Path) -> None:
+    """Close the handlers of a log file: Windows refuses to remove an open one."""
+    for handler in [*logging.getLogger().handlers]:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == path.absolute():
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def removing(leftovers: Leftovers | None) -> Iterator[None]:
+    """Remove what a run leaves behind if the block ends with an error or a signal before the run has begun."""
+    try:
+        yield
+    except (Exception, SystemExit):
+        if leftovers is not None:
+            leftovers.remove()
+        raise
 
 
 def check_entries(run_dir: Path) -> None:

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from alexnet_pl.runtime.commands import train_command
 from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors, printable
-from alexnet_pl.runtime.run_folder import read_trial
+from alexnet_pl.runtime.run_folder import Leftovers, read_trial
 from alexnet_pl.runtime.system import usable_cores
 from alexnet_pl.studies.disk import disk_estimate
 from alexnet_pl.studies.forecast import trial_costs
@@ -26,7 +26,16 @@ from alexnet_pl.studies.store import Study, config_hash, trial_entry
 
 
 class StudyCallback(Callback):
-    """Hook of Hydra's sweeps into :func:`register_trials` and :func:`summarize`."""
+    """Hook of Hydra's sweeps into :func:`register_trials` and :func:`summarize`.
+
+    Attributes:
+        leftovers: what a single run of this process has created if it is refused; None before it starts, or in a sweep.
+    """
+
+    leftovers: ClassVar[Leftovers | None] = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _exit_on_error(note_directories, config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _exit_on_error(register_trials, config)
@@ -49,11 +58,22 @@ def _exit_on_error(function: Callable[..., None], *arguments: object) -> None:
         sys.exit(1)
 
 
+def note_directories(config: DictConfig) -> None:
+    """Note which directories of a single run exist before Hydra creates them."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)  # ${hydra:…} in hydra.run.dir refers to it
+    try:
+        StudyCallback.leftovers = Leftovers(Path(config.hydra.run.dir))
+    finally:
+        HydraConfig.instance().cfg = before
+
+
 def register_trials(config: DictConfig) -> None:
     """Compose every trial of the sweep, record it in ``study.json``, and open the session.
 
     Raises:
-        ConfigError: two trials compute the same numbers, or an override makes no sense in a sweep.
+        ConfigError: two trials compute the same numbers, an override makes no sense in a sweep, or a trial has several
+            ranks.
         UserError: ``study.json`` is corrupt.
     """
     if config.get("resume") is not None:
@@ -68,6 +88,10 @@ def register_trials(config: DictConfig) -> None:
         digits: trial_entry(cfg.hydra.overrides.task, cfg.hydra.runtime.choices) for digits, cfg in configs.items()
     }
     if any(study.state(digits) != "finished" for digits in trials):
+        from alexnet_pl.config.validate import refuse_in_sweep  # here for start-up time: it loads torch
+
+        for cfg in configs.values():
+            refuse_in_sweep(cfg.trainer)
         for digits, cost in trial_costs(configs).items():
             trials[digits]["cost"] = cost
     columns = [trial["overrides"] for trial in trials.values()]

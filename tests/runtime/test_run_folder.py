@@ -15,6 +15,7 @@ import pytest
 
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.run_folder import (
+    Leftovers,
     check_entries,
     finished_result,
     read_commands,
@@ -23,6 +24,7 @@ from alexnet_pl.runtime.run_folder import (
     read_result,
     read_trial,
     record_command,
+    removing,
     results_table,
     run_lock,
     write_metrics,
@@ -264,3 +266,53 @@ def test_results_table():
         ["ten-crop", "0.1250", "0.6250", "0.3750", "0.9375", "0.0625"],
     ]
     assert len(results_table(json.loads(json.dumps(result))).splitlines()) == 3
+
+
+# --- what a refused run leaves behind -------------------------------------------------------------------------------
+
+
+def fill(run_dir: Path, *names: str) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (run_dir / name).write_text("mine")
+
+
+def refuse(leftovers: Leftovers, error: BaseException) -> None:
+    with pytest.raises(type(error)), removing(leftovers):
+        raise error
+
+
+@pytest.mark.parametrize("error", [ConfigError("refused"), SystemExit(2)])
+def test_a_refused_run_leaves_its_parents_as_they_were(error, tmp_path):
+    leftovers = Leftovers(tmp_path / "runs" / "a" / "b")
+    fill(tmp_path / "runs" / "a" / "b", "train.log")
+    refuse(leftovers, error)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_existed_before_stays(tmp_path):
+    run_dir = tmp_path / "empty" / "run"
+    run_dir.mkdir(parents=True)
+    leftovers = Leftovers(run_dir)
+    fill(run_dir, "train.log")
+    refuse(leftovers, ConfigError("refused"))
+    assert [*run_dir.iterdir()] == []
+    fill(run_dir, "train.log", "notes.txt")
+    refuse(Leftovers(run_dir), ConfigError("refused"))
+    assert {path.name for path in run_dir.iterdir()} == {"train.log", "notes.txt"}
+
+
+def test_what_others_have_put_there_stays(tmp_path):
+    leftovers = Leftovers(tmp_path / "runs" / "a" / "b")
+    fill(tmp_path / "runs" / "a" / "b", "train.log")
+    fill(tmp_path / "runs" / "another")
+    refuse(leftovers, ConfigError("refused"))
+    assert [*(tmp_path / "runs").iterdir()] == [tmp_path / "runs" / "another"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "result.json", ".lock"])
+def test_a_run_that_has_begun_or_is_another_process_s_keeps_everything(name, tmp_path):
+    leftovers = Leftovers(tmp_path / "run")
+    fill(tmp_path / "run", "train.log", name)
+    refuse(leftovers, UserError("out of memory"))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"train.log", name}
