@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.utils import calculate_md5, check_integrity, download_url
 
 from alexnet_pl.runtime.errors import DataError, one_line
 from alexnet_pl.runtime.files import exclusive_lock
@@ -61,6 +61,25 @@ def announce(title: str, megabytes: int, root: Path) -> None:
     print(f"downloading {title} ({megabytes:,} MB) to {root.resolve()}")
 
 
+def is_copy(path: Path, md5: str, hint: str = "") -> bool:
+    """Return True if a file of a dataset is there already, and False if it has to be downloaded.
+
+    Args:
+        hint: what else to do about a file with another MD5 than deleting it.
+
+    Raises:
+        DataError: the file is there, but has another MD5.
+    """
+    if not path.is_file():
+        return False
+    if not check_integrity(str(path), md5):
+        raise DataError(
+            f"{path} is truncated or corrupt (wrong MD5): {calculate_md5(str(path))}, expected {md5}. Delete it to "
+            f"download it again.{hint and ' '}{hint} {WAYS_OUT}"
+        )
+    return True
+
+
 def unpack(root: Path, scratch: Path, title: str, megabytes: int, url: str, filename: str, md5: str) -> None:
     """Unpack an archive into ``scratch``: the one that is already in ``root``, or else a download with torchvision.
 
@@ -69,10 +88,7 @@ def unpack(root: Path, scratch: Path, title: str, megabytes: int, url: str, file
         RuntimeError, OSError: the download failed.
     """
     archive = root / filename
-    if archive.is_file():
-        if not check_integrity(str(archive), md5):
-            raise DataError(f"{archive} is truncated or corrupt (wrong MD5). Delete it. {WAYS_OUT}")
-    else:
+    if not is_copy(archive, md5):
         announce(title, megabytes, root)
         download_url(url, str(scratch), filename, md5)
         archive = scratch / filename

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from torchvision.datasets import CIFAR100, KMNIST, MNIST, STL10, SVHN, FashionMNIST, Imagenette
-from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.utils import download_url
 
 from alexnet_pl.data.array_cache import Arrays, cache_name, cached_arrays, fingerprint
 from alexnet_pl.data.class_folders import nearby_root
-from alexnet_pl.data.downloads import WAYS_OUT, announce, install, unpack
+from alexnet_pl.data.downloads import WAYS_OUT, announce, install, is_copy, unpack
 from alexnet_pl.data.image_io import central_square, read_image
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages, TensorDataModule
 from alexnet_pl.data.torchvision_internals import imagenette_archive
@@ -146,12 +146,14 @@ class MNISTDataModule(TorchvisionDataModule):
     products = tuple(f"MNIST/raw/{name}" for name in IDX_FILES)
 
     def download(self, scratch: Path) -> None:
-        announce(self.title, self.megabytes, self.root)
         folder = Path(self.products[0]).parent
         (scratch / folder).mkdir(parents=True)
-        for name, _ in self.source.resources:
-            if (self.root / folder / name).is_file():  # torchvision uses it if its MD5 is right
-                shutil.copyfile(self.root / folder / name, scratch / folder / name)
+        hint = "If it was only packed anew, unpack it with gunzip: its content is used as it is."
+        copies = [name for name, md5 in self.source.resources if is_copy(self.root / folder / name, md5, hint)]
+        if len(copies) < len(self.source.resources):
+            announce(self.title, self.megabytes, self.root)
+        for name in copies:  # torchvision downloads the others
+            shutil.copyfile(self.root / folder / name, scratch / folder / name)
         self.source(scratch, download=True)
 
     def read(self, is_train: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -217,10 +219,12 @@ class SVHNDataModule(TorchvisionDataModule):
     products = tuple(SVHN.split_list[split][1] for split in ("train", "test"))
 
     def download(self, scratch: Path) -> None:
-        announce(self.title, self.megabytes, self.root)
-        for split in ("train", "test"):
-            url, name, md5 = SVHN.split_list[split]
-            if check_integrity(str(self.root / name), md5):  # there already
+        files = [SVHN.split_list[split] for split in ("train", "test")]
+        copies = [name for _, name, md5 in files if is_copy(self.root / name, md5)]
+        if len(copies) < len(files):
+            announce(self.title, self.megabytes, self.root)
+        for url, name, md5 in files:
+            if name in copies:
                 shutil.copyfile(self.root / name, scratch / name)
             else:
                 download_url(url, str(scratch), name, md5)

@@ -1,6 +1,8 @@
 """Datasets by torchvision: small archives of the published layouts from a local server, offline, corrupt."""
 
 import functools
+import gzip
+import hashlib
 import http.server
 import io
 import tarfile
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import SHORT_RUN, config
-from torchvision.datasets import CIFAR100, SVHN, FashionMNIST
+from torchvision.datasets import CIFAR100, KMNIST, MNIST, SVHN, FashionMNIST
 
 from alexnet_pl.data import torchvision_sets
 from alexnet_pl.data.downloads import SMALL_ARCHIVE, extract
@@ -198,6 +200,33 @@ def test_compressed_files_on_disk_are_used(publish: Publish, tmp_path: Path) -> 
     for path in (tmp_path / "served").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     assert load("kmnist", tmp_path / "data").counts()["train"] == 10 * TRAIN * 3 // 4
+    assert requests == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "svhn"])
+def test_a_file_on_disk_with_another_md5_is_named(publish: Publish, tmp_path: Path, name: str) -> None:
+    requests, root = publish(name), tmp_path / "data"
+    kind = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "kmnist": KMNIST}.get(name)
+    file, md5 = SVHN.split_list["train"][1:] if kind is None else kind.resources[0]
+    folder = root if kind is None else root / kind.__name__ / "raw"
+    folder.mkdir(parents=True)
+    mine = (tmp_path / "served" / file).read_bytes() + b"x"
+    (folder / file).write_bytes(mine)
+    text = refusal(name, root)
+    found = hashlib.md5(mine).hexdigest()
+    assert text.startswith(f"{folder / file} is truncated or corrupt (wrong MD5): {found}, expected {md5}. Delete it")
+    assert "not found" not in text
+    assert ("gunzip" in text) == (name != "svhn")
+    assert (folder / file).read_bytes() == mine
+    assert requests == []
+
+
+def test_files_packed_anew_are_read_once_they_are_unpacked(publish: Publish, tmp_path: Path) -> None:
+    requests, folder = publish("fashion_mnist"), tmp_path / "data" / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for path in (tmp_path / "served").iterdir():
+        (folder / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
+    assert load("fashion_mnist", tmp_path / "data").counts()["train"] == 10 * TRAIN * 3 // 4
     assert requests == []
 
 
