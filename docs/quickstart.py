@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Train, look inside, compare
 #
-# A small AlexNet on scikit-learn's handwritten digits: a few minutes on two CPU cores, no download, no GPU. On Colab,
-# the next cell installs the package; elsewhere it does nothing.
+# A small AlexNet on scikit-learn's handwritten digits: a few minutes on two CPU cores, no download, no GPU. Where the
+# package is not installed, as on Colab, the next cell installs it.
 
 # %%
 import importlib.util
@@ -22,7 +22,10 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("alexnet_pl") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "alexnet_pl"], check=True)
+    source = ""  # "git+https://github.com/OWNER/alexnet_pl", or the path of a wheel; the package index does not have it
+    if not source:
+        raise SystemExit("alexnet_pl is not installed. Set source, in this cell, to where pip finds it.")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", source], check=True)
 
 import alexnet_pl
 

@@ -29,6 +29,22 @@ def test_the_notebook_has_the_cells_of_its_source_without_outputs() -> None:
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook["cells"])
 
 
+@pytest.mark.parametrize(
+    "repository", ["https://github.com/some-one/alexnet_pl", "https://github.com/some-one/alexnet_pl.git/"]
+)
+def test_the_site_has_a_badge_once_there_is_a_repository(repository: str) -> None:
+    path = REPOSITORY / "docs" / "hooks.py"
+    hooks = types.ModuleType("hooks")
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), hooks.__dict__)
+    page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    with_badge = hooks.on_page_markdown(page, {"repo_url": repository})
+    notebook = "https://colab.research.google.com/github/some-one/alexnet_pl/blob/main/docs/quickstart.ipynb"
+    assert f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({notebook})" in with_badge
+    assert hooks.COLAB in page
+    for other in (None, "https://example.org/alexnet_pl"):
+        assert "colab-badge" not in hooks.on_page_markdown(page, {"repo_url": other})
+
+
 class Display:
     """Stands for IPython's display of one output cell."""
 
