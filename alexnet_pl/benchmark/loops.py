@@ -90,7 +90,8 @@ def random_data(count: int) -> list[str]:
 def make_config(device: str, run_dir: Path, *overrides: str) -> DictConfig:
     """Return the config of ``experiment=tutorial`` for ``device``, composed and resolved as in ``train.py``."""
     fixed = ("experiment=tutorial", f"trainer.accelerator={device}", f"run_dir={run_dir}", "data.root=unused")
-    cfg = compose([*fixed, *overrides])
+    threads = f"threads={torch.get_num_threads()}"  # those of the other loops
+    cfg = compose([*fixed, threads, *overrides])
     resolve_auto(cfg)
     return cfg
 
