@@ -33,6 +33,9 @@ TRAINER = ("accelerator", "deterministic", "limit_test_batches", "limit_val_batc
 PLACES = ("root", "shards", "cache")
 """Keys of the data section that name directories of one machine."""
 
+TRIES, SECONDS = 2, 5.0
+"""Attempts to reach the server, and how long each may take."""
+
 HOW = "Expected hf://USER/NAME or hf://USER/NAME@REVISION."
 
 
@@ -77,6 +80,8 @@ def push(address: str, net: nn.Module, config: Mapping[str, Any], about: Mapping
         save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(shared_config(config, about), indent=2) + "\n", encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
+        if reason := unreachable(hub):
+            raise UserError(f"{address} was not written: {reason}.")
         try:
             api.create_repo(repository, exist_ok=True)
             message = f"Trained with alexnet_pl {__version__}"
@@ -113,8 +118,9 @@ def pull(address: str) -> tuple[dict[str, Any], Path, dict[str, Any] | None]:
         UserError: not found, no network, no access, or files that are too large or corrupt.
     """
     repository, revision = parse_address(address)
-    described = _read_config(address, _download(repository, revision, CONFIG, MAX_CONFIG_BYTES))
-    weights = _download(repository, revision, WEIGHTS, MAX_WEIGHT_BYTES)
+    reason = unreachable(_import_hub())
+    described = _read_config(address, _download(repository, revision, CONFIG, MAX_CONFIG_BYTES, reason))
+    weights = _download(repository, revision, WEIGHTS, MAX_WEIGHT_BYTES, reason)
     from safetensors import SafetensorError, safe_open  # of the extra "hub"
 
     try:
@@ -143,14 +149,37 @@ def _read_config(address: str, path: Path) -> dict[str, Any]:
     return dict(described)
 
 
-def _download(repository: str, revision: str | None, name: str, limit: int) -> Path:
+def unreachable(hub: Any) -> str:
+    """Return why the server cannot be reached, or "". Without this check the hub's client retries for a minute."""
+    if hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    address, error = _endpoint() or hub.constants.ENDPOINT, ""
+    for _ in range(TRIES):
+        try:
+            hub.utils.get_session().head(address, timeout=SECONDS)
+        except Exception as failure:  # of the hub's HTTP client, which differs between its versions
+            error = one_line(failure)[:200].rstrip(".")
+        else:
+            return ""
+    return f"{address} cannot be reached ({error})"
+
+
+def _download(repository: str, revision: str | None, name: str, limit: int, offline: str) -> Path:
     """Return the local copy of a file, downloaded if the server's has changed.
+
+    Args:
+        offline: why only the cache can be used, or "".
 
     Raises:
         UserError: as for :func:`pull`.
     """
     hub = _import_hub()
     place = f"{PREFIX}{repository}"
+    if offline:
+        found = hub.try_to_load_from_cache(repository, name, revision=revision)
+        if not isinstance(found, str):
+            raise UserError(f"{place} cannot be loaded: {offline}, and {name} is not in the cache.")
+        return Path(found)
     try:
         check_tag(_tag(hub, hub.hf_hub_url(repository, name, revision=revision, endpoint=_endpoint())))
         found = hub.hf_hub_download(repository, name, revision=revision, endpoint=_endpoint(), dry_run=True)

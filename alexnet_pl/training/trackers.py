@@ -12,7 +12,7 @@ import secrets
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -220,6 +220,22 @@ class WandbTracker(WandbLogger, Tracker):
             self._experiment = None
 
 
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+"""MLflow's own settings are 7 retries of 120 seconds, without a word."""
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Let MLflow try twice for 5 seconds each, unless the environment says something else."""
+    added = {name: value for name, value in _IMPATIENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
 class MLflowTracker(MLFlowLogger, Tracker):
     """MLflow, at ``MLFLOW_TRACKING_URI``: by default the SQLite file ``mlflow.db`` that ``mlflow ui`` opens as well.
 
@@ -235,6 +251,7 @@ class MLflowTracker(MLFlowLogger, Tracker):
     def __init__(self, experiment: str = "alexnet_pl"):
         require("mlflow", "mlflow")
         address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+        self._is_lost = False
         try:
             super().__init__(experiment, tracking_uri=address)
         except Exception as error:  # MLflow's and SQLAlchemy's own
@@ -244,11 +261,24 @@ class MLflowTracker(MLFlowLogger, Tracker):
     def start(self, run_dir: Path) -> None:
         self._run_id, self._run_name = read_identity(run_dir, self.service), run_name(run_dir)
         try:
-            identity = str(self.run_id)
-            self.experiment.update_run(identity, status="RUNNING")
+            with impatient():
+                identity = str(self.run_id)
+                self.experiment.update_run(identity, status="RUNNING")
         except Exception as error:  # MLflow's, SQLAlchemy's and those of requests
             raise _mlflow_refusal(error) from error
         write_identity(run_dir, self.service, identity)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars. A server that is lost during training costs MLflow's full patience once, and then seconds."""
+        lost, self._is_lost = self._is_lost, True
+
+        def send() -> None:
+            super(MLflowTracker, self).log_metrics(metrics, step)
+            self._is_lost = False
+
+        with impatient() if lost else nullcontext():
+            attempt(self, "metrics were not logged, see metrics.csv", send)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]  # never a Namespace here

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -176,6 +177,27 @@ def test_what_is_not_there_is_named_in_one_line(server: Hub, monkeypatch) -> Non
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="hf://user/unreachable cannot be loaded: "):
         load_run("hf://user/unreachable")
+
+
+@pytest.mark.parametrize("kind", ["closed", "silent"])
+def test_a_server_that_does_not_answer_is_one_line(kind: str, server: Hub, drawn_run: Path, monkeypatch) -> None:
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
+    push.main([str(drawn_run), "hf://user/cached"])
+    load_run("hf://user/cached")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        if kind == "closed":
+            listening.close()
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(UserError) as refused:
+            load_run("hf://user/name")
+        text = str(refused.value)
+        assert text.startswith(f"hf://user/name cannot be loaded: {address} cannot be reached (")
+        assert text.endswith("), and config.json is not in the cache.")
+        assert "\n" not in text
+        with pytest.raises(UserError, match=rf"hf://user/name was not written: {address} cannot be reached \(.+\)\.$"):
+            push.main([str(drawn_run), "hf://user/name"])
+        assert load_run("hf://user/cached").epoch == load_run(drawn_run).epoch
 
 
 def _edited(files: dict[str, bytes], **changes: object) -> dict[str, bytes]:

@@ -1,7 +1,9 @@
 """Loggers by name: combinations, missing packages, and wandb and MLflow for real, read back through their own APIs."""
 
 import json
+import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -286,6 +288,50 @@ def test_an_unreachable_mlflow_store_is_refused_before_data_is_read(workplace: P
     monkeypatch.setattr("alexnet_pl.training.run.load_data", lambda *arguments: pytest.fail("data was read"))
     with pytest.raises((ConfigError, InstantiationException), match="MLFLOW_TRACKING_URI"):
         run(config(*SHORT_RUN, "logger=mlflow", run_dir=workplace / "run"))
+
+
+@pytest.mark.trackers
+@pytest.mark.parametrize("server", ["closed", "silent"])
+def test_an_mlflow_server_that_does_not_answer_is_one_line(server: str, workplace: Path, monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        if server == "closed":
+            listening.close()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setitem(trackers._IMPATIENT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        monkeypatch.setattr("alexnet_pl.training.run.load_data", lambda *arguments: pytest.fail("data was read"))
+        with pytest.raises(ConfigError, match="logger=mlflow is invalid: .*MLFLOW_TRACKING_URI") as refused:
+            run(config(*SHORT_RUN, "logger=mlflow", run_dir=workplace / "run"))
+    assert "\n" not in str(refused.value)
+
+
+def test_mlflow_is_hurried_only_where_nobody_has_said_otherwise(monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    with trackers.impatient():
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
+def test_a_server_that_is_lost_during_training_costs_its_metrics_and_not_the_run(monkeypatch, caplog) -> None:
+    tracker = object.__new__(trackers.MLflowTracker)
+    tracker._is_lost, hurried, sent = False, [], []
+
+    def send(self: object, metrics: dict[str, float], step: int) -> None:
+        hurried.append("MLFLOW_HTTP_REQUEST_TIMEOUT" in os.environ)
+        if step in (2, 3):
+            raise ConnectionError("gone")
+        sent.append(step)
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setattr(trackers.MLFlowLogger, "log_metrics", send)
+    for step in (1, 2, 3, 4, 5):
+        tracker.log_metrics({"val/acc": 0.5}, step)
+    assert sent == [1, 4, 5]
+    assert hurried == [False, False, True, True, False]
+    assert caplog.text.count("metrics were not logged, see metrics.csv: gone") == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
