@@ -93,7 +93,14 @@ class Run:
         return self.trained.net
 
     def __repr__(self) -> str:
+        metrics = [f"{name} {self.result[name]:.4f}" for name in ("val/acc", "test/acc") if name in self.result]
+        return f"Run {self.directory}: {', '.join(metrics) or 'not finished'}"
+
+    def __str__(self) -> str:
         return f"Run {self.directory}\n{results_table(self.result)}"
+
+    def _repr_markdown_(self) -> str:
+        return f"```\n{self}\n```"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,13 @@ def test_a_run_returns_what_it_has_computed(capsys):
     assert run.net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert torch.equal(torch.get_rng_state(), generator)
     assert run.trained.class_names == tuple("0123456789")
-    assert "top-1 acc" in repr(run)
+    assert "top-1 acc" in str(run)
+    assert str(run) in run._repr_markdown_()
+    assert (
+        repr(run) == f"Run {run.directory}: val/acc {run.result['val/acc']:.4f}, test/acc {run.result['test/acc']:.4f}"
+    )
+    epoch = run.trained.epoch
+    assert repr(run.trained) == f"TrainedRun {run.trained.checkpoint}: LeNet5 on digits, epoch {epoch}, 10 classes"
     command = (run.directory / "commands.txt").read_text(encoding="utf-8").split("\t")[1].split()
     assert command == ["alexnet", "train", *SHORT_RUN, "callbacks.dashboard.num_neighbor_images=0", "seed=3"]
     log = (run.directory / "train.log").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ CHECKPOINT = "checkpoints/best.ckpt"
 _RUN_FILES = ("config.yaml", "metrics.csv", "train.log")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A trained network with everything that using it requires.
 
@@ -51,6 +51,9 @@ class TrainedRun:
     result: dict[str, Any] | None
     data_class: type[ImageDataModule]
     trust: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"TrainedRun {self.checkpoint}: {self.name}, epoch {self.epoch}, {len(self.class_names)} classes"
 
     @property
     def folder(self) -> Path:
