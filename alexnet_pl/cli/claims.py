@@ -8,6 +8,7 @@ from pathlib import Path
 from alexnet_pl.cli.parser import make_parser, positive_int
 from alexnet_pl.config.compose import CONF
 from alexnet_pl.runtime.commands import shell_join
+from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.studies.claims import SCALES, load_claims
 
 DESCRIPTION = """\
@@ -134,6 +135,7 @@ def report(arguments: Sequence[str]) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the report is out of date")
     args = parser.parse_args(arguments)
     claims = load_claims(args.claims)
+    _check_evidence(args.results / EVIDENCE, args.multirun)
     if args.check:
         check_claims(claims, args.results, args.readme)
         print(f"{args.results} says what its CSV files say")
@@ -141,7 +143,20 @@ def report(arguments: Sequence[str]) -> None:
     for line in collect(claims, args.multirun, args.results / EVIDENCE):
         print(line)
     for path in write_claims(claims, args.results, args.readme):
-        print(path)
+        print(path.absolute())
+
+
+def _check_evidence(evidence: Path, multirun: Path) -> None:
+    """Refuse a report on nothing, such as one in a directory that is not the checkout's.
+
+    Raises:
+        UserError: there are neither CSV files nor studies.
+    """
+    if not any(evidence.glob("*.csv")) and not any(multirun.glob("*/study.json")):
+        raise UserError(
+            f"{evidence.absolute()} has no results (*.csv), and {multirun.absolute()} has no studies. Run the command "
+            "in a checkout, give --results DIR, or measure first: alexnet claims run"
+        )
 
 
 def _add_directories(parser: argparse.ArgumentParser) -> None:

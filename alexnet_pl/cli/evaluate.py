@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--crops", type=int, choices=CROPS, default=1, help="views averaged (default: 1)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="default: test")
     parser.add_argument(
-        "--data", nargs=2, metavar=("SET", "DIR"), help="robustness set cifar10_1 or cifar10_c, and its .npy files"
+        "--data", nargs=2, metavar=("cifar10_1|cifar10_c", "DIR"), help="robustness set and directory of its .npy files"
     )
     parser.add_argument(
         "--corruptions", action="store_true", help="test set under noise, blur, low contrast, JPEG, in five severities"

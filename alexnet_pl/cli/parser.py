@@ -2,22 +2,38 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
+from typing import NoReturn
 
-from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.errors import UserError, printable
 from alexnet_pl.runtime.files import write_atomic
 
 RUN_HELP = "run directory (its best checkpoint is used), a checkpoint file, or hf://USER/NAME"
 
 
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line, as all others of this project."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message without the usage and exit with status 2."""
+        found = re.match(r"argument (\S+): expected .*arguments?$", message)
+        if found and (
+            usage := re.search(rf"(?:\[| ){re.escape(found[1].split('/')[0])} ([^\]]+)", self.format_usage())
+        ):
+            message = f"{found[1]} is invalid: expected {' '.join(usage[1].split())}"
+        print(f"error: {printable(message).rstrip('.')}. {self.prog} --help describes the arguments.", file=sys.stderr)
+        sys.exit(2)
+
+
 def make_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """Return a parser for ``alexnet COMMAND`` whose description and epilog keep their line breaks."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"alexnet {command}",
         description=description,
         epilog=epilog,

@@ -88,6 +88,7 @@ def test_published_sets_on_a_run_of_cifar10(class_folders, tmp_path: Path, capsy
     "arguments",
     [
         ["--data", "cifar11", "x"],
+        ["--data", "cifar10_1"],
         ["--data", "cifar10_c", "x", "--corruptions"],
         ["--corruptions", "--crops", "10"],
         ["--corruptions", "--split", "val"],
@@ -97,4 +98,8 @@ def test_contradictory_arguments_are_refused(arguments: list[str], capsys) -> No
     with pytest.raises(SystemExit) as refused:
         command.main(["nowhere", *arguments])
     assert refused.value.code == 2
-    assert "error: --data" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: --data")
+    assert error.count("\n") == 1
+    if arguments == ["--data", "cifar10_1"]:
+        assert "--data is invalid: expected cifar10_1|cifar10_c DIR. alexnet evaluate --help" in error

@@ -1,5 +1,6 @@
 """Report on the claims: what it says, that it is safe, and that the committed one says what its CSV files say."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from helpers import REPOSITORY, ReportPage
 
 from alexnet_pl.cli.claims import main
+from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.studies.claims import Published, load_claim, load_claims
 from alexnet_pl.studies.claims_evidence import findings
 from alexnet_pl.studies.claims_report import (
@@ -105,6 +107,20 @@ def test_the_command_writes_the_report_and_checks_it(results, tmp_path, capsys):
     main(["report", "--check", *options])
     assert capsys.readouterr().out == f"{results} says what its CSV files say\n"
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "no table here\n"
+
+
+@pytest.mark.parametrize("words", [["report"], ["report", "--check"]])
+def test_a_report_on_nothing_is_refused_and_writes_nothing(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/docs/results/claims has no results .* alexnet claims run$"):
+        main(words)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_report_says_where_it_has_been_written(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["report", "--results", os.path.relpath(results)])
+    assert capsys.readouterr().out.splitlines()[0] == str(results / "claims" / "forest.png")
 
 
 def test_text_from_a_csv_file_is_escaped(results, tmp_path):
