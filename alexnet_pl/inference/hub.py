@@ -80,7 +80,7 @@ def push(address: str, net: nn.Module, config: Mapping[str, Any], about: Mapping
         save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(shared_config(config, about), indent=2) + "\n", encoding="utf-8")
         (folder / CARD).write_text(card, encoding="utf-8")
-        if reason := unreachable(hub):
+        if reason := unreachable():
             raise UserError(f"{address} was not written: {reason}.")
         try:
             api.create_repo(repository, exist_ok=True)
@@ -118,7 +118,8 @@ def pull(address: str) -> tuple[dict[str, Any], Path, dict[str, Any] | None]:
         UserError: not found, no network, no access, or files that are too large or corrupt.
     """
     repository, revision = parse_address(address)
-    reason = unreachable(_import_hub())
+    _import_hub()
+    reason = unreachable()
     described = _read_config(address, _download(repository, revision, CONFIG, MAX_CONFIG_BYTES, reason))
     weights = _download(repository, revision, WEIGHTS, MAX_WEIGHT_BYTES, reason)
     from safetensors import SafetensorError, safe_open  # of the extra "hub"
@@ -149,14 +150,17 @@ def _read_config(address: str, path: Path) -> dict[str, Any]:
     return dict(described)
 
 
-def unreachable(hub: Any) -> str:
+def unreachable() -> str:
     """Return why the server cannot be reached, or "". Without this check the hub's client retries for a minute."""
-    if hub.constants.HF_HUB_OFFLINE:
+    from huggingface_hub import constants  # of the extra "hub"
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    address, error = _endpoint() or hub.constants.ENDPOINT, ""
+    address, error = _endpoint() or constants.ENDPOINT, ""
     for _ in range(TRIES):
         try:
-            hub.utils.get_session().head(address, timeout=SECONDS)
+            get_session().head(address, timeout=SECONDS)
         except Exception as failure:  # of the hub's HTTP client, which differs between its versions
             error = one_line(failure)[:200].rstrip(".")
         else:

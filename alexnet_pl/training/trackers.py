@@ -229,9 +229,13 @@ def impatient() -> Iterator[None]:
     """Let MLflow try twice for 5 seconds each, unless the environment says something else."""
     added = {name: value for name, value in _IMPATIENT.items() if name not in os.environ}
     os.environ.update(added)
+    retries = logging.getLogger("urllib3.connectionpool")
+    before = retries.level
+    retries.setLevel(logging.ERROR)  # it warns of every one
     try:
         yield
     finally:
+        retries.setLevel(before)
         for name in added:
             os.environ.pop(name, None)
 
@@ -320,7 +324,9 @@ class MLflowTracker(MLFlowLogger, Tracker):
 
 
 def _mlflow_refusal(error: Exception) -> ConfigError:
+    request, separator, _ = one_line(error).partition(" failed with exception ")  # of urllib3, which repeats it all
+    reason = f"{request} failed" if separator else request[:200].rstrip(".")
     return ConfigError(
-        f"logger=mlflow is invalid: {one_line(error)[:200]}. Expected a reachable store in MLFLOW_TRACKING_URI that "
+        f"logger=mlflow is invalid: {reason}. Expected a reachable store in MLFLOW_TRACKING_URI that "
         f"holds the run if it is resumed; delete {IDENTITIES} in its directory to log it anew."
     )

@@ -4,8 +4,11 @@ import base64
 import hashlib
 import http.server
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -198,6 +201,17 @@ def test_a_server_that_does_not_answer_is_one_line(kind: str, server: Hub, drawn
         with pytest.raises(UserError, match=rf"hf://user/name was not written: {address} cannot be reached \(.+\)\.$"):
             push.main([str(drawn_run), "hf://user/name"])
         assert load_run("hf://user/cached").epoch == load_run(drawn_run).epoch
+
+
+def test_the_command_says_so_in_one_line_as_well() -> None:
+    """In a process of its own, because the hub's package imports its modules on first use."""
+    pytest.importorskip("huggingface_hub", reason="make test-trackers installs it")
+    command = [sys.executable, "-m", "alexnet_pl", "evaluate", "hf://user/name"]
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: hf://user/name cannot be loaded: http://127.0.0.1:9 cannot be reached (")
+    assert done.stderr.count("\n") == 1
 
 
 def _edited(files: dict[str, bytes], **changes: object) -> dict[str, bytes]:

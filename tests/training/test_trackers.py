@@ -292,7 +292,7 @@ def test_an_unreachable_mlflow_store_is_refused_before_data_is_read(workplace: P
 
 @pytest.mark.trackers
 @pytest.mark.parametrize("server", ["closed", "silent"])
-def test_an_mlflow_server_that_does_not_answer_is_one_line(server: str, workplace: Path, monkeypatch) -> None:
+def test_an_mlflow_server_that_does_not_answer_is_one_line(server, workplace: Path, monkeypatch, caplog) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
         if server == "closed":
@@ -302,7 +302,9 @@ def test_an_mlflow_server_that_does_not_answer_is_one_line(server: str, workplac
         monkeypatch.setattr("alexnet_pl.training.run.load_data", lambda *arguments: pytest.fail("data was read"))
         with pytest.raises(ConfigError, match="logger=mlflow is invalid: .*MLFLOW_TRACKING_URI") as refused:
             run(config(*SHORT_RUN, "logger=mlflow", run_dir=workplace / "run"))
+    assert f"API request to {address}/api" in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert "Retrying" not in caplog.text
 
 
 def test_mlflow_is_hurried_only_where_nobody_has_said_otherwise(monkeypatch) -> None:
