@@ -6,7 +6,7 @@ from importlib import import_module
 
 from alexnet_pl.runtime.deferred_imports import defer_imports
 from alexnet_pl.runtime.errors import did_you_mean, one_line_errors, printable
-from alexnet_pl.runtime.logging import make_output_safe
+from alexnet_pl.runtime.logging import make_output_safe, quiet_without_reader
 
 COMMANDS = {
     "train": "train a network, or run a study with -m",
@@ -39,7 +39,12 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names; exit with status 2 if there is no such command."""
     make_output_safe()
-    name, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    with quiet_without_reader():
+        _run([*(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _run(arguments: list[str]) -> None:
+    name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
         return

@@ -1,8 +1,11 @@
 """Terminal output: a log handler beside a progress bar, progress lines, output that survives any locale."""
 
 import logging
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 
@@ -14,6 +17,19 @@ def make_output_safe() -> None:
     """
     if reconfigure := getattr(sys.stdout, "reconfigure", None):  # a notebook's stdout has none
         reconfigure(errors="replace")
+
+
+@contextmanager
+def quiet_without_reader() -> Iterator[None]:
+    """End like other programs, without a traceback, once the reader of stdout has gone: ``alexnet | head -n 1``."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        sys.exit(128 + 13)  # SIGPIPE, which Windows lacks
 
 
 class StdoutHandler(logging.StreamHandler[TextIO]):

@@ -1,5 +1,6 @@
 """Command line: the table of commands, help without torch, messages for wrong input, arguments that all share."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -36,6 +37,15 @@ def test_the_help_lists_every_command_without_torch(arguments):
     assert done.returncode == 0, done.stderr
     for name, text in COMMANDS.items():
         assert any(line.split() == [name, *text.split()] for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["claims"]])
+def test_a_reader_that_has_gone_ends_the_command_without_a_traceback(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "alexnet_pl", *arguments], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
 
 
 def test_the_help_of_the_commands_needs_no_torch():
