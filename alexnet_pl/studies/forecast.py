@@ -61,7 +61,8 @@ def time_left(study: Study, trials: Sequence[str], states: Mapping[str, str], no
     """Return the seconds until the command's last trial ends, or None before its first one has.
 
     A trial takes a fixed overhead and a time in proportion to its cost. The factor comes from the seconds of training
-    that finished trials report. What remains of the time since the first trial began is overhead.
+    that finished trials report. What remains of the time since the first trial began is overhead. The first trial of
+    each worker, which also imports and warms up, counts only as long as there is no other.
 
     Args:
         states: by config hash, see :meth:`alexnet_pl.studies.store.Study.state`.
@@ -76,6 +77,10 @@ def time_left(study: Study, trials: Sequence[str], states: Mapping[str, str], no
         return None
     begun = min(max(_mtime(study, digits, CONFIG), started) for digits in (*done, *running))
     workers = max(len(running) + bool(left), 1)  # beside the running trials one has just ended, and another follows
+    done.sort(key=study.ended)
+    if len(done) > workers:
+        first, done = done[:workers], done[workers:]
+        begun = sum(map(study.ended, first)) / workers  # so that every worker's time counts from its own first end
     trained = sum(study.result(digits).get("seconds", 0.0) for digits in done)
     factor = trained / sum(costs[digits] for digits in done)
     half = 0.5 * factor * sum(costs[digits] for digits in running)  # of a running trial, half is done on average

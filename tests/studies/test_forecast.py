@@ -46,6 +46,15 @@ def test_the_forecast_after_three_trials_is_right(tmp_path, seconds):
     assert time_left(study, names, states, now) == pytest.approx(expected, rel=0.01)
 
 
+def test_the_first_trial_of_a_process_is_slower_than_the_others(tmp_path):
+    study = make_study(tmp_path, costs=[1.0] * 12)
+    names, now = [*study.trials], BEGIN
+    for digits, taken in zip(names[:3], (5.0, 2.5, 2.5), strict=False):
+        run(study, digits, now, now := now + taken)
+    states = dict.fromkeys(names[:3], "finished") | dict.fromkeys(names[3:], "missing")
+    assert time_left(study, names, states, now) == pytest.approx(9 * 2.5)
+
+
 def test_the_forecast_shares_the_work_among_parallel_workers(tmp_path):
     study = make_study(tmp_path, costs=[1.0] * 12)
     names = [*study.trials]
