@@ -80,6 +80,7 @@ def training(runs: Sequence[Found]) -> str:
         "project / tutorial": "project_vs_tutorial",
         "project / hand-written": "project_vs_handwritten",
         "project, s/epoch": "epoch_seconds/project",
+        "of these at the end of the epoch, s": "once_per_epoch_seconds",
         "of these for checkpoints, s": "checkpoint_seconds/per_epoch",
         "project beyond hand-written, ms per step": "lightning_ms_per_step",
         "lower bound by counting, s/epoch": "hardware_floor/epoch_seconds",
