@@ -148,7 +148,7 @@ def _gradient_formula(x: Tensor, gradient: Tensor, size: int, alpha: float, beta
 
 
 PARTS = {"cpu": 2**18}
-"""Values per part by device type: a megabyte per tensor on a CPU. Other devices take ``DEFAULT_PART``."""
+"""Values per part and thread by device type: a megabyte per tensor on a CPU. Other devices take ``DEFAULT_PART``."""
 
 DEFAULT_PART = 2**25
 
@@ -170,7 +170,8 @@ class _Scratch:
 
     def __init__(self, x: Tensor, size: int, k: float):
         self.size, self.channels = size, x.shape[1]
-        parts = max(1, round(x.numel() / PARTS.get(x.device.type, DEFAULT_PART)))
+        threads = torch.get_num_threads() if x.device.type in PARTS else 1
+        parts = max(1, round(x.numel() / threads / PARTS.get(x.device.type, DEFAULT_PART)))
         self.images = max(1, -(-len(x) // parts))  # in equal parts
         shape = (min(self.images, len(x)), self.channels + size - 1, *x.shape[2:])
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -182,6 +183,7 @@ class _Scratch:
 
         self.share, self.count, self._fill = x.new_full((), k / size, dtype=dtype), 0, fill
         self._buffers = {self.SQUARES: fill(k / size)}
+        self._views: dict[tuple[int, int, int | None, int], Tensor] = {}
 
     def parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Split tensors of one shape ``(N, ...)`` into the same few images of each."""
@@ -191,9 +193,13 @@ class _Scratch:
 
     def _get(self, index: int, channels: int | None = None, start: int = 0) -> Tensor:
         """Return channels of a buffer for the images of the current part, by default as many as the input has."""
-        if index not in self._buffers:
-            self._buffers[index] = self._fill(0.0)
-        return self._buffers[index][: self.count].narrow(1, start, self.channels if channels is None else channels)
+        key = (self.count, index, channels, start)
+        if (view := self._views.get(key)) is None:  # making a view takes as long as computing a hundred values
+            if index not in self._buffers:
+                self._buffers[index] = self._fill(0.0)
+            wanted = self.channels if channels is None else channels
+            view = self._views[key] = self._buffers[index][: self.count].narrow(1, start, wanted)
+        return view
 
     def denominator(self, wide: Tensor, alpha: float) -> Tensor:
         """Return ``k + alpha / size * (sum of squares over each window)``."""
