@@ -266,21 +266,32 @@ class Interleave(Callback):
         self.tutorial = TutorialLoop(self.cfg, train, val, pl_module.device)
         self.handwritten = HandwrittenLoop(self.cfg, train, val, pl_module.device)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.first_step is None or trainer.is_last_batch:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0 or trainer.is_last_batch:
             synchronize(trainer.strategy.root_device)
-            since_start = time.perf_counter() - self.epoch_start
-            self.first_step = self.first_step or since_start
-            self.batches = since_start
+            now, steps = time.perf_counter(), batch_idx + 1
+            if batch_idx == 0:
+                self.first_end = now
+                self.first_step = self.first_step or now - self.epoch_start
+            # The first step takes longer: what precedes it happens once per epoch.
+            self.batches = (now - self.first_end) * steps / max(steps - 1, 1)
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if batch_idx == 0:
             self.validation_start = time.perf_counter()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == trainer.num_val_batches[0] - 1:
             synchronize(trainer.strategy.root_device)
