@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pickle
 import shutil
+import signal
 import tarfile
 import threading
 import time
@@ -24,6 +25,19 @@ from alexnet_pl.data.cifar10 import CLASS_NAMES
 from alexnet_pl.training.run import run
 
 register_resolvers()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _usual_signals() -> None:
+    """Undo what nohup and shells in the background pass on: runs leave ignored signals ignored, and tests send them."""
+    for name, usual in (
+        ("SIGINT", signal.default_int_handler),
+        ("SIGHUP", signal.SIG_DFL),
+        ("SIGQUIT", signal.SIG_DFL),
+    ):
+        number = getattr(signal, name, None)  # Windows lacks some
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)
