@@ -258,7 +258,7 @@ class Interleave(Callback):
         self.times: dict[str, list[float]] = {name: [] for name in NAMES}
         self.once: list[float] = []
         self.first_step: float | None = None
-        self.epoch_start = self.batches = 0.0
+        self.epoch_start = self.first_end = self.validation_start = self.batches = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         train = cast(TensorLoader, trainer.train_dataloader)

@@ -245,7 +245,7 @@ def speed_line(results: Path) -> str:
         ]
         if runs[0].get("kind") == "training" and all(values):
             rate, tutorial, handwritten = map(statistics.median, values)
-            where = f"{runs[0]['device']} in {runs[0].get('precision', 'its precision')}"
+            where = f"{runs[0]['device']} in {runs[0]['precision']}"
             parts.append(
                 f"{rate:,.0f} images/s on {where} (`{name}`), {tutorial:.2f} times the tutorial's program and "
                 f"{handwritten:.2f} times a hand-written PyTorch loop"

@@ -165,8 +165,8 @@ def is_done(job: Job, multirun: Path, since: float) -> bool:
 def default_workers() -> int:
     """Return the number of processes that trains most images per second: one per core, and one on a GPU.
 
-    Two processes of one thread each make 1.25 (lab scale) to 1.29 times (full scale) the images of one with two
-    threads; ``alexnet benchmark --workers`` measures it.
+    Two processes of one thread each train more images than one with two threads: 1.3 times as many with bf16
+    instructions, 1.1 times without (``docs/results/bench-*-workers-1.json``, from ``alexnet benchmark --workers``).
     """
     import torch  # start-up time: listing and reporting do without
 

@@ -1,15 +1,18 @@
 """The load benchmark: fair shares, busy processes, and a small measurement from end to end."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from helpers import PATIENCE
+from helpers import KEEP, NO_FIGURES, PATIENCE, SHORT_RUN
 
 from alexnet_pl.benchmark.components import environment
 from alexnet_pl.benchmark.load import BUSY, bench_load, busy_processes, fair_share, summarize_loads
 from alexnet_pl.benchmark.render import markdown, number
+from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.runtime.system import usable_cores
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,21 @@ def test_a_run_is_measured_beside_each_load():
     assert all(row["images_per_second"] > 0 for row in found["loads"].values())
     rate = number(found["loads"]["1"]["images_per_second"])
     assert f"| beside 1 busy processes, images/s | {rate} " in markdown(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux") or usable_cores() < 2, reason="needs Linux and two cores")
+def test_a_run_beside_busy_processes_takes_fewer_threads_and_keeps_them(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "alexnet_pl", "train", *SHORT_RUN, NO_FIGURES, KEEP, "hydra.run.dir=run"]
+
+    def train(*arguments: str) -> None:
+        subprocess.run([*command[:4], *arguments], cwd=tmp_path, env=environment, check=True, timeout=PATIENCE)
+
+    with busy_processes(2 * usable_cores()):
+        train(*command[4:])
+    threads = finished_result(tmp_path / "run")["threads"]
+    assert threads < usable_cores()
+    assert "other programs keep" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    train("resume=run", "trainer.max_epochs=3", "allow_changes=true")
+    assert finished_result(tmp_path / "run")["threads"] == threads

@@ -27,6 +27,7 @@ RUN = {
     "kind": "training",
     "device": "cpu (a CPU, 2 cores)",
     "instructions": "AVX2",
+    "precision": "32-true",
     "versions": {"torch": "2.15.0", "numpy": "2.0"},
     "git_commit": "0123456789abcdef",
     "images_per_second": {"tutorial": 100.0, "handwritten": 200.0, "project": 190.0},
@@ -54,7 +55,7 @@ def test_runs_stand_side_by_side_with_their_median():
     assert "| project / tutorial | 1.9 | 2.1 | 2 | **2** |" in lines
     assert "| batch 128, 32-true, contiguous | 510 | 510 | 510 | **510** |" in lines
     assert not any("checkpoints" in line for line in lines)  # of a result that lacks them
-    assert markdown(RUN).startswith("cpu (a CPU, 2 cores), AVX2, torch 2.15.0, commit 0123456\n")
+    assert markdown(RUN).startswith("cpu (a CPU, 2 cores), AVX2, torch 2.15.0, 32-true, commit 0123456\n")
 
 
 def test_growth_has_the_exponent_of_the_last_factor():
@@ -99,7 +100,7 @@ def test_the_page_is_written_beside_its_results(tmp_path, capsys):
     readme.write_text("before <!-- speed -->old<!-- /speed --> after", encoding="utf-8")
     main(["--page", str(page_file)])
     assert readme.read_text(encoding="utf-8") == f"before <!-- speed -->\n{speed_line(results)}\n<!-- /speed --> after"
-    assert "190 images/s on cpu (a CPU, 2 cores)" in speed_line(results)
+    assert "190 images/s on cpu (a CPU, 2 cores) in 32-true" in speed_line(results)
     text = page_file.read_text(encoding="utf-8")
     assert "### mine" in text
     assert "Not measured yet." in text
