@@ -62,72 +62,91 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, k: floa
     with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
         if is_recorded():  # a compiler differentiates and fuses the plain formula by itself
             return _formula(x, size, alpha, beta, k)
-        result: Tensor = _LocalResponseNorm.apply(x, size, alpha, beta, k)
+        keeps = x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled()
+        result: Tensor = _LocalResponseNorm.apply(x, keeps, size, alpha, beta, k)[0]
         return result
 
 
 class _LocalResponseNorm(torch.autograd.Function):
-    """Closed-form gradient that keeps only ``x``; autograd would keep a tensor for every step of the formula.
+    """Closed-form gradient; autograd would keep a tensor for every step of the formula.
 
     With denominator d: ``dL/dx_c = g_c d_c^-beta - 2 alpha beta / size * x_c * sum of g_j x_j d_j^(-beta-1)``, summed
     over the channels j whose window contains c. Forward and backward work on a few images at a time in memory that they
     reuse, so that on a CPU the intermediate values stay in the cache.
+
+    ``keeps`` makes the forward pass return d and d^-beta as well, in float32 at least, and the backward pass use them:
+    a third less time on a CPU. Without it the backward pass computes them again, since a GPU's memory is the scarcer.
     """
 
     @staticmethod
-    def forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-        result = torch.empty_like(x)
+    def forward(x: Tensor, keeps: bool, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, ...]:
         scratch = _Scratch(x, size, k)
-        for images, normalized in scratch.parts(x, result):
+        results = torch.empty_like(x), *(torch.empty_like(x, dtype=scratch.dtype) for _ in range(2 * keeps))
+        for images, normalized, *kept in scratch.parts(x, *results):
             wide = _at_least_float32(images)
-            torch.mul(scratch.power(scratch.denominator(wide, alpha), -beta), wide, out=normalized)
-        return result
+            denominator = scratch.denominator(wide, alpha, out=kept[0] if kept else None)
+            factor = scratch.power(denominator, -beta, out=kept[1] if kept else None)
+            torch.mul(factor, wide, out=normalized)
+        return results
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, *constants = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, _, *constants = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # no zeros for the outputs without a gradient
+        ctx.save_for_backward(x, *output[1:])
+        ctx.save_for_forward(x, *output[1:])
         ctx.constants = constants
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        rest = (None, None, None, None)
+    def backward(ctx: Any, gradient: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        rest = (None, None, None, None, None)
+        if gradient is None:
+            return None, *rest
+        x, *kept = ctx.saved_tensors
         # Grad mode is on for create_graph=True and in torch.func, where the gradient is differentiated in turn.
         if not torch.is_grad_enabled():
             try:
-                return _fast_gradient(x, gradient, *ctx.constants), *rest
+                return _fast_gradient(x, kept, gradient, *ctx.constants), *rest
             except RuntimeError:  # is_grads_batched=True maps over gradients, which forbids in-place operations
                 pass
         return _gradient_formula(x, gradient, *ctx.constants), *rest
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (x,) = ctx.saved_tensors
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        x, *kept = ctx.saved_tensors
+        if tangent is None:
+            return None, *(None for _ in kept)
         size, alpha, beta, k = ctx.constants
         wide, direction = _at_least_float32(x), _at_least_float32(tangent)
         denominator = _denominator(wide, size, alpha, k)
         through_window = _window_sum(wide * direction, before=size // 2, after=(size - 1) // 2) / denominator
         change = direction - (2 * alpha * beta / size) * wide * through_window
         result: Tensor = _power(denominator, -beta) * change
-        return result.to(x.dtype)
+        return result.to(x.dtype), *(None for _ in kept)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *constants: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, *constants: Any) -> tuple[tuple[Tensor, ...], Any]:
         images = x.movedim(in_dims[0], 0)  # (B, N, C, ...): one batch of B * N images
-        result: Tensor = _LocalResponseNorm.apply(images.flatten(0, 1), *constants)
-        return result.view_as(images), 0
+        results = _LocalResponseNorm.apply(images.flatten(0, 1), *constants)
+        return tuple(result.view_as(images) for result in results), (0,) * len(results)
 
 
-def _fast_gradient(x: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """Return :func:`_gradient_formula` computed in place and by parts."""
+def _fast_gradient(
+    x: Tensor, kept: list[Tensor], gradient: Tensor, size: int, alpha: float, beta: float, k: float
+) -> Tensor:
+    """Return :func:`_gradient_formula` computed in place and by parts.
+
+    Args:
+        kept: the denominators and their powers of ``-beta``; [] to compute them.
+    """
     result = torch.empty_like(x)
     scratch = _Scratch(x, size, k)
-    for images, incoming, outgoing in scratch.parts(x, gradient, result):
+    for images, incoming, outgoing, *saved in scratch.parts(x, gradient, result, *kept):
         wide = _at_least_float32(images)
-        denominator = scratch.denominator(wide, alpha)
-        direct = scratch.power(denominator, -beta).mul_(incoming)
+        denominator = saved[0] if saved else scratch.denominator(wide, alpha)
+        factor = saved[1] if saved else scratch.power(denominator, -beta)
+        direct = torch.mul(factor, incoming, out=scratch.factor)
         through_window = scratch.sum_of_quotients(direct, wide, denominator)
         torch.addcmul(direct, wide, through_window, value=-2 * alpha * beta / size, out=outgoing)
     return result
@@ -147,8 +166,8 @@ def _gradient_formula(x: Tensor, gradient: Tensor, size: int, alpha: float, beta
     return (direct - (2 * alpha * beta / size) * wide * through_window).to(x.dtype)
 
 
-PARTS = {"cpu": 2**18}
-"""Values per part and thread by device type: a megabyte per tensor on a CPU. Other devices take ``DEFAULT_PART``."""
+PARTS = {"cpu": 2**17}
+"""Values per part and thread by device type: half a megabyte per tensor on a CPU. ``DEFAULT_PART`` for other types."""
 
 DEFAULT_PART = 2**25
 
@@ -173,16 +192,13 @@ class _Scratch:
         threads = torch.get_num_threads() if x.device.type in PARTS else 1
         parts = max(1, round(x.numel() / threads / PARTS.get(x.device.type, DEFAULT_PART)))
         self.images = max(1, -(-len(x) // parts))  # in equal parts
-        shape = (min(self.images, len(x)), self.channels + size - 1, *x.shape[2:])
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self._shape = (min(self.images, len(x)), self.channels + size - 1, *x.shape[2:])
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         is_channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
-
-        def fill(value: float) -> Tensor:
-            return x.new_full(shape, value, dtype=dtype).contiguous(memory_format=memory_format)
-
-        self.share, self.count, self._fill = x.new_full((), k / size, dtype=dtype), 0, fill
-        self._buffers = {self.SQUARES: fill(k / size)}
+        self._memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+        self.share, self.count = x.new_full((), k / size, dtype=self.dtype), 0
+        self._padding = {self.SQUARES: (size // 2, k / size), self.PRODUCTS: ((size - 1) // 2, 0.0)}
+        self._buffers: dict[int, Tensor] = {}
         self._views: dict[tuple[int, int, int | None, int], Tensor] = {}
 
     def parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -196,20 +212,35 @@ class _Scratch:
         key = (self.count, index, channels, start)
         if (view := self._views.get(key)) is None:  # making a view takes as long as computing a hundred values
             if index not in self._buffers:
-                self._buffers[index] = self._fill(0.0)
+                self._buffers[index] = self._allocate(index)
             wanted = self.channels if channels is None else channels
             view = self._views[key] = self._buffers[index][: self.count].narrow(1, start, wanted)
         return view
 
-    def denominator(self, wide: Tensor, alpha: float) -> Tensor:
-        """Return ``k + alpha / size * (sum of squares over each window)``."""
+    def _allocate(self, index: int) -> Tensor:
+        """Return a new buffer with its padding, the channels in front of and behind the values, filled in."""
+        buffer = torch.empty(self._shape, dtype=self.dtype, device=self.share.device, memory_format=self._memory_format)
+        if index in self._padding:
+            before, value = self._padding[index]
+            buffer[:, :before] = value
+            buffer[:, before + self.channels :] = value
+        return buffer
+
+    @property
+    def factor(self) -> Tensor:
+        """Memory for a value per value of the current part, which :meth:`power` writes to."""
+        return self._get(self.FACTOR)
+
+    def denominator(self, wide: Tensor, alpha: float, out: Tensor | None = None) -> Tensor:
+        """Return ``k + alpha / size * (sum of squares over each window)``, in ``out`` if it is given."""
         squares = self._get(self.SQUARES, start=self.size // 2)
         torch.addcmul(self.share, wide, wide, value=alpha / self.size, out=squares)
-        return self._window_sum(self.SQUARES)
+        total = self._window_sum(self.SQUARES, out)
+        return total if out is None or total is out else out.copy_(total)
 
-    def power(self, denominator: Tensor, exponent: float) -> Tensor:
-        """Return ``denominator ** exponent``; see :func:`_power`."""
-        result = self._get(self.FACTOR)
+    def power(self, denominator: Tensor, exponent: float, out: Tensor | None = None) -> Tensor:
+        """Return ``denominator ** exponent``, in ``out`` if it is given; see :func:`_power`."""
+        result = self.factor if out is None else out
         if exponent != -0.75:
             return torch.pow(denominator, exponent, out=result)
         root = torch.sqrt(
@@ -223,8 +254,8 @@ class _Scratch:
         torch.mul(direct, wide, out=products).div_(denominator)
         return self._window_sum(self.PRODUCTS)
 
-    def _window_sum(self, index: int) -> Tensor:
-        """Return the sums of ``size`` consecutive channels of a buffer, in a buffer of their own.
+    def _window_sum(self, index: int, out: Tensor | None = None) -> Tensor:
+        """Return the sums of ``size`` consecutive channels of a buffer, in a buffer or in ``out``.
 
         The size is split into powers of two. Sums of 2, 4, … channels each come from those before by one addition.
         """
@@ -235,7 +266,7 @@ class _Scratch:
                 part = self._get(current, start=done)
                 done += width
                 if total is not None:
-                    total = torch.add(total, part, out=self._get(self.SUM))
+                    total = torch.add(total, part, out=self._get(self.SUM) if out is None else out)
                 else:  # a sum that is not complete may not stay in a buffer that is about to be overwritten
                     total = part if done == self.size or current == index else self._get(self.SUM).copy_(part)
             if done == self.size:

@@ -48,11 +48,14 @@ class _MaxPool2d(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         (x, ctx.window), (_, positions) = inputs, output
         ctx.mark_non_differentiable(positions)
+        ctx.set_materialize_grads(False)  # no zeros for the positions, which have no gradient
         ctx.save_for_backward(x, positions)
         ctx.save_for_forward(positions)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+        if gradient is None:
+            return None, None
         x, positions = ctx.saved_tensors
         kernel_size, stride, padding, ceil_mode = ctx.window
         sides = [kernel_size] * 2, [stride] * 2, [padding] * 2, [1, 1]
@@ -60,7 +63,9 @@ class _MaxPool2d(torch.autograd.Function):
         return backward(gradient.contiguous(), x, *sides, ceil_mode, positions), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, tangent: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+        if tangent is None:
+            return None, None
         (positions,) = ctx.saved_tensors
         return tangent.flatten(2).gather(2, positions.flatten(2)).view_as(positions), None
 

@@ -44,6 +44,39 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = False) -> Non
         scratch.unlink(missing_ok=True)
 
 
+def replace_end(path: Path, size: int, position: int, content: bytes) -> bool:
+    """Replace what a file holds from ``position`` on by at least as many bytes, at a cost independent of its size.
+
+    Args:
+        size: bytes of the file, as it was written last.
+
+    Returns:
+        False, and nothing is written, if the file has another size, is a link, or would become shorter.
+
+    Raises:
+        OSError: no space or no permission. The file is unchanged.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != size or position + len(content) < size:
+        return False
+    with path.open("r+b", buffering=0) as file:  # one call writes all, so that a killed process leaves no half row
+        file.seek(position)
+        before = file.read()
+        try:
+            file.seek(position)
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.seek(position)
+            file.write(before)
+            file.truncate(size)
+            raise
+    return True
+
+
 def fill_section(text: str, name: str, content: str) -> str | None:
     """Return a Markdown text with ``content`` between ``<!-- name -->`` and ``<!-- /name -->``; None without them."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"

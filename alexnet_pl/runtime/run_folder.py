@@ -223,12 +223,15 @@ def load_plain(path: Path) -> dict[str, Any]:
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """Return the rows of ``metrics.csv``, one per epoch, without empty cells; [] if the file does not exist.
 
+    A last line without its end is left out: it is being written, or the power failed.
+
     Raises:
         UserError: the file is corrupt.
     """
     path = run_dir / METRICS
     try:
-        rows = csv.DictReader(io.StringIO(_read_text(path, MAX_BYTES) or "", newline=""))
+        text = _read_text(path, MAX_BYTES) or ""
+        rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
     except (ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is corrupt: {one_line(error)}") from error

@@ -144,6 +144,13 @@ def scale_text(scale: str) -> str:
     return "the network's own" if scale == OWN else scale
 
 
+def epochs_text(finding: Finding) -> str:
+    """Return how many epochs the runs behind a finding were trained: ``10``, or ``4 to 12`` if they differ."""
+    epochs = finding.trials["epochs"].dropna().astype(int)
+    ends = sorted({epochs.min(), epochs.max()}) if len(epochs) else ["–"]
+    return " to ".join(map(str, ends))
+
+
 def _p(value: float | None) -> str:
     return "–" if value is None else "below 0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -160,9 +167,9 @@ def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
             continue
         statement = claim.statement + (f" ({claim.stands_in})" if claim.stands_in else "")
         measured = Markup("–") if best is None else effect_text(best)
-        seeds = "–" if best is None or not best.n else f"{best.n}, {scale_text(best.scale)}"
+        seeds = "–" if best is None or not best.n else f"{best.n}, {scale_text(best.scale)}, {epochs_text(best)}"
         rows.append([statement, claim.published.text, measured, seeds, verdict_text(best)])
-    return pd.DataFrame(rows, columns=["claim", "published", "measured", "seeds, scale", "verdict"])
+    return pd.DataFrame(rows, columns=["claim", "published", "measured", "seeds, scale, epochs", "verdict"])
 
 
 def summary(ledger: Ledger) -> str:
@@ -246,10 +253,10 @@ def _results(found: Sequence[Finding]) -> pd.DataFrame | None:
         compared = "; ".join(f"{name or 'all'} {percent * value:.2f}" for name, value in finding.compared.items())
         found_p = (_p(finding.verdict.p), _p(finding.verdict.p_equivalence))
         rows.append(
-            [scale_text(finding.scale), f"{finding.n} of {finding.planned}", compared, effect_text(finding), *found_p,
-             verdict_text(finding)]
+            [scale_text(finding.scale), f"{finding.n} of {finding.planned}", epochs_text(finding), compared,
+             effect_text(finding), *found_p, verdict_text(finding)]
         )  # fmt: skip
-    heads = ["scale", "seeds", "means", "effect", "p", "p of equivalence", "verdict"]
+    heads = ["scale", "seeds", "epochs", "means", "effect", "p", "p of equivalence", "verdict"]
     return pd.DataFrame(rows, columns=heads) if rows else None
 
 

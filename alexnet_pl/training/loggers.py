@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.files import replace_end, write_atomic
 from alexnet_pl.runtime.run_folder import read_metrics
 
 
@@ -29,6 +29,7 @@ class MetricsCSV(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         self._columns: dict[str, None] = {}
         self._lines: dict[int, str] = {}
+        self._last, self._size = 0, 0
 
     def resume(self, epochs: int) -> None:
         """Restore the rows of the first ``epochs`` epochs. Later ones are computed again, and so are test metrics."""
@@ -62,12 +63,20 @@ class MetricsCSV(Logger):
             self.record(int(epoch) + 1, {"step": (step or 0) + 1, **metrics})
 
     def record(self, epoch: int, values: dict[str, float]) -> None:
-        """Add ``values`` to the row of ``epoch``, counted from 1, and rewrite the file atomically.
+        """Add ``values`` to the row of ``epoch``, counted from 1, and write it to the file.
 
-        The text of the other rows is kept, so that an epoch costs the same after a thousand others.
+        The last row is replaced in place, so that an epoch costs the same after ten thousand others. A new column or
+        another row rewrites the file atomically.
         """
         row = self.rows.setdefault(epoch, {"epoch": epoch})
         row.update(values)
+        if self._columns.keys() >= row.keys() and epoch >= self._last:
+            line = _csv_text(self._columns, row)
+            position = self._size - len(self._lines.get(epoch, "").encode())
+            if replace_end(self.path, self._size, position, line.encode()):
+                self._lines[epoch], self._last = line, epoch
+                self._size = position + len(line.encode())
+                return
         changed = [epoch]
         if not self._columns.keys() >= row.keys():
             columns = sorted({name for row in self.rows.values() for name in row}, key=_column_order)
@@ -75,7 +84,9 @@ class MetricsCSV(Logger):
             changed = [*self.rows]
         self._lines |= {number: _csv_text(self._columns, self.rows[number]) for number in changed}
         header = _csv_text(self._columns, dict(zip(self._columns, self._columns, strict=True)))
-        write_atomic(self.path, header + "".join(self._lines[number] for number in sorted(self._lines)))
+        content = (header + "".join(self._lines[number] for number in sorted(self._lines))).encode()
+        write_atomic(self.path, content)
+        self._last, self._size = max(self._lines), len(content)
 
 
 def _csv_text(columns: Iterable[str], row: Mapping[str, Any]) -> str:

@@ -11,10 +11,11 @@ from helpers import REPOSITORY, ReportPage
 from alexnet_pl.cli.claims import main
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.studies.claims import Published, load_claim, load_claims
-from alexnet_pl.studies.claims_evidence import findings
+from alexnet_pl.studies.claims_evidence import find, findings
 from alexnet_pl.studies.claims_report import (
     OutdatedReportError,
     check_claims,
+    epochs_text,
     level,
     notes,
     overview,
@@ -60,10 +61,10 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
     write_claims(claims, results, tmp_path / "README.md")
     text = (results / "claims.md").read_text(encoding="utf-8")
     # The differences are −1.9, −1.8 and −1.7 points: −1.8 ± 4.303 · 0.1 / √3.
-    row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3, lab | confirmed |"
+    row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3, lab, 10 | confirmed |"
     assert row in text.splitlines()
     assert "2 claims: 1 confirmed, 1 not measured yet." in text
-    assert "| lab | 3 of 5 | 0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed |" in text
+    assert "| lab | 3 of 5 | 10 | 0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed |" in text
     assert "the published −1 is outside the interval" in text
     assert "training: 6 runs, 0.1 hours in all" in text
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -129,6 +130,12 @@ def test_text_from_a_csv_file_is_escaped(results, tmp_path):
     page = ReportPage((results / "claims.html").read_text(encoding="utf-8"))
     assert "<script>alert(1)</script> | x" in page.text
     assert "A \\<b\\>bold\\</b\\> \\| claim." in (results / "claims.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("epochs", "text"), [([10] * 6, "10"), ([4, 12, 7, 10, 12, None], "4 to 12"), ([None], "–")])
+def test_the_report_says_how_many_epochs_the_runs_have(epochs, text):
+    finding = find(claim(), "lab", pd.DataFrame({"epochs": epochs}))
+    assert epochs_text(finding) == text
 
 
 def test_mixed_conditions_are_noted(results):
