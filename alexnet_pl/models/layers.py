@@ -191,7 +191,8 @@ class _Scratch:
         self.size, self.channels = size, x.shape[1]
         threads = torch.get_num_threads() if x.device.type in PARTS else 1
         parts = max(1, round(x.numel() / threads / PARTS.get(x.device.type, DEFAULT_PART)))
-        self.images = max(1, -(-len(x) // parts))  # in equal parts
+        parts = next((n for n in range(parts, 2 * parts) if len(x) % n == 0), parts)  # equal ones share their views
+        self.images = max(1, -(-len(x) // parts))
         self._shape = (min(self.images, len(x)), self.channels + size - 1, *x.shape[2:])
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         is_channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -213,8 +214,10 @@ class _Scratch:
         if (view := self._views.get(key)) is None:  # making a view takes as long as computing a hundred values
             if index not in self._buffers:
                 self._buffers[index] = self._allocate(index)
-            wanted = self.channels if channels is None else channels
-            view = self._views[key] = self._buffers[index][: self.count].narrow(1, start, wanted)
+            buffer = self._buffers[index]
+            if self.count < len(buffer):
+                buffer = buffer[: self.count]
+            view = self._views[key] = buffer.narrow(1, start, self.channels if channels is None else channels)
         return view
 
     def _allocate(self, index: int) -> Tensor:
