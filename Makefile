@@ -86,6 +86,7 @@ test-trackers: setup ## test wandb (offline), MLflow (SQLite) and sharing with t
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[wandb,mlflow,hub]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m trackers $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/inference/test_hub.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/studies -k "report or ladder" $(ARGS)  # MLflow brings pyarrow, which pandas uses
 
 test-lowest: setup ## run the security tests with the oldest supported dependencies (downloads an older PyTorch)
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \

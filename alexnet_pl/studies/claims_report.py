@@ -24,7 +24,7 @@ from alexnet_pl.studies.claims_evidence import (
     read_evidence,
     studies_of,
 )
-from alexnet_pl.studies.markdown import render
+from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import ForestRow, forest_figure
 from alexnet_pl.studies.statistics import LEVEL, OPEN, Estimate, holm
 
@@ -169,7 +169,7 @@ def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
         measured = Markup("–") if best is None else effect_text(best)
         seeds = "–" if best is None or not best.n else f"{best.n}, {scale_text(best.scale)}, {epochs_text(best)}"
         rows.append([statement, claim.published.text, measured, seeds, verdict_text(best)])
-    return pd.DataFrame(rows, columns=["claim", "published", "measured", "seeds, scale, epochs", "verdict"])
+    return text_table(rows, ["claim", "published", "measured", "seeds, scale, epochs", "verdict"])
 
 
 def summary(ledger: Ledger) -> str:
@@ -257,7 +257,7 @@ def _results(found: Sequence[Finding]) -> pd.DataFrame | None:
              effect_text(finding), *found_p, verdict_text(finding)]
         )  # fmt: skip
     heads = ["scale", "seeds", "epochs", "means", "effect", "p", "p of equivalence", "verdict"]
-    return pd.DataFrame(rows, columns=heads) if rows else None
+    return text_table(rows, heads) if rows else None
 
 
 def notes(finding: Finding) -> list[str]:
@@ -294,7 +294,7 @@ def studies_table(ledger: Ledger, directory: Path) -> tuple[pd.DataFrame | None,
          " or ".join(map(str, sorted(frame["epochs"].unique()))), f"{frame['seconds'].sum() / 3600:.2f}"]
         for name, frame in frames.items()
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["study", "runs", "seeds", "epochs", "hours"]), provenance(frames.values())
+    return text_table(rows, ["study", "runs", "seeds", "epochs", "hours"]), provenance(frames.values())
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from alexnet_pl.figures.charts import COLORS
 from alexnet_pl.runtime.run_folder import TEST_VIEWS
+from alexnet_pl.studies.markdown import text_table
 from alexnet_pl.studies.statistics import Effect, Estimate, estimate, main_effect
 from alexnet_pl.studies.table import Table, Trial, measured
 
@@ -68,7 +69,7 @@ def ladder_table(table: Table, order: Sequence[str]) -> pd.DataFrame:
     if (averaged := views(trials)) is not None:
         name, accuracy, gain = averaged
         rows.append([f"test: {name}", len(trials), accuracy, gain, "", ""])
-    return pd.DataFrame(rows, columns=["rung", "n", "test accuracy", "step", "parameters", "time per run"])
+    return text_table(rows, ["rung", "n", "test accuracy", "step", "parameters", "time per run"])
 
 
 def ladder_figure(table: Table) -> Figure:

@@ -1,7 +1,9 @@
 """Markdown rendering: Jinja templates that escape every value, because names and messages may come from strangers."""
 
 import re
+from collections.abc import Sequence
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -34,6 +36,15 @@ def code(value: object) -> Markup:
     fence = "`" * (longest + 1)
     pad = " " if text[:1] == "`" or text[-1:] == "`" else ""
     return Markup(f"{fence}{pad}{text}{pad}{fence}")
+
+
+def text_table(rows: Sequence[Sequence[object]], heads: Sequence[str]) -> pd.DataFrame:
+    """Return rows as a table for :func:`render`, whose cells stay the objects that they are.
+
+    By default pandas 3 stores text by pyarrow where that is installed, as with MLflow, and gives it back as plain
+    strings: Markdown would be escaped a second time.
+    """
+    return pd.DataFrame(rows, columns=list(heads), dtype=object)
 
 
 def render(template: str, **values: object) -> str:

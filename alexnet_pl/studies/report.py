@@ -14,7 +14,7 @@ from markupsafe import Markup
 from alexnet_pl.runtime.errors import UserError, csv_safe
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.studies.ladder import climbs, ladder_figure, ladder_table
-from alexnet_pl.studies.markdown import render
+from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import curves_figure, results_figure
 from alexnet_pl.studies.robustness import robustness, robustness_figure
 from alexnet_pl.studies.statistics import Effect, Estimate, estimate, interaction, main_effect
@@ -90,7 +90,7 @@ def accuracies(table: Table) -> pd.DataFrame:
     for cell, trials in table.cells().items():
         means = [percent(_estimate(trials, measure)) for measure in measures.values()]
         rows.append([*cell, len(trials), *means])
-    return pd.DataFrame(rows, columns=[*_heads(table), "n", *measures])
+    return text_table(rows, [*_heads(table), "n", *measures])
 
 
 def costs(table: Table) -> pd.DataFrame:
@@ -104,7 +104,7 @@ def costs(table: Table) -> pd.DataFrame:
         top5 = percent(_estimate(trials, "test/error_top5"))
         rows.append([*cell, top5, parameters, epochs, best, f"{seconds:,.0f} s"])
     heads = ["test top-5 error", "parameters", "epochs", "best epoch", "time per run"]
-    return pd.DataFrame(rows, columns=[*_heads(table), *heads])
+    return text_table(rows, [*_heads(table), *heads])
 
 
 def _estimate(trials: Sequence[Trial], measure: str) -> Estimate:
@@ -179,7 +179,7 @@ def interactions(table: Table) -> tuple[pd.DataFrame | None, list[str]]:
 
 
 def _frame(rows: list[list[Any]], heads: list[str]) -> pd.DataFrame | None:
-    return pd.DataFrame(rows, columns=heads) if rows else None
+    return text_table(rows, heads) if rows else None
 
 
 def _effect_cells(found: Sequence[Effect]) -> list[Any]:
@@ -218,7 +218,7 @@ def speed(table: Table) -> Speed | None:
         if known := [value for trial in trials if (value := found[id(trial)]) is not None]:
             hits = sum(value.reached for value in known)
             rows.append([*cell, len(known), f"{hits} of {len(known)}", _epochs_text(known)])
-    epochs = pd.DataFrame(rows, columns=[*_heads(table), "n", "reached", f"epochs to {target:.0%} training error"])
+    epochs = text_table(rows, [*_heads(table), "n", "reached", f"epochs to {target:.0%} training error"])
 
     def log_epochs(trial: Trial) -> float | None:
         value = found[id(trial)]
@@ -292,10 +292,14 @@ def report(table: Table) -> str:
 def ladders(table: Table) -> list[pd.DataFrame]:
     """Return the climbs of a ladder as text; none if the study is not one. Steps take the place of pairwise effects."""
     frames = [ladder_table(table, order) for order in climbs(table)]
-    for frame in frames:
-        frame["test accuracy"] = [percent(value) for value in frame["test accuracy"]]
-        frame["step"] = [percent(value, signed=True) for value in frame["step"]]
-    return frames
+    return [
+        text_table(
+            [[rung, n, percent(accuracy), percent(step, signed=True), *rest]
+             for rung, n, accuracy, step, *rest in frame.itertuples(index=False)],
+            [*frame.columns],
+        )
+        for frame in frames
+    ]  # fmt: skip
 
 
 def corruption_errors(table: Table) -> pd.DataFrame | None:

@@ -3,7 +3,7 @@
 import pytest
 from markupsafe import Markup
 
-from alexnet_pl.studies.markdown import code, escape
+from alexnet_pl.studies.markdown import code, escape, text_table
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,11 @@ def test_code_spans_outlast_backticks():
     assert code("python train.py -m seed=1,2") == "`python train.py -m seed=1,2`"
     assert code("a `b` ``c``") == "``` a `b` ``c`` ```"
     assert code("x\ny\x1b[2J") == "`x y[2J`"
+
+
+def test_cells_of_a_table_keep_their_types():
+    """With pyarrow installed, pandas would give back plain strings, whose Markdown is escaped again."""
+    cells = [Markup("[a](b)"), "[c](d)", 3, None]
+    found = text_table([cells], ["a", "b", "c", "d"])
+    assert {dtype.name for dtype in found.dtypes} == {"object"}
+    assert [type(cell) for cell in found.iloc[0]] == [type(cell) for cell in cells]
