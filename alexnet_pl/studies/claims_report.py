@@ -167,8 +167,10 @@ def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
             continue
         statement = claim.statement + (f" ({claim.stands_in})" if claim.stands_in else "")
         measured = Markup("–") if best is None else effect_text(best)
-        seeds = "–" if best is None or not best.n else f"{best.n}, {scale_text(best.scale)}, {epochs_text(best)}"
-        rows.append([statement, claim.published.text, measured, seeds, verdict_text(best)])
+        trained = "–"
+        if best is not None and best.n:
+            trained = f"{best.n} of {best.planned}, {scale_text(best.scale)}, {epochs_text(best)}"
+        rows.append([statement, claim.published.text, measured, trained, verdict_text(best)])
     return text_table(rows, ["claim", "published", "measured", "seeds, scale, epochs", "verdict"])
 
 
