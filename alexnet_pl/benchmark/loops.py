@@ -269,14 +269,17 @@ class Interleave(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == 0 or trainer.is_last_batch:
-            synchronize(trainer.strategy.root_device)
-            now, steps = time.perf_counter(), batch_idx + 1
-            if batch_idx == 0:
-                self.first_end = now
-                self.first_step = self.first_step or now - self.epoch_start
-            # The first step takes longer: what precedes it happens once per epoch.
-            self.batches = (now - self.first_end) * steps / max(steps - 1, 1)
+        steps = int(trainer.num_training_batches)
+        if batch_idx not in (0, steps - 2):
+            return
+        synchronize(trainer.strategy.root_device)
+        now = time.perf_counter()
+        if batch_idx == 0:
+            self.first_end = now
+            self.first_step = self.first_step or now - self.epoch_start
+        # The first and the last step take longer: what precedes and ends an epoch (the norm of the gradient) is counted
+        # once per epoch.
+        self.batches = (now - self.first_end) * steps / max(batch_idx, 1)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,10 +1,15 @@
 """The benchmark refuses missing devices and reports every number it promises."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import alexnet_pl.benchmark.components
+import alexnet_pl.benchmark.loops
 import alexnet_pl.cli.benchmark
+from alexnet_pl.benchmark.loops import Interleave
 from alexnet_pl.benchmark.render import markdown, number
 from alexnet_pl.runtime.errors import ConfigError
 
@@ -13,6 +18,20 @@ def test_a_missing_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--device=cuda is invalid"):
         alexnet_pl.cli.benchmark.main(["--device", "cuda"])
+
+
+def test_the_first_and_the_last_step_of_an_epoch_count_once_per_epoch(monkeypatch, tmp_path):
+    """Six steps of 1 s each, before the first of which 3 s and in the last of which 4 s pass once per epoch."""
+    OmegaConf.save({}, tmp_path / "cfg.yaml")
+    interleave = Interleave(str(tmp_path / "cfg.yaml"), str(tmp_path / "times.json"))
+    ends = iter((4.0, 5.0, 6.0, 7.0, 8.0, 13.0))
+    trainer = SimpleNamespace(num_training_batches=6, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    for step, now in enumerate(ends):
+        monkeypatch.setattr(alexnet_pl.benchmark.loops.time, "perf_counter", lambda now=now: now)
+        trainer.is_last_batch = step == 5
+        interleave.on_train_batch_end(trainer, None, None, None, step)
+    assert interleave.first_step == 4.0
+    assert interleave.batches == pytest.approx(6.0)
 
 
 @pytest.mark.slow
