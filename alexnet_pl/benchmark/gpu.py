@@ -60,7 +60,7 @@ def bench_gpu(device: str, sizes: Sizes = Sizes()) -> dict[str, Any]:
             for batch_size in sizes.batch_sizes
             for mode in sizes.modes
         },
-        "lrn": lambda: bench_lrn(root_device, max(sizes.repeats, 5), compiled=device == "cuda"),
+        "lrn": lambda: bench_lrn(root_device, max(sizes.repeats, 5)),
         "steps": lambda: bench_steps(make_config(device, Path("unused")), root_device, sizes.repeats, sizes.step_sizes),
         "input": lambda: bench_input_path(root_device, sizes.images, sizes.repeats),
         "tutorial": lambda: whole_run(device, sizes.epoch_images, sizes.epochs),

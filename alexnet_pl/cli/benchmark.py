@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number as JSON, and FILE.md")
     parser.add_argument("--repeats", type=positive_int, default=None, metavar="N", help="default: 5 (3 on a GPU)")
-    parser.add_argument("--full", action="store_true", help="longer epochs, a batch of 2,048, compiled LRN")
+    parser.add_argument("--full", action="store_true", help="longer epochs, and a batch of 2,048 too")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="cuda: everything in one call; default: what is there"
     )

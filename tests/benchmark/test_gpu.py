@@ -15,6 +15,7 @@ TINY = Sizes(images=320, repeats=1, batch_sizes=(128,), step_sizes=(8,), modes=(
 def test_every_part_runs(monkeypatch):
     monkeypatch.setattr(alexnet_pl.benchmark.components, "LRN_SHAPES", ((2, 8, 5, 5),))
     monkeypatch.setattr(alexnet_pl.benchmark.workers, "LAYOUT_EPOCHS", 2)
+    monkeypatch.setattr(alexnet_pl.benchmark.components.torch, "compile", lambda layer: layer)
     found = bench_gpu("cpu", TINY)
     assert [name for name, part in found.items() if isinstance(part, dict) and "error" in part] == []
     assert found["loops, batch 128, eager"]["project_vs_tutorial"] > 0
