@@ -9,8 +9,9 @@ import signal
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from hashlib import md5
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that trains overrides to the end, once per process, and returns the run directory to read."""
+
+    @cache
+    def train(*overrides: str) -> Path:
+        run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+        run(config(*overrides, run_dir=run_dir))
+        return run_dir
+
+    return train
 
 
 @pytest.fixture

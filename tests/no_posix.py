@@ -72,9 +72,14 @@ def import_everything() -> dict[str, signal.Signals]:
             if error.name not in EXTRAS:
                 raise
     assert imported > 100
-    from alexnet_pl.runtime.signals import stop_signals
+    from alexnet_pl.runtime.signals import GracefulShutdown, stop_signals
+    from alexnet_pl.runtime.system import usable_cores
 
     assert {number.name for number in stop_signals()} == {"SIGINT", "SIGTERM"}
+    assert usable_cores() == os.cpu_count()
+    shutdown = GracefulShutdown()
+    shutdown.install()
+    shutdown.restore()
     return hidden
 
 

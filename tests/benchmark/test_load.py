@@ -52,6 +52,7 @@ def test_kept_compares_rounds_with_the_quiet_turn_of_the_same_round():
     assert found["1"]["images_per_second"] == pytest.approx(1 / 0.3)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_beside_each_load():
     small = ("model=lenet5", "data.image_size=32", "data.batch_size=8", "scheduler=constant")
     found = {"kind": "load", **environment(torch.device("cpu")), **bench_load(1, 200, (0, 1), small)}

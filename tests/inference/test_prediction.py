@@ -153,6 +153,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.security
 def test_a_small_file_with_many_pixels_takes_little_memory(folder, tmp_path):
     Image.new("RGBA", (6300, 6300)).save(tmp_path / "huge.png")  # 39.7 megapixels

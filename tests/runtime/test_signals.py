@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -110,35 +108,6 @@ def test_swallowed_exception_is_raised_again():
     with pytest.raises(SystemExit) as stopped, exit_on_signal():
         Swallows()
     assert stopped.value.code == 143
-
-
-WITHOUT = """
-import importlib, os, pkgutil, signal, sys
-import lightning, matplotlib.figure, pandas, sklearn.datasets, torchvision  # these adapt to the platform at import
-for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"):
-    delattr(signal, name)
-for name in ("sched_getaffinity", "register_at_fork", "fork", "O_NOFOLLOW", "O_NONBLOCK", "getuid"):
-    delattr(os, name)
-for name in ("fcntl", "resource", "pwd", "grp", "termios"):
-    sys.modules[name] = None  # importing it fails
-import alexnet_pl
-for module in pkgutil.walk_packages(alexnet_pl.__path__, "alexnet_pl."):
-    if module.name != "alexnet_pl.__main__":
-        importlib.import_module(module.name)
-from alexnet_pl.runtime.signals import SIGNALS, GracefulShutdown
-from alexnet_pl.runtime.system import usable_cores
-assert SIGNALS == (signal.SIGINT, signal.SIGTERM), SIGNALS
-assert usable_cores() == os.cpu_count()
-shutdown = GracefulShutdown()
-shutdown.install()
-shutdown.restore()
-"""
-
-
-def test_package_imports_without_posix():
-    """The names that Windows lacks: no SIGHUP and SIGUSR1, no fcntl and resource, no affinity."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_deferred_signal_calls_its_handler_at_the_next_check():

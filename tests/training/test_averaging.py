@@ -55,13 +55,13 @@ def test_the_best_checkpoint_holds_the_validated_weights(case, tmp_path):
 
 
 @pytest.mark.parametrize("step", [4, 10, 17, 30])
-def test_a_run_with_averaged_weights_resumes_bit_for_bit(step, tmp_path, monkeypatch):
+def test_a_run_with_averaged_weights_resumes_bit_for_bit(step, uninterrupted_run, tmp_path, monkeypatch):
     settings = (*RUN, "callbacks=ema", "callbacks.ema.decay=0.9")
-    run(config(*settings, run_dir=tmp_path / "whole"))
+    whole = uninterrupted_run(*settings)
     run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, step)
     run(config("resume=here", run_dir=tmp_path / "run"))
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    ours, theirs = (read_checkpoint(tmp_path / name / "checkpoints" / "latest.ckpt") for name in ("run", "whole"))
+    assert_same_run(tmp_path / "run", whole)
+    ours, theirs = (read_checkpoint(folder / "checkpoints" / "latest.ckpt") for folder in (tmp_path / "run", whole))
     for name, value in theirs["current_model_state"].items():
         assert torch.equal(ours["current_model_state"][name], value), name
     assert not torch.equal(theirs["current_model_state"]["net.classifier.fc6.weight"],

@@ -43,33 +43,31 @@ def test_a_run_ends_after_max_steps_with_a_validation(steps, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [2, 20, 22])
-def test_a_run_with_max_steps_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
+def test_a_run_with_max_steps_resumes_bit_for_bit(stop, uninterrupted_run, tmp_path, monkeypatch):
     settings = (*RUN, "+trainer.max_steps=23")
-    run(config(*settings, run_dir=tmp_path / "whole"))
     run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, stop)
     run(config("resume=here", run_dir=tmp_path / "run"))
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", uninterrupted_run(*settings))
 
 
 @pytest.mark.parametrize("phase", ["validation", "test"])
-def test_a_run_stopped_after_its_last_step_is_only_tested(phase, tmp_path, monkeypatch):
+def test_a_run_stopped_after_its_last_step_is_only_tested(phase, uninterrupted_run, tmp_path, monkeypatch):
     settings = (*RUN, "+trainer.max_steps=23")
-    run(config(*settings, run_dir=tmp_path / "whole"))
     # Three validation batches per validation: one after epoch 1, one after step 23.
     run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, 5 if phase == "validation" else 1,
                       phase=phase)  # fmt: skip
     run(config("resume=here", run_dir=tmp_path / "run"))
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", uninterrupted_run(*settings))
 
 
 @pytest.mark.parametrize("number", [23, 40])
-def test_more_steps_continue_inside_the_epoch(number, tmp_path, monkeypatch):
+def test_more_steps_continue_inside_the_epoch(number, uninterrupted_run, tmp_path, monkeypatch):
     """Training continues with the images that the epoch has left, as one run of that length does."""
-    run(config(*RUN, "+trainer.max_steps=30", run_dir=tmp_path / "whole"))
+    whole = uninterrupted_run(*RUN, "+trainer.max_steps=30")
     run(config(*RUN, f"+trainer.max_steps={min(number, 29)}", run_dir=tmp_path / "run"))
     monkeypatch.setattr("alexnet_pl.training.run.named_on_the_command_line", lambda: ["trainer.max_steps"])
     run(config("resume=here", "allow_changes=true", "+trainer.max_steps=30", run_dir=tmp_path / "run"))
-    ours, theirs = metric_rows(tmp_path / "run"), metric_rows(tmp_path / "whole")
+    ours, theirs = metric_rows(tmp_path / "run"), metric_rows(whole)
     for name in ("train/loss", "train/acc", "val/loss", "val/acc", "step"):
         assert [row[name] for row in ours] == [row[name] for row in theirs], name
 
@@ -94,12 +92,11 @@ def test_the_plateau_counts_validations_not_epochs(tmp_path):
 
 
 @pytest.mark.parametrize("step", [15, 20, 25, 40])
-def test_validation_every_second_epoch_resumes_bit_for_bit(step, tmp_path, monkeypatch):
+def test_validation_every_second_epoch_resumes_bit_for_bit(step, uninterrupted_run, tmp_path, monkeypatch):
     settings = (*RUN, "+trainer.check_val_every_n_epoch=2", "scheduler.patience=0", "+scheduler.threshold=0.5")
-    run(config(*settings, run_dir=tmp_path / "whole"))
     run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, step)
     run(config("resume=here", run_dir=tmp_path / "run"))
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", uninterrupted_run(*settings))
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,7 @@ def test_errors_are_one_line(tmp_path, overrides, message):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_the_first_run_on_a_machine_speaks_of_itself_alone(tmp_path):
     """matplotlib, which then makes a list of the machine's fonts, would say so."""
     settings = ("model=lenet5", "data=digits", "trainer=smoke", f"hydra.run.dir={tmp_path / 'run'}")

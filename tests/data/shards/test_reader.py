@@ -209,14 +209,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-@pytest.mark.parametrize(
-    "bomb",
-    [
-        pytest.param("compressed arrays", marks=pytest.mark.slow),
-        "nested lists",
-        pytest.param("large index", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("bomb", ["compressed arrays", "nested lists", "large index"])
 def test_peak_memory_of_index_bombs_is_bounded(out, bomb):
     if bomb == "compressed arrays":  # 1 MB that unpack to 1 GB
         zeros = np.zeros(2**27, np.uint64)
