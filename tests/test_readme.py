@@ -44,6 +44,7 @@ def training_commands() -> list[str]:
 # --- examples -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_model_variant_example_works(tmp_path: Path) -> None:
     """Runs in a copy of the checkout, because the example writes two files to conf/ and sweeps over them."""
     section = text("docs/models.md").split("## Adding a model variant")[1].split("\n## ")[0]
