@@ -104,7 +104,7 @@ class Claim:
         id: name of its file.
         statement, source, section: what is claimed, by whom, where.
         published: the published effect.
-        stands_in: ``CIFAR-10 for ImageNet`` if it was measured on other data; None otherwise.
+        stands_in: ``CIFAR-10 for ImageNet``, ``30 epochs for about 520``: what differs from the claim; None otherwise.
         experiment, overrides: option of ``experiment`` that tests it, and overrides of that.
         test: one of ``TESTS``.
         contrast: what is compared.

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from alexnet_pl.studies.claims_evidence import (
 )
 from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import ForestRow, forest_figure
-from alexnet_pl.studies.statistics import LEVEL, OPEN, Estimate, holm
+from alexnet_pl.studies.statistics import CONFIRMED, LEVEL, OPEN, Estimate, holm
 
 PAGE, HTML, EVIDENCE, FOREST = "claims.md", "claims.html", "claims", "forest.png"
 """Files in the results directory: the two pages, the directory of the CSV files, and the plot in it."""
@@ -131,13 +132,38 @@ def _interval(value: Estimate, sign: str = "") -> str:
 
 
 def verdict_text(finding: Finding | None) -> str:
-    """Return the verdict, and for an open claim how many more seeds would settle it."""
+    """Return the verdict; if confirmed how the effect differs from the published one, if open how many seeds it takes.
+
+    An effect differs if the published value lies outside its interval.
+    """
     if finding is None or finding.n == 0:
         return UNMEASURED
-    if finding.verdict.name != OPEN:
-        return finding.verdict.name
+    name, test, shown, published = (
+        finding.verdict.name,
+        finding.claim.test,
+        finding.shown,
+        finding.claim.published.value,
+    )
+    if name == CONFIRMED and test != "level" and shown is not None and published is not None:
+        differs = _is_inside(published, shown) is False
+        return f"{CONFIRMED}, {_size(shown.mean, published, test)} than published" if differs else CONFIRMED
+    if name != OPEN:
+        return name
     more = finding.verdict.more_seeds
     return OPEN if more is None else f"{OPEN}, about {more} more seed{'s' * (more != 1)}"
+
+
+def _size(found: float, published: float, test: str) -> str:
+    """Return if an effect is larger or smaller than the published one, on the same side of zero or of a ratio of 1."""
+    found, published = (abs(math.log(x)) if test == "ratio" else abs(x) for x in (found, published))
+    return "larger" if found > published else "smaller"
+
+
+def _is_inside(value: float, estimate: Estimate | None) -> bool | None:
+    """Return if a value lies in an estimate's interval; None if there is no interval yet."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return None
+    return estimate.low <= value <= estimate.high
 
 
 def scale_text(scale: str) -> str:
@@ -272,9 +298,10 @@ def notes(finding: Finding) -> list[str]:
         values = [*dict.fromkeys(column_of_text)]
         if len(values) > 1:
             found.append(f"{scale} scale: mixed {name}: {'; '.join(values)}")
-    value, shown = finding.claim.published.value, finding.shown
-    if value is not None and shown is not None and shown.low is not None and shown.high is not None:
-        place = "inside" if shown.low <= value <= shown.high else "outside"
+    value = finding.claim.published.value
+    inside = None if value is None else _is_inside(value, finding.shown)
+    if inside is not None:
+        place = "inside" if inside else "outside"
         found.append(f"{scale} scale: the published {value:g} is {place} the interval".replace("-", "−"))
     return found
 

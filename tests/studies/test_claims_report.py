@@ -21,12 +21,13 @@ from alexnet_pl.studies.claims_report import (
     overview,
     power_text,
     summary,
+    verdict_text,
     write_claims,
 )
 from alexnet_pl.studies.claims_run import with_pilot
 from alexnet_pl.studies.plots import forest_figure
 from studies.test_claims import CLAIMS, written
-from studies.test_claims_evidence import claim
+from studies.test_claims_evidence import LRN, NONE, claim, errors
 
 
 def evidence(results: Path, name: str = "dropout-lab", effect: float = -0.02, **changes: object) -> None:
@@ -55,16 +56,38 @@ def test_the_committed_report_says_what_its_csv_files_say():
     check_claims(load_claims(CLAIMS), REPOSITORY / "docs" / "results", REPOSITORY / "README.md")
 
 
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        (-1.0, "confirmed, larger than published"),
+        (-1.4, "confirmed"),
+        (-6.0, "confirmed, smaller than published"),
+        (None, "confirmed"),
+    ],
+)
+def test_a_confirmed_effect_is_compared_with_the_published_one(published, expected):
+    """Measured: −1.38 [−1.56, −1.21] points."""
+    found = find(claim(published=Published("x", published, -1)), "lab", errors({"none": NONE, "lrn": LRN}))
+    assert verdict_text(found) == expected
+
+
+def test_the_sizes_of_ratios_are_compared_on_a_logarithmic_scale():
+    """Both below 1: a quarter of the epochs is a larger effect than half of them."""
+    rows = errors({"none": [0.40, 0.41, 0.39], "lrn": [0.20, 0.21, 0.19]})
+    tested = claim(test="ratio", margin=1.1, published=Published("x", 0.25, -1))
+    assert verdict_text(find(tested, "lab", rows)) == "confirmed, smaller than published"
+
+
 def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
     claims = [load_claim(written(tmp_path, {})), load_claim(written(tmp_path, {"study.experiment": "x"}, "b"))]
     (tmp_path / "README.md").write_text("before\n<!-- claims -->\nold\n<!-- /claims -->\nafter\n", encoding="utf-8")
     write_claims(claims, results, tmp_path / "README.md")
     text = (results / "claims.md").read_text(encoding="utf-8")
     # The differences are −1.9, −1.8 and −1.7 points: −1.8 ± 4.303 · 0.1 / √3.
-    row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3 of 5, lab, 10 | confirmed |"
-    assert row in text.splitlines()
+    row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3 of 5, lab, 10 | confirmed, larger than"
+    assert f"{row} published |" in text.splitlines()
     assert "2 claims: 1 confirmed, 1 not measured yet." in text
-    found = "0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed"
+    found = "0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed, larger than published"
     assert f"| lab | 3 of 5 | 10 | {found} |" in text
     assert "the published −1 is outside the interval" in text
     assert "training: 6 runs, 0.1 hours in all" in text
