@@ -50,6 +50,9 @@ EPOCH = 45_000
 NAMES = ("tutorial", "handwritten", "project")
 """The three loops."""
 
+WARM_UP = 3
+"""Steps of a loop that come first and are not timed: they claim back the memory that a loop before them returned."""
+
 AUTOCAST_DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """``trainer.precision`` -> dtype of autocast. Other precisions do not use autocast."""
 
@@ -270,16 +273,19 @@ class Interleave(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         steps = int(trainer.num_training_batches)
-        if batch_idx not in (0, steps - 2):
+        first = min(WARM_UP, steps) - 1
+        last = max(steps - 2, first)
+        if batch_idx not in (0, first, last):
             return
         synchronize(trainer.strategy.root_device)
         now = time.perf_counter()
         if batch_idx == 0:
-            self.first_end = now
             self.first_step = self.first_step or now - self.epoch_start
-        # The first and the last step take longer: what precedes and ends an epoch (the norm of the gradient) is counted
-        # once per epoch.
-        self.batches = (now - self.first_end) * steps / max(batch_idx, 1)
+        if batch_idx == first:
+            self.first_end = now
+        if batch_idx == last:
+            # What precedes these steps and ends the epoch (the norm of the gradient) is counted once per epoch.
+            self.batches = (now - self.first_end) * steps / max(last - first, 1)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -307,8 +313,7 @@ class Interleave(Callback):
         restore_malloc_thresholds()
         self.times["tutorial"].append(wall_seconds(self.tutorial.epoch, device))
         raise_malloc_thresholds()
-        # Two untimed steps claim back the memory that the allocator has just returned to the system.
-        self.handwritten.steps(self.handwritten.train.split(self.handwritten.batch_size)[:2])
+        self.handwritten.steps(self.handwritten.train.split(self.handwritten.batch_size)[:WARM_UP])
         self.times["handwritten"].append(wall_seconds(self.handwritten.epoch, device))
         self.epoch_start = time.perf_counter()
 
