@@ -21,7 +21,7 @@ def test_a_missing_device_is_refused(monkeypatch):
 
 
 def test_the_first_steps_and_the_last_of_an_epoch_count_once_per_epoch(monkeypatch, tmp_path):
-    """Six steps of 1 s each, before the first of which 3 s, in the second 2 s and in the last 4 s pass once per epoch."""
+    """Six steps of 1 s, before the first of which 3 s, in the second 2 s and in the last 4 s pass once per epoch."""
     OmegaConf.save({}, tmp_path / "cfg.yaml")
     interleave = Interleave(str(tmp_path / "cfg.yaml"), str(tmp_path / "times.json"))
     ends = (4.0, 7.0, 8.0, 9.0, 10.0, 15.0)
