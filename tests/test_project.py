@@ -142,6 +142,7 @@ def test_set_up_is_done_once() -> None:
     assert "pip install" not in planned
 
 
+@pytest.mark.slow
 def test_the_table_of_faults_shows_the_worst_outcome_per_row(tmp_path: Path) -> None:
     (tmp_path / "test_examples.py").write_text(
         """

@@ -206,7 +206,9 @@ def test_file_system(number):
     assert user_message(error) == (f"/x/metrics.csv cannot be {verb}: {os.strerror(number)}.", 1)
 
 
-@pytest.mark.parametrize("key", ["run_dir", "data.root", "init_from", "data_dir"])
+@pytest.mark.parametrize(
+    "key", ["data.root", *(pytest.param(key, marks=pytest.mark.slow) for key in ("run_dir", "init_from", "data_dir"))]
+)
 def test_a_name_that_is_too_long(key, tmp_path):
     overrides = ["data=cifar10", "model=lenet5", f"hydra.run.dir={tmp_path}/run", f"{key}={tmp_path}/{'n' * 256}"]
     done = subprocess.run(

@@ -4,15 +4,13 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import NO_FIGURES, REPOSITORY
 
 from alexnet_pl.runtime import system
 from alexnet_pl.runtime.system import device_name, git_commit, package_versions, usable_cores
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 """A locale whose encoding is ASCII, without Python's remedies."""
@@ -89,7 +87,7 @@ def test_help_survives_an_ascii_locale(command):
 def test_run_survives_an_ascii_locale(tmp_path):
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "train.py"), "model=lenet5", "data=digits", "trainer=smoke",
-         "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}/run"],
+         "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}/run", NO_FIGURES],
         cwd=tmp_path, env={**os.environ, **ASCII, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

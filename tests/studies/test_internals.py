@@ -38,6 +38,7 @@ def test_hydra_job_return_configs(tmp_path: Path):
     assert kept.hydra_cfg is None
 
 
+@pytest.mark.slow
 def test_torch_jit_class_registry():
     """torch.jit.trace, with which TensorBoard draws the network's graph, registers one class per module for ever.
 

@@ -141,6 +141,7 @@ def test_the_projector_has_features_thumbnails_and_names(drawn_run):
     assert Image.open(folder / "sprite.png").size == (side, side)
 
 
+@pytest.mark.slow
 def test_traced_types_are_freed_unless_a_scripted_module_needs_them(tmp_path):
     """``torch._C._jit_clear_class_registry``: without it, a study's process grows with every graph."""
     run_in_fresh_process(_check_traced_types, tmp_path)
@@ -213,6 +214,7 @@ def test_no_failure_of_the_dashboard_fails_the_run(tmp_path, monkeypatch, caplog
         assert caplog.text.count(f"warning: {what} unavailable on the dashboard: ") == 1, what
 
 
+@pytest.mark.slow
 def test_a_short_test_limits_the_search_for_neighbors(tmp_path, monkeypatch):
     """``trainer=smoke`` tests two batches and used to extract features of 10,000 training images."""
     counts = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, config, train
+from helpers import NO_FIGURES, REPOSITORY, config, train
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from omegaconf import OmegaConf
@@ -376,6 +376,7 @@ def test_a_terminal_gets_a_progress_bar_that_counts_as_the_lines_do(tmp_path):
         "model=lenet5",
         "trainer=smoke",
         f"hydra.run.dir={tmp_path}/r",
+        NO_FIGURES,
     ]
     shown = bytearray()
 

@@ -53,6 +53,7 @@ def test_metrics_csv_is_always_on(option: str, tmp_path: Path) -> None:
     assert metrics.path == tmp_path / "metrics.csv"
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_tensorboard(tmp_path: Path) -> None:
     """In an environment without the package, a run with another logger trains, tests and draws its figures."""
     script = f"""
