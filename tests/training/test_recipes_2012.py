@@ -46,7 +46,7 @@ def test_rates_and_decays_of_the_networks_for_cifar10(experiment, decays):
 
 
 def test_rates_of_figure_1_by_the_recipe_of_2012():
-    for activation, rate in (("relu", 0.002), ("tanh", 0.01)):
+    for activation, rate in (("relu", 0.002), ("tanh", 0.016)):
         found = rules("experiment=relu_vs_tanh_2012", f"model/activation={activation}")
         assert {value for name, value in found.items() if name.endswith("weight")} == {(rate, 0)}
         assert {value for name, value in found.items() if name.endswith("bias")} == {(2 * rate, 0)}
