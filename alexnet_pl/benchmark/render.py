@@ -96,6 +96,9 @@ def training(runs: Sequence[Found]) -> str:
     parts = [side_by_side(runs, rows)]
     shapes = {f"{shape}, speed-up": f"lrn/{shape}/ratio" for shape in first.get("lrn", {})}
     parts.append("LRN, forward and backward in float32, against torch's:\n\n" + side_by_side(runs, shapes))
+    parts += [
+        f"LRN under compile was not measured: {error}" for run in runs if (error := run.get("lrn_compiled_error"))
+    ]
     steps = {f"batch {size}": f"step_ms/{size}" for size in first.get("step_ms", {})}
     steps |= {f"batch 128, {name}": f"step_ms_at_128/{name}" for name in first.get("step_ms_at_128", {})}
     parts.append("A step of the hand-written loop, ms:\n\n" + side_by_side(runs, steps))

@@ -1,5 +1,6 @@
 """The benchmark refuses missing devices and reports every number it promises."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,7 @@ def test_every_promised_number_is_reported(monkeypatch):
         monkeypatch.setattr(alexnet_pl.benchmark.components, name, value)
     found = alexnet_pl.benchmark.components.bench("cpu", repeats=1, compile_mode=None)
     assert set(found) >= {"project_vs_tutorial", "project_vs_handwritten", "lrn_vs_torch", "input_images_per_second"}
-    assert "lrn_compiled_vs_torch" in found or "lrn_compiled_error" in found
+    assert ("lrn_compiled_vs_torch" if shutil.which("g++") else "lrn_compiled_error") in found
     rates = found["images_per_second"]
     assert set(rates) == {"tutorial", "handwritten", "project"}
     assert found["project_vs_tutorial"] == pytest.approx(rates["project"] / rates["tutorial"])

@@ -76,6 +76,11 @@ def test_a_gpu_result_names_what_was_not_measured():
     assert "- workers with MPS was not measured: no daemon" in text
 
 
+def test_a_layer_that_could_not_be_compiled_is_named():
+    found = training([RUN, RUN | {"lrn_compiled_error": "no C++ compiler"}])
+    assert found.count("LRN under compile was not measured: no C++ compiler") == 1
+
+
 def test_layouts_are_rows():
     found = {"layouts": {"lab": {"2 × 1": {"images_per_second": 300.0}}}}
     assert "| lab scale, 2 × 1, images/s | 300 | **300** |" in workers([found])

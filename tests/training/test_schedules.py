@@ -72,7 +72,7 @@ def test_every_step_has_the_rate_of_the_closed_form(overrides, expected, rates, 
 
 
 @pytest.mark.parametrize("overrides", ["scheduler=one_cycle", "scheduler=cosine scheduler.warmup_epochs=2"])
-@pytest.mark.parametrize("step", [7, 10])  # inside an epoch and at its end
+@pytest.mark.parametrize("step", [7, 10, pytest.param(20, marks=pytest.mark.slow)])  # inside an epoch and at ends
 def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(overrides, step, rates, tmp_path, monkeypatch):
     run(config(*RUN, *overrides.split(), run_dir=tmp_path / "whole"))
     whole = rates.copy()
