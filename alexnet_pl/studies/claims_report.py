@@ -138,12 +138,8 @@ def verdict_text(finding: Finding | None) -> str:
     """
     if finding is None or finding.n == 0:
         return UNMEASURED
-    name, test, shown, published = (
-        finding.verdict.name,
-        finding.claim.test,
-        finding.shown,
-        finding.claim.published.value,
-    )
+    name, test, published = finding.verdict.name, finding.claim.test, finding.claim.published.value
+    shown = finding.shown
     if name == CONFIRMED and test != "level" and shown is not None and published is not None:
         differs = _is_inside(published, shown) is False
         return f"{CONFIRMED}, {_size(shown.mean, published, test)} than published" if differs else CONFIRMED

@@ -29,7 +29,6 @@ def test_the_first_steps_and_the_last_of_an_epoch_count_once_per_epoch(monkeypat
     trainer = SimpleNamespace(num_training_batches=6, strategy=SimpleNamespace(root_device=torch.device("cpu")))
     for step, now in enumerate(ends):
         monkeypatch.setattr(alexnet_pl.benchmark.loops.time, "perf_counter", lambda now=now: now)
-        trainer.is_last_batch = step == 5
         interleave.on_train_batch_end(trainer, None, None, None, step)
     assert interleave.first_step == 4.0
     assert interleave.batches == pytest.approx(6.0)
