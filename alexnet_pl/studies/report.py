@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from alexnet_pl.runtime.errors import UserError, csv_safe
 from alexnet_pl.runtime.files import write_atomic
+from alexnet_pl.runtime.run_folder import TEST_VIEWS
 from alexnet_pl.studies.ladder import climbs, ladder_figure, ladder_table
 from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import curves_figure, results_figure
@@ -75,17 +76,24 @@ def _with_interval(value: Estimate, scale: float = 1, sign: str = "") -> Markup:
     return Markup(text.replace("-", "−"))
 
 
+VIEWS = {f"test/acc{suffix}": words for suffix, words in TEST_VIEWS.items()}
+"""Accuracy with several views of each test image averaged → what is averaged."""
+
+
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
 def accuracies(table: Table) -> pd.DataFrame:
-    """Return accuracy and error over seeds, one row per configuration."""
+    """Return accuracy and error over seeds, one row per configuration; averaged test views if all runs have them."""
     measures = {
         "validation accuracy": "val/acc",
         "validation error": "val/error",
         "test accuracy": "test/acc",
         "test error": "test/error",
     }
+    for measure, words in VIEWS.items():
+        if all(measured(trial, measure) is not None for trial in table.counted):
+            measures[f"test accuracy, {words}"] = measure
     rows = []
     for cell, trials in table.cells().items():
         means = [percent(_estimate(trials, measure)) for measure in measures.values()]
@@ -347,6 +355,7 @@ def results_frame(table: Table) -> pd.DataFrame:
         if is_counted:
             row |= {name: trial.result[name] for name in METRIC_KEYS}
             row |= {f"{split}/error": measured(trial, f"{split}/error") for split in ("val", "test")}
+            row |= {name: value for name in VIEWS if (value := measured(trial, name)) is not None}
             row |= {name: trial.result.get(name) for name in RESULT_COLUMNS}
             row |= {"data_source": trial.data("source")}
             if target is not None and (when := epochs_to_target(trial, target)) is not None:

@@ -174,6 +174,29 @@ def test_one_seed_has_no_interval(make_study):
     assert effect[1:4] == ["1", "−1.00", "−1.00"]
 
 
+def test_averaged_views_of_the_test_images_are_reported(make_study):
+    values = norms(THREE)
+    for (_, content), views in zip(values, [0.75, 0.77, 0.76, 0.80, 0.81, 0.82], strict=True):
+        content["test/acc_shifted_mirror"] = views
+    root = make_study("s", values)
+    text = report(write_report([root], root))
+    (head,) = rows_of(text, "| norm | n | ")
+    assert head[-1] == "test accuracy, 6 views"
+    assert [row[-1][:12] for row in rows_of(text, "| none | 3 | ") + rows_of(text, "| lrn | 3 | ")] == [
+        "76.00 ± 1.00",
+        "81.00 ± 1.00",
+    ]
+    assert pd.read_csv(root / "results.csv")["test/acc_shifted_mirror"].tolist() == [0.75, 0.77, 0.76, 0.80, 0.81, 0.82]
+
+
+def test_views_that_some_runs_lack_have_no_column(make_study):
+    values = norms(THREE)
+    values[0][1]["test/acc_mirror"] = 0.75
+    root = make_study("s", values)
+    assert "mirror" not in report(write_report([root], root))
+    assert pd.read_csv(root / "results.csv")["test/acc_mirror"].notna().sum() == 1
+
+
 def test_what_does_not_count_is_listed_with_its_reason(make_study):
     trials = norms({"none": [0.70, 0.72]})
     broken = [
