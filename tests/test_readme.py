@@ -130,5 +130,32 @@ def test_every_page_is_on_the_menu_of_the_site_and_every_figure_on_a_page() -> N
     assert {path for path in docs.rglob("*.png") if "claims" not in path.parts} <= shown
 
 
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def table_row(page: str, part: str) -> list[str]:
+    """Return the cells of the only table row with this text."""
+    (row,) = [line for line in text(page).splitlines() if line.startswith("|") and part in line]
+    return [cell.strip(" *") for cell in row.strip("|").split(" | ")]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("tutorial", "experiment=tutorial data=cifar10`"), ("lenet5", "model=lenet5"), ("alexnet_lrn", None)],
+)
+def test_accuracies_of_single_runs_are_those_of_their_logs(name: str, command: str | None) -> None:
+    log = text(f"docs/results/{name}-cpu.log")
+    found = {
+        split: re.search(rf"^{split} +\S+ +(\S+) +\S+ +(\S+)", log, re.MULTILINE) for split in ("validation", "test")
+    }
+    length = re.search(r"best epoch (\d+) of (\d+)", log)
+    assert length is not None
+    (val, _), (test, top5) = (match.groups() for match in found.values() if match is not None)
+    cells = table_row("docs/results/cifar10-cpu.md", f"{name}-cpu.log")
+    assert cells[1:6] == [length[2], length[1], val, test, top5]
+    if command is not None:
+        assert table_row("README.md", command)[1:4] == [length[2], val, test]
+
+
 def test_the_front_page_is_short() -> None:
     assert len(text("README.md").splitlines()) <= 150
