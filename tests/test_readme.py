@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import REPOSITORY, config
 
 from alexnet_pl.__main__ import COMMANDS
+from alexnet_pl.studies.statistics import estimate
 
 PAGES = sorted(
     path.relative_to(REPOSITORY)
@@ -155,6 +157,32 @@ def test_accuracies_of_single_runs_are_those_of_their_logs(name: str, command: s
     assert cells[1:6] == [length[2], length[1], val, test, top5]
     if command is not None:
         assert table_row("README.md", command)[1:4] == [length[2], val, test]
+
+
+def test_accuracies_of_the_record_recipe_are_those_of_its_results() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/ladder/record_16_epochs/results.csv")
+    frame = frame[frame["counts"]]
+    val, center, views = (estimate(frame[name]) for name in ("val/acc", "test/acc", "test/acc_shifted_mirror"))
+    interval = f"[{views.low:.4f}, {views.high:.4f}]"
+    cells = table_row("README.md", "experiment=record trainer.max_epochs=16")
+    assert cells[1:4] == ["16", f"{val.mean:.4f}", f"{views.mean:.4f} {interval}, n = {views.n}"]
+    minutes = frame["seconds"].mean() / 60
+    said = (
+        f"{views.mean:.2%} of the test images {interval} with six views, {center.mean:.2%} with one, n = {views.n}, "
+        f"{minutes:.0f} minutes per run"
+    )
+    page, header = text("docs/ladder.md"), text("conf/experiment/record.yaml").replace("\n# ", " ")
+    assert said in page.replace("\n", " ")
+    assert said in header
+
+
+def test_the_search_for_the_record_recipe_is_that_of_its_file() -> None:
+    for _, run in pd.read_csv(REPOSITORY / "docs/results/ladder/search.csv").iterrows():
+        shown = [
+            "" if pd.isna(run[f"val/acc {epoch}"]) else f"{run[f'val/acc {epoch}']:.2%}" for epoch in (4, 8, 12, 16)
+        ]
+        row = [run["recipe"], f"{run['length']} epochs", *shown, f"{run['train/acc']:.2%}"]
+        assert f"| {' | '.join(row)} |" in text("docs/ladder.md")
 
 
 def test_the_front_page_is_short() -> None:
