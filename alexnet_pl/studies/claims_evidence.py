@@ -235,7 +235,8 @@ class Finding:
             seed has every run.
         verdict: on the claim.
         bound: ``at least`` or ``at most`` if some runs never got as far as the measure counts, otherwise "".
-        compared: configuration → mean of its measure, as a fraction or in epochs.
+        compared: configuration → mean of its measure over the seeds behind the effect, as a fraction or in epochs. Over
+            all seeds if there is no effect.
         left_out: seeds that lack a run, or whose comparison is unknown because neither run got far enough.
         planned: number of seeds in the claim's file.
         trials: rows of the study's file.
@@ -275,7 +276,8 @@ def find(claim: Claim, scale: str, frame: pd.DataFrame) -> Finding:
         rows, bound, unknown = _bounded(claim, rows[rows[claim.measure] > 0])
     values = _series(rows, claim.measure)
     effect, left_out = _effect(claim, values)
-    compared = {level: float(statistics.mean(of)) for level, of in _by_level(claim, rows).items()}
+    paired = rows if effect is None else rows[~rows[SEED].isin(left_out)]
+    compared = {level: float(statistics.mean(of)) for level, of in _by_level(claim, paired).items()}
     return Finding(
         claim, scale, effect, _verdict(claim, effect, bound), bound, compared, [*unknown, *left_out], planned, frame
     )

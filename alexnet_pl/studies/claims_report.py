@@ -288,7 +288,13 @@ def notes(finding: Finding) -> list[str]:
     """Return what a reader must know about a finding: seeds left out, mixed conditions, the published value."""
     found, scale = [], scale_text(finding.scale)
     if finding.left_out:
-        found.append(f"{scale} scale: seeds {', '.join(map(str, finding.left_out))} are left out, which lack a run")
+        seeds = ", ".join(map(str, finding.left_out))
+        words = (
+            f"seeds {seeds} are left out, which lack"
+            if len(finding.left_out) > 1
+            else f"seed {seeds} is left out, which lacks"
+        )
+        found.append(f"{scale} scale: {words} a run")
     for name, column in MIXED.items():
         column_of_text = finding.trials.get(column, pd.Series(dtype=str)).dropna().astype(str)
         values = [*dict.fromkeys(column_of_text)]

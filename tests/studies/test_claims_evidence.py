@@ -78,6 +78,7 @@ def test_a_difference_is_paired_by_seed():
 def test_a_seed_without_its_pair_is_left_out():
     found = find(claim(), "lab", errors({"none": [*NONE, 0.5], "lrn": LRN}))
     assert (found.n, found.left_out) == (3, [4])
+    assert found.compared == pytest.approx({"none": 0.30, "lrn": stats.tmean(LRN)})  # their difference is the effect
     alone = find(claim(), "lab", errors({"none": NONE}))
     assert (alone.effect, alone.verdict.name, alone.left_out) == (None, "open", [1, 2, 3])
 
