@@ -173,6 +173,7 @@ def test_accuracies_of_the_record_recipe_are_those_of_its_results() -> None:
     )
     page, header = text("docs/ladder.md"), text("conf/experiment/record.yaml").replace("\n# ", " ")
     assert said in page.replace("\n", " ")
+    assert f"[{center.low:.4f}, {center.high:.4f}]" in page
     assert said in header
 
 

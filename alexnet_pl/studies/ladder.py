@@ -7,10 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from alexnet_pl.figures.charts import COLORS
-from alexnet_pl.runtime.run_folder import TEST_VIEWS
 from alexnet_pl.studies.markdown import text_table
 from alexnet_pl.studies.statistics import Effect, Estimate, estimate, main_effect
-from alexnet_pl.studies.table import Table, Trial, measured
+from alexnet_pl.studies.table import VIEWS, Table, Trial, measured
 
 RUNG = "rung"
 """Config group of the rungs, ``conf/rung``."""
@@ -46,8 +45,8 @@ def views(trials: Sequence[Trial]) -> tuple[str, Estimate, Estimate] | None:
 
     None unless all runs have it.
     """
-    for suffix, name in TEST_VIEWS.items():
-        found = [measured(trial, f"test/acc{suffix}") for trial in trials]
+    for measure, name in VIEWS.items():
+        found = [measured(trial, measure) for trial in trials]
         if all(value is not None for value in found):
             averaged = [float(value or 0) for value in found]
             differences = [a - float(trial.result["test/acc"]) for a, trial in zip(averaged, trials, strict=True)]

@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from alexnet_pl.runtime.errors import UserError, csv_safe
 from alexnet_pl.runtime.files import write_atomic
-from alexnet_pl.runtime.run_folder import TEST_VIEWS
 from alexnet_pl.studies.ladder import climbs, ladder_figure, ladder_table
 from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import curves_figure, results_figure
@@ -21,6 +20,7 @@ from alexnet_pl.studies.robustness import robustness, robustness_figure
 from alexnet_pl.studies.statistics import Effect, Estimate, estimate, interaction, main_effect
 from alexnet_pl.studies.table import (
     METRIC_KEYS,
+    VIEWS,
     Factor,
     Reached,
     Table,
@@ -74,10 +74,6 @@ def _with_interval(value: Estimate, scale: float = 1, sign: str = "") -> Markup:
     if value.low is not None and value.high is not None:
         text += f" [{scale * value.low:{sign}.2f}, {scale * value.high:{sign}.2f}]"
     return Markup(text.replace("-", "−"))
-
-
-VIEWS = {f"test/acc{suffix}": words for suffix, words in TEST_VIEWS.items()}
-"""Accuracy with several views of each test image averaged → what is averaged."""
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from alexnet_pl.figures.charts import Curves, read_curves
 from alexnet_pl.runtime.errors import UserError, printable
-from alexnet_pl.runtime.run_folder import RESULT, read_config, read_trial
+from alexnet_pl.runtime.run_folder import RESULT, TEST_VIEWS, read_config, read_trial
 from alexnet_pl.studies.statistics import SEED, Cell, epochs_to
 from alexnet_pl.studies.store import STUDY, Study
 
@@ -25,6 +25,9 @@ NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "trust",
 """Keys, and all below them, that may differ between trials without being what the study is about."""
 
 METRIC_KEYS = ("val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss")
+
+VIEWS = {f"test/acc{suffix}": words for suffix, words in TEST_VIEWS.items()}
+"""Accuracy with several views of each test image averaged → what is averaged."""
 
 STOP = "alexnet_pl.training.StopAtTrainingError"
 
