@@ -28,7 +28,7 @@ def final_metrics(model: ImageClassifier, data: ImageDataModule, trainer: Traine
     loaders = {"train": data.train_dataloader(), "val": data.val_dataloader(), "test": data.test_dataloader()}
     found: dict[str, float] = {}
     was_training = model.training
-    model.eval()
+    model.to(trainer.strategy.root_device).eval()  # Lightning moves a trained network back to the CPU
     for split, loader in loaders.items():
         count = num_batches(loader, getattr(trainer, f"limit_{split}_batches"))
         batches: Iterable[tuple[Tensor, ...]] = _in_order(loader) if split == "train" else loader

@@ -86,7 +86,7 @@ def test_muon_orthogonalizes_as_on_the_cpu():
 
 
 @pytest.mark.parametrize("overrides", [
-    ("model=alexnet_lrn", "optimizer=adam"),
+    ("model=alexnet_lrn", "optimizer=adam", "final_evaluation=true"),
     ("model=alexnet_modern", "optimizer=muon", "callbacks=ema", "augment=[crop,alternating_flip,cutout]",
      "data.test_crops=6", "scheduler=one_cycle"),
 ])  # fmt: skip
@@ -97,6 +97,8 @@ def test_a_stopped_run_resumes_on_a_gpu(overrides, tmp_path: Path, monkeypatch):
     result, rows = finished_result(tmp_path / "whole"), read_metrics(tmp_path / "whole")
     assert (result["precision"], result["device"][:6]) == ("16-mixed", "cuda (")
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    if "final_evaluation=true" in overrides:
+        assert result["val/loss_final"] == pytest.approx(rows[-1]["val/loss"], rel=1e-2)
     run_until_stopped(config(*overrides, *recipe, run_dir=tmp_path / "cut"), monkeypatch, 15)
     run(config("resume=here", run_dir=tmp_path / "cut"))
     again = read_metrics(tmp_path / "cut")
