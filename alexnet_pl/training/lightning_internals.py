@@ -92,9 +92,11 @@ def dump_weights(trainer: Trainer) -> dict[str, Any]:
 
 
 def move_average(callback: WeightAveraging, device: torch.device) -> None:
-    """Move the averaged weights to the device that trains, where updating them does not need the CPU."""
+    """Move the averaged weights to the device that trains, without their counter, which the CPU reads in every step."""
     if callback._average_model is not None:
+        counter = callback._average_model.n_averaged
         callback._average_model = callback._average_model.to(device)
+        callback._average_model.n_averaged = counter
 
 
 def mark_updated(metric: Metric) -> None:

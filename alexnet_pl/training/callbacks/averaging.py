@@ -1,5 +1,6 @@
 """Weight averaging: an exponential moving average that is validated, tested and exported instead of the raw weights."""
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -33,15 +34,20 @@ class EMA(WeightAveraging):
         if not 0 <= decay < 1:
             raise ConfigError(f"callbacks.ema.decay={decay} is invalid: expected a number from 0 to below 1.")
         self.decay = decay
-        super().__init__(use_buffers=True, avg_fn=self._average)
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         move_average(self, trainer.strategy.root_device)  # the network itself is still on the CPU
 
-    def _average(self, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
-        decay = ((1 + updates) / (10 + updates)).clamp(max=self.decay)  # stays on the device
-        return (decay * average + (1 - decay) * current).to(average.dtype)
+    def _average(self, averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
+        """Update tensors of one type in a few calls for all of them, since on a GPU every call takes CPU time."""
+        if not averages[0].is_floating_point():  # BatchNorm's count of batches
+            torch._foreach_copy_(averages, currents)
+            return
+        assert self._average_model is not None
+        done = int(self._average_model.n_averaged)  # on the CPU: reading ``updates`` would wait for the GPU
+        torch._foreach_lerp_(averages, currents, 1 - min(self.decay, (1 + done) / (10 + done)))
 
 
 _UNSUPPORTED = {
