@@ -129,14 +129,14 @@ def test_the_second_order_differs_in_augmentation_alone(apart, rung):
 
 def test_the_ladder_ends_in_the_record():
     """The record adds views at test to the last rung, and has a length of its own."""
-    last, record = (config(override) for override in ("rung=batch_size", "experiment=record"))
+    last, record = (config(override) for override in ("rung=late_pooling", "experiment=record"))
     OmegaConf.update(last, "data.test_crops", 6)
     OmegaConf.update(last, "trainer.max_epochs", record.trainer.max_epochs)
     before, after = (OmegaConf.to_container(cfg, resolve=True) for cfg in (last, record))
     assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == set()
 
 
-@pytest.mark.parametrize("rung", ["norm_everywhere", "full_resolution", "width", "batch_size"])
+@pytest.mark.parametrize("rung", ["norm_everywhere", "full_resolution", "width", "late_pooling"])
 def test_every_rung_follows_the_scale(rung):
     full, lab = (config(f"rung={rung}", f"scale={scale}").model.channels for scale in ("full", "lab"))
     assert list(lab) == [width // 2 for width in full]
