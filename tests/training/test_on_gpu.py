@@ -1,5 +1,8 @@
 """Networks, optimizers and runs on a CUDA GPU, in the 16-bit precision that they have there by default."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers import REPOSITORY, config, run_until_stopped
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from alexnet_pl.runtime.run_folder import finished_result, read_metrics
@@ -104,3 +108,29 @@ def test_a_stopped_run_resumes_on_a_gpu(overrides, tmp_path: Path, monkeypatch):
     again = read_metrics(tmp_path / "cut")
     assert [row["lr"] for row in again] == [row["lr"] for row in rows]
     assert [row["train/loss"] for row in again] == pytest.approx([row["train/loss"] for row in rows], rel=0.15)
+
+
+EXPERIMENTS = sorted({
+    OmegaConf.load(path).study.experiment for path in (REPOSITORY / "conf" / "claims").glob("*.yaml")
+} | {"record"})  # fmt: skip
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_studies_run_on_a_gpu_to_their_last_step(experiment, class_folders, tmp_path: Path):
+    """Training, validation, the test with its views, and the final evaluation where a study has it."""
+    sizes = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+    names = [f"experiment={experiment}", f"data.root={class_folders(20, 10)}", "data.batch_size=32", *sizes]
+    cfg = config(*names, "trainer.max_epochs=1", "trainer.accelerator=gpu", run_dir=tmp_path / "run")
+    run(cfg)
+    result = finished_result(tmp_path / "run")
+    assert result["status"] == "finished"
+    assert ("test/loss_final" in result) == bool(cfg.final_evaluation)
+
+
+def test_a_run_is_evaluated_on_a_gpu_as_it_was_tested(tmp_path: Path):
+    run(config("model=lenet5", "data=digits", "trainer.max_epochs=2", run_dir=tmp_path / "run"))
+    command = [sys.executable, "-m", "alexnet_pl", "evaluate", str(tmp_path / "run"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found, result = json.loads(done.stdout), finished_result(tmp_path / "run")
+    assert found["test/acc"] == pytest.approx(result["test/acc"], abs=0.005)
