@@ -129,7 +129,7 @@ def test_the_second_order_differs_in_augmentation_alone(apart, rung):
 
 def test_the_ladder_ends_in_the_record():
     """The record adds views at test to the last rung, and has a length of its own."""
-    last, record = (config(override) for override in ("rung=late_pooling", "experiment=record"))
+    last, record = (config(override) for override in ("rung=regularization", "experiment=record"))
     OmegaConf.update(last, "data.test_crops", 6)
     OmegaConf.update(last, "trainer.max_epochs", record.trainer.max_epochs)
     before, after = (OmegaConf.to_container(cfg, resolve=True) for cfg in (last, record))
