@@ -79,7 +79,7 @@ def test_the_report_shows_the_ladder_instead_of_every_pair(make_ladder, tmp_path
     write_report([make_ladder(ACCURACIES)], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| schedule | 3 | 75.00 ± 1.00 [72.52, 77.48] | +4.00 [" in text
-    assert "in another order" in text
+    assert "points [95% t-interval]. The second table climbs" in text
     assert "## Effects" not in text
     assert (tmp_path / "out" / "ladder.svg").is_file()
 

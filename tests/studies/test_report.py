@@ -300,6 +300,7 @@ def test_epochs_to_the_training_error_and_their_ratio(make_study, errors, said):
         (root / f"trial-{index:010x}" / "metrics.csv").write_text(f"epoch,train/error,val/error\n{rows}")
     text = report(write_report([root], root))
     assert re.search(said, text), text
+    assert "adjusted for their number. These runs stopped at a training error" in text
     if errors["tanh"][-1] == 0.3:
         assert "| tanh | 2 | 0 of 2 | more than 4.00: 2 of 2 not within 4 epochs |" in text
     assert "25%" in text
