@@ -84,7 +84,7 @@ def test_a_dry_run_prints_the_commands(capsys):
     tenth, tutorial = capsys.readouterr().out.splitlines()
     assert tenth.startswith("   3 trials  alexnet train -m experiment=random_crops scale=full study=random_crops-full ")
     assert tutorial.startswith(
-        "   3 trials  alexnet train -m experiment=tutorial scale=full study=tutorial-full seed=1,2,3 "
+        "   5 trials  alexnet train -m experiment=tutorial scale=full study=tutorial-full seed=1,2,3,4,5 "
     )
     main(["run", "tutorial_accuracy"])
     assert capsys.readouterr().out == "None of these claims is tested at lab scale.\n"
