@@ -1,5 +1,6 @@
 """Documentation: examples work when pasted; links, commands, make targets and config keys exist."""
 
+import json
 import os
 import re
 import shlex
@@ -195,6 +196,15 @@ def test_the_search_for_the_record_recipe_is_that_of_its_files(file: str, epochs
         shown = ["" if pd.isna(run[f"val/acc {epoch}"]) else f"{run[f'val/acc {epoch}']:.2%}" for epoch in epochs]
         row = [run["recipe"], f"{run['length']} epochs", *shown, f"{run['train/acc']:.2%}"]
         assert f"| {' | '.join(row)} |" in text("docs/ladder.md")
+
+
+def test_speeds_of_shared_and_single_gpu_runs_are_those_of_their_results() -> None:
+    shared = pd.read_csv(REPOSITORY / "docs/results/claims/tutorial-full.csv")["images_per_second"].median()
+    found = json.loads(text("docs/results/bench-h100-gpu.json"))
+    alone = found["loops, batch 128, eager"]["images_per_second"]["project"]
+    page = re.sub(r"\s+", " ", text("docs/studies.md"))
+    assert f"one run of the tutorial's recipe trains {round(alone, -2):,.0f} images/s" in page
+    assert f"five of them at the same time about {round(shared, -3):,.0f} images/s each" in page
 
 
 def test_the_front_page_is_short() -> None:

@@ -8,6 +8,7 @@ from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.run_folder import finished_result
 from alexnet_pl.training.checkpoint_io import read_checkpoint
+from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.run import run
 
 RUN = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=2")
@@ -39,3 +40,20 @@ def test_without_the_key_nothing_more_is_measured(tmp_path):
     assert not [name for name in finished_result(tmp_path) if name.endswith("_final")]
     with pytest.raises(ConfigError, match="final_evaluation=1 is invalid: expected true or false"):
         run(config(*RUN, "final_evaluation=1", run_dir=tmp_path / "x"))
+
+
+def test_the_network_is_moved_to_where_the_images_are(tmp_path, monkeypatch):
+    """Lightning leaves a trained network on the CPU, which ended every such run on a GPU with an error."""
+    moves: list[object] = []
+    to, cpu = ImageClassifier.to, ImageClassifier.cpu
+    monkeypatch.setattr(ImageClassifier, "to", lambda self, device: moves.append(device) or to(self, device))
+    monkeypatch.setattr(ImageClassifier, "cpu", lambda self: moves.append("teardown") or cpu(self))
+
+    def evaluate(*arguments: object) -> dict[str, float]:
+        moves.append("evaluation")
+        return {"loss": 0.0, "acc": 0.0, "acc_top5": 0.0}
+
+    monkeypatch.setattr("alexnet_pl.training.final_metrics._evaluate", evaluate)
+    run(config(*RUN, "trainer=smoke", "final_evaluation=true", run_dir=tmp_path))
+    first = moves.index("evaluation")
+    assert moves[first - 2 : first] == ["teardown", torch.device("cpu")]
