@@ -198,6 +198,15 @@ def test_the_search_for_the_record_recipe_is_that_of_its_files(file: str, epochs
         assert f"| {' | '.join(row)} |" in text("docs/ladder.md")
 
 
+def test_the_limits_of_the_copy_are_those_of_their_file() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/ladder/airbench-recipe.csv").dropna(subset="val_acc_six_views")
+    (theirs, ours) = zip(frame["val_acc"], frame["val_acc_six_views"], strict=True)
+    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    said = f"{theirs[0]:.2%} of the validation images of the JPEG copy with one view and {theirs[1]:.2%} with six"
+    assert said in page
+    assert f"came to {ours[0]:.2%}, and {ours[1]:.2%} with six views (n = 1)" in page
+
+
 def test_speeds_of_shared_and_single_gpu_runs_are_those_of_their_results() -> None:
     shared = pd.read_csv(REPOSITORY / "docs/results/claims/tutorial-full.csv")["images_per_second"].median()
     found = json.loads(text("docs/results/bench-h100-gpu.json"))
