@@ -197,9 +197,16 @@ def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
 
 
 def summary(ledger: Ledger) -> str:
-    """Return how many claims have which verdict."""
-    verdicts = Counter(verdict_text(headline(found)).partition(",")[0] for _, found in ledger)
-    return f"{len(ledger)} claims: {', '.join(f'{count} {name}' for name, count in sorted(verdicts.items()))}."
+    """Return how many claims have which verdict, and which verdicts are interim: on fewer seeds than planned."""
+    best = {claim.id: headline(found) for claim, found in ledger}
+    verdicts = Counter(verdict_text(finding).partition(",")[0] for finding in best.values())
+    counts = f"{len(ledger)} claims: {', '.join(f'{count} {name}' for name, count in sorted(verdicts.items()))}."
+    interim = [
+        name
+        for name, finding in best.items()
+        if finding is not None and 0 < finding.n < finding.planned and finding.verdict.name != OPEN
+    ]
+    return f"{counts} Interim, on fewer seeds than planned: {', '.join(interim)}." if interim else counts
 
 
 def level(ledger: Ledger) -> str:

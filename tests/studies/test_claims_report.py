@@ -86,7 +86,7 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
     # The differences are −1.9, −1.8 and −1.7 points: −1.8 ± 4.303 · 0.1 / √3.
     row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3 of 5, lab, 10 | confirmed, larger than"
     assert f"{row} published |" in text.splitlines()
-    assert "2 claims: 1 confirmed, 1 not measured yet." in text
+    assert "2 claims: 1 confirmed, 1 not measured yet. Interim, on fewer seeds than planned: a." in text
     found = "0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed, larger than published"
     assert f"| lab | 3 of 5 | 10 | {found} |" in text
     assert "the published −1 is outside the interval" in text
