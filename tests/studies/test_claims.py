@@ -4,12 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers import REPOSITORY, config
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from alexnet_pl.cli.claims import main
 from alexnet_pl.runtime.errors import ConfigError
-from alexnet_pl.studies.claims import Claim, load_claim, load_claims
+from alexnet_pl.studies.claims import SCALES, Claim, load_claim, load_claims
 from alexnet_pl.studies.store import Study
 
 CLAIMS = REPOSITORY / "conf" / "claims"
@@ -120,6 +123,26 @@ def test_each_claim_can_be_tested_by_its_study(claim: Claim):
     if claim.test == "level":
         assert cfg.trainer.max_epochs == 30
     assert not (claim.stands_in is None and "ImageNet" in claim.statement)
+
+
+@pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
+def test_the_levels_of_a_claim_are_different_networks_or_recipes(claim: Claim):
+    """With one group, AlexNet without conv3 is AlexNet without conv4, and a mean over both counts it twice."""
+
+    def trained(level: str, scale: str) -> str:
+        factor = {} if claim.contrast.factor is None else {claim.contrast.factor: level}
+        overrides = [f"{key}={'null' if value == 'None' else value}" for key, value in factor.items()]
+        cfg = config(f"experiment={claim.experiment}", f"scale={scale}", *claim.overrides, *overrides)
+        with torch.device("meta"):
+            layers = [str(layer) for layer in instantiate(cfg.model).modules() if not [*layer.children()]]
+        rest = OmegaConf.to_container(cfg, resolve=True)
+        for key in ("model", claim.contrast.factor, "study"):
+            rest.pop(key, None)
+        return str((layers, rest))
+
+    for scale in SCALES:
+        levels = (claim.contrast.base, *claim.contrast.levels)
+        assert len({trained(level, scale) for level in levels}) == len(levels)
 
 
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
