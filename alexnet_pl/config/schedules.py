@@ -60,20 +60,30 @@ class ScheduleFactory:
         return 1.0 if progress >= self.warmup_epochs else progress / self.warmup_epochs
 
     def _peaks(self, optimizer: Optimizer) -> dict[str, list[float]]:
-        """Return the ``PEAKS`` of each parameter group, if there are several and the config gives one number."""
+        """Return the ``PEAKS`` of each parameter group where the config gives one number and groups have other rates."""
         groups, settings = optimizer.param_groups, getattr(self.make, "keywords", {})
         ratios = [group["lr"] / optimizer.defaults["lr"] for group in groups]
         found = {name: settings[name] for name in PEAKS if isinstance(settings.get(name), int | float)}
-        return {name: [value * ratio for ratio in ratios] for name, value in found.items()} if len(groups) > 1 else {}
+        if set(ratios) == {1}:
+            return {}
+        return {name: [value * ratio for ratio in ratios] for name, value in found.items()}
 
     def __call__(self, optimizer: Optimizer, length: RunLength | None = None) -> LRScheduler:
         """Create the scheduler for a run of ``length``; without one, for a rehearsal before data is read.
 
         Raises:
-            ConfigError: a plateau schedule per step, a per-step schedule per epoch, a schedule shorter than the run.
+            ConfigError: a plateau schedule per step, a per-step schedule per epoch, a schedule shorter than the run, a
+                cycle whose warm-up is a single step.
         """
         total = REHEARSED if length is None else length.steps if self.interval == "step" else length.epochs
-        scheduler: LRScheduler = self.make(optimizer, **dict.fromkeys(self.auto, total), **self._peaks(optimizer))
+        try:
+            scheduler: LRScheduler = self.make(optimizer, **dict.fromkeys(self.auto, total), **self._peaks(optimizer))
+        except ZeroDivisionError as error:  # OneCycleLR, by the length of its warm-up less one
+            part = getattr(self.make, "keywords", {}).get("pct_start")
+            raise ConfigError(
+                f"scheduler.pct_start={part} is invalid in a run of {total} {self.interval}s: expected a warm-up of "
+                "more than one of them. Set a larger one, or train longer."
+            ) from error
         name = type(scheduler).__name__
         if self.interval == "step" and isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigError(

@@ -58,9 +58,9 @@ MONITORS = (
 """Metrics that are logged during training."""
 
 LOGGED_BEFORE_SAVING = tuple(name for name in MONITORS if name.startswith("val/"))
-"""Metrics that ``BestCheckpoint`` can monitor: it compares at the end of validation, before an epoch's others exist."""
+"""Metrics that ``AFTER_VALIDATION`` can monitor, which compares at the end of validation, before the others exist."""
 
-BEST_CHECKPOINT = "alexnet_pl.training.BestCheckpoint"
+AFTER_VALIDATION = ("alexnet_pl.training.BestCheckpoint", "alexnet_pl.training.StopWithoutImprovement")
 
 
 def validate(cfg: DictConfig) -> None:
@@ -264,7 +264,7 @@ def check_monitors(watching: Settings) -> None:
         monitor = settings.get("monitor")
         if monitor is None:
             continue
-        logged = LOGGED_BEFORE_SAVING if settings["_target_"] == BEST_CHECKPOINT else MONITORS
+        logged = LOGGED_BEFORE_SAVING if settings["_target_"] in AFTER_VALIDATION else MONITORS
         if monitor not in logged:
             raise ConfigError(
                 f"{path}.monitor={monitor} is invalid: it is never logged{' in time' * (monitor in MONITORS)}."

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,11 +117,11 @@ WHITENED = 5_000
 def fit_to_images(model: ImageClassifier, data: ImageDataModule) -> None:
     """Fit what a network computes from the training images, such as its whitening, if it has a method for it.
 
-    It sees the first ``WHITENED`` images of the training split, normalized and not augmented, so that all ranks and
-    seeds compute the same.
+    It sees ``WHITENED`` evenly spaced images of the training split, normalized and not augmented, so that all ranks,
+    seeds and batch sizes compute the same.
     """
     if (fit := getattr(model.net, "fit_to_images", None)) is not None:
-        batches = islice(data.training_images(), -(-WHITENED // data.batch_size))
+        batches = data.training_images(WHITENED)
         fit(data.on_after_batch_transfer((images, None), 0)[0].cpu() for images in batches)
 
 

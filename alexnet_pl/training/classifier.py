@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from alexnet_pl.config.optimizers import OptimizerFactory, optimizer_factory
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory, schedule_factory
+from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.data.transforms import CENTERS, SHIFTED_MIRROR_WEIGHTS, VIEW_NAMES
 from alexnet_pl.training.lightning_internals import mark_updated
 from alexnet_pl.training.lr_schedules import WarmupPlateau
@@ -99,10 +100,21 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         mean, logits = self._step(batch, self.train_metrics)
-        if self.loss is None:
-            return mean
-        objective: Tensor = self.loss(logits, pad_classes(batch[1], logits))
-        return objective
+        objective: Tensor = mean if self.loss is None else self.loss(logits, pad_classes(batch[1], logits))
+        share = self._share_of_step(batch_idx)
+        return objective if share == 1 else objective * share
+
+    def _share_of_step(self, batch_idx: int) -> float:
+        """Return what makes the last optimizer step of an epoch, on fewer batches than the others, average as well.
+
+        Lightning divides by ``accumulate_grad_batches``, whatever the number of batches is.
+        """
+        trainer = self._trainer
+        if trainer is None or (wanted := trainer.accumulate_grad_batches) == 1:
+            return 1.0
+        count = int(trainer.num_training_batches)
+        rest = count % wanted
+        return wanted / rest if batch_idx >= count - rest else 1.0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.val_metrics)
@@ -230,4 +242,6 @@ def pad_classes(labels: Tensor, logits: Tensor) -> Tensor:
 
 def is_plain(loss: nn.Module) -> bool:
     """Return True if a loss is the mean cross-entropy, which the metrics compute anyway."""
-    return type(loss) is nn.CrossEntropyLoss and loss.label_smoothing == 0 and loss.reduction == "mean"
+    if type(loss) is not nn.CrossEntropyLoss or loss.weight is not None or loss.ignore_index != IGNORE_INDEX:
+        return False
+    return loss.label_smoothing == 0 and loss.reduction == "mean"

@@ -62,10 +62,12 @@ class Muon(Optimizer):
             raise invalid_value("optimizer.weight_decay", weight_decay, "a number ≥ 0")
         if newton_schulz_steps < 1:
             raise invalid_value("optimizer.newton_schulz_steps", newton_schulz_steps, "a whole number ≥ 1")
+        # Without betas, which torch's schedules would cycle instead of the momentum.
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
-                    "newton_schulz_steps": newton_schulz_steps, "betas": tuple(betas), "eps": eps}  # fmt: skip
+                    "newton_schulz_steps": newton_schulz_steps}  # fmt: skip
         self._bfloat16 = bfloat16
-        super().__init__(_by_shape(params, lr, adamw_lr / lr), defaults)
+        adamw = {"betas": tuple(betas), "eps": eps}
+        super().__init__(_by_shape(params, lr, adamw_lr / lr, adamw), defaults)
         self._adamw = AdamW([group for group in self.param_groups if not group["is_muon"]] or [{"params": []}])
 
     @torch.no_grad()
@@ -100,9 +102,9 @@ class Muon(Optimizer):
 
 
 def _by_shape(
-    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, ratio: float
+    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, ratio: float, adamw: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Divide every group into matrices, which come first, and vectors at ``ratio`` times the learning rate."""
+    """Divide every group into matrices, which come first, and vectors at ``ratio`` times the rate, with ``adamw``."""
     given: list[Any] = list(params)
     groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
     found = []
@@ -111,8 +113,9 @@ def _by_shape(
             members = [parameter for parameter in group["params"] if (parameter.ndim >= 2) == is_muon]
             rate = group.get("lr", lr) * (1 if is_muon else ratio)
             name = " ".join([*filter(None, [group.get("name")]), "Muon" if is_muon else "AdamW"])
+            settings = {} if is_muon else adamw
             if members:
-                found.append({**group, "params": members, "lr": rate, "is_muon": is_muon, "name": name})
+                found.append({**settings, **group, "params": members, "lr": rate, "is_muon": is_muon, "name": name})
     return found
 
 

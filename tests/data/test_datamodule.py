@@ -130,3 +130,15 @@ def test_images_are_stored_larger_and_cropped_per_batch(tmp_path):
         assert torch.allclose(cropped, (images[:50, :, 4:36, 4:36] / 255 - 0.5) / 0.5, atol=1e-6) is is_center
     module.augment, trainer.training = torch.nn.Identity(), True
     assert module.on_after_batch_transfer(batch, 0)[0].shape == (50, 3, 32, 32)  # the center without augmentation
+
+
+def test_some_training_images_are_evenly_spaced_whatever_the_batch_size():
+    found = []
+    for size in (16, 500):
+        data = instantiate(config("model=lenet5", "data=digits", f"data.batch_size={size}").data)
+        data.setup()
+        found.append(torch.cat([*data.training_images(100)]))
+    everything = torch.cat([*data.training_images()])
+    assert torch.equal(*found)
+    assert torch.equal(found[0], everything[[i * len(everything) // 100 for i in range(100)]])
+    assert torch.equal(torch.cat([*data.training_images(10**6)]), everything)

@@ -40,6 +40,18 @@ def test_without_smoothing_the_objective_is_the_metric_bit_for_bit():
     assert torch.equal(*objectives)
 
 
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(weight=torch.tensor([0.01, 1, 1, 1, 1, 1, 2])), nn.CrossEntropyLoss(ignore_index=3)]
+)
+def test_settings_of_the_loss_are_not_ignored(loss):
+    images, labels = batch()
+    model = classifier(loss)
+    objective = model.training_step((images, labels), 0).detach()
+    expected = loss(model(images), labels).detach()
+    assert float(objective) == pytest.approx(float(expected))
+    assert float(objective) != pytest.approx(float(F.cross_entropy(model(images).detach(), labels)))
+
+
 @pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(label_smoothing=0.1)])
 def test_soft_labels_go_through_loss_and_metrics(loss):
     model = classifier(loss)

@@ -1,6 +1,7 @@
 """Muon against NumPy and AdamW, and runs whose optimizer has several parameter groups."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -79,6 +80,24 @@ def test_vectors_are_left_to_adamw():
     assert torch.equal(net.bias, twin.bias)
     assert [group["lr"] for group in ours.param_groups] == [0.02, 0.005]
     assert not torch.equal(net.weight, twin.weight)
+
+
+@pytest.mark.parametrize("make", [Muon, partial(torch.optim.SGD, momentum=0.9)])
+def test_one_cycle_cycles_the_momentum(make):
+    """Torch's schedule would cycle AdamW's first beta instead if Muon had one by default."""
+    net = nn.Linear(3, 4)
+    optimizer = make(net.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=21, pct_start=0.5)
+    momenta = []
+    for _ in range(20):
+        momenta.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        schedule.step()
+    assert (momenta[0], min(momenta)) == pytest.approx((0.95, 0.85), abs=0.002)
+    assert momenta[-1] > 0.94
+    assert "betas" not in optimizer.param_groups[0]
+    if make is Muon:
+        assert optimizer.param_groups[1]["betas"] == (0.9, 0.999)
 
 
 def test_a_loaded_state_continues_both_parts():

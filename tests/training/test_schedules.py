@@ -1,11 +1,14 @@
 """Learning-rate schedules of conf/scheduler in whole runs: closed forms as oracles, also after a resume."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from helpers import config, metric_rows, run_until_stopped
 from hydra.utils import instantiate
+from lightning import Trainer
 from torch import nn
 
 from alexnet_pl.config.optimizers import optimizer_factory
@@ -13,6 +16,7 @@ from alexnet_pl.config.schedules import RunLength, schedule_factory
 from alexnet_pl.config.validate import validate
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.callbacks.checkpoint import TrainingEnd
+from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.run import run
 
 # 1,293 images: 10 batches of 128 per epoch.
@@ -191,3 +195,40 @@ def test_milestones_lower_biases_too_by_default():
 def test_invalid_milestones_are_refused_before_data_is_read(overrides, message):
     with pytest.raises(ConfigError, match=message):
         validate(config("model=lenet5", "optimizer=sgd", "scheduler=milestones", *overrides))
+
+
+def test_a_cycle_that_cannot_rise_is_refused(tmp_path):
+    settings = ("scheduler=one_cycle", "scheduler.pct_start=0.1", "trainer.limit_train_batches=5")
+    with pytest.raises(ConfigError, match="scheduler.pct_start=0.1 is invalid in a run of 10 steps: expected a"):
+        run(config(*RUN, *settings, "trainer.max_epochs=2", run_dir=tmp_path / "run"))
+
+
+def test_a_single_group_keeps_its_own_rate():
+    """A multiplier that covers all parameters leaves one group."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.01}], lr=0.1, momentum=0.9)
+    factory = schedule_factory(partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps="auto"))
+    factory = replace(factory, interval="step")
+    factory(optimizer, RunLength(epochs=1, steps=20))
+    assert optimizer.param_groups[0]["max_lr"] == pytest.approx(0.01)
+
+
+def test_the_last_accumulated_step_of_an_epoch_is_an_average_as_well(tmp_path):
+    """Ten batches in steps of four, four and two: Lightning divides all by four."""
+    seen = []
+
+    class Line(ImageClassifier):
+        def _step(self, batch, metrics):
+            super()._step(batch, metrics)
+            return self.net[1].bias.sum() / 10, None  # its gradient is 0.1 for each of the ten biases
+
+        def on_before_optimizer_step(self, optimizer):
+            seen.append(float(self.net[1].bias.grad.sum()))
+
+    data = instantiate(config(*RUN).data)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    trainer = Trainer(max_epochs=2, accumulate_grad_batches=4, logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+                      limit_val_batches=0, default_root_dir=tmp_path)  # fmt: skip
+    trainer.fit(Line(net, 10, partial(torch.optim.SGD, lr=0.1)), data)
+    assert seen == pytest.approx([1.0] * 6)
