@@ -138,8 +138,8 @@ def bench_input_path(device: torch.device, count: int, repeats: int) -> dict[str
         loader = data.train_dataloader()
 
         def iterate() -> None:
-            for images, _ in loader:
-                normalize(data.augment(images), data.mean, data.std)
+            for images, _, *index in loader:
+                normalize(data.augment_images(images, *index), data.mean, data.std)
 
         return len(loader) * data.batch_size / median_seconds({augment: iterate}, wall_timer(device), repeats)[augment]
 

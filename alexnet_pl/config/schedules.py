@@ -60,7 +60,7 @@ class ScheduleFactory:
         return 1.0 if progress >= self.warmup_epochs else progress / self.warmup_epochs
 
     def _peaks(self, optimizer: Optimizer) -> dict[str, list[float]]:
-        """Return the ``PEAKS`` of each parameter group where the config gives one number and groups have other rates."""
+        """Return the ``PEAKS`` of each parameter group if the config gives one number and groups have other rates."""
         groups, settings = optimizer.param_groups, getattr(self.make, "keywords", {})
         ratios = [group["lr"] / optimizer.defaults["lr"] for group in groups]
         found = {name: settings[name] for name in PEAKS if isinstance(settings.get(name), int | float)}

@@ -76,6 +76,7 @@ def validate(cfg: DictConfig) -> None:
     settings = cast(Settings, OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     check_ranges(settings)
     check_trainer(settings["trainer"])
+    check_augment(settings.get("augment") or {})
     # The data section borrows values of others: an error in those is reported with its original key.
     for section in sorted((*SECTIONS, *COLLECTIONS), key=lambda name: name == "data"):
         check_arguments(section, settings.get(section))
@@ -277,6 +278,19 @@ def check_monitors(watching: Settings) -> None:
             plus, by_default = ("", "") if "mode" in settings else ("+", " (the default)")
             fix = f"It would keep the worst {monitor}. Set {plus}{path}.mode={best}"
             raise invalid_value(f"{path}.mode", f"{mode}{by_default}", best, fix)
+
+
+def check_augment(augment: Settings) -> None:
+    """Check that ``none`` is not among several options of ``augment``: its class would ignore the others' steps.
+
+    Raises:
+        ConfigError: names the steps.
+    """
+    steps = [name for name, value in augment.items() if isinstance(value, dict)]
+    if augment.get("_target_") == "torch.nn.Identity" and steps:
+        raise ConfigError(
+            f"augment=none is invalid with the steps {', '.join(steps)}: expected none alone, or a list without it."
+        )
 
 
 def check_device(trainer: Settings) -> None:

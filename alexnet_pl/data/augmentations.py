@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from alexnet_pl.data.draws import Draws, draws_for
 from alexnet_pl.data.transforms import BatchTransform
 from alexnet_pl.runtime.errors import invalid_value
 
@@ -21,16 +22,12 @@ class AlternatingFlip(BatchTransform):
     its position in the dataset.
     """
 
-    takes_bits = True
+    mirrors = takes_draws = True
 
-    def forward(self, images: Tensor, bits: Tensor, epoch: int) -> Tensor:
-        """Return ``(N, C, H, W)``, mirrored in part.
-
-        Args:
-            bits: ``(N,)`` int64, of which the lowest chooses the half.
-            epoch: counted from 0.
-        """
-        mirrored = (bits + epoch) % 2 == 1
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """Return ``(N, C, H, W)``, mirrored in part."""
+        draws = draws or draws_for(images)
+        mirrored = (hash_bits(draws.index, draws.seed) + draws.epoch) % 2 == 1
         return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
@@ -59,6 +56,8 @@ class Cutout(BatchTransform):
         ConfigError: a size below 1, or a fill that is not three numbers from 0 to 1.
     """
 
+    takes_draws = True
+
     def __init__(self, size: int = 8, fill: Sequence[float] = (0.5, 0.5, 0.5)):
         super().__init__()
         if size < 1:
@@ -67,9 +66,11 @@ class Cutout(BatchTransform):
             raise invalid_value("augment.cutout.fill", list(fill), "three numbers from 0 to 1")
         self.size, self.fill = size, tuple(fill)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Return a new tensor of the same dtype and shape for ``(N, 3, H, W)`` on the 0–255 scale."""
-        rows, columns = (_window(side, self.size, len(images), images.device) for side in images.shape[2:])
+        sides = images.shape[2:]
+        centers = (draws or draws_for(images)).below(*sides)
+        rows, columns = (_window(side, self.size, center) for side, center in zip(sides, centers, strict=True))
         color = _gray_levels(self.fill, images.dtype, images.device)
         return torch.where(rows[:, None, :, None] & columns[:, None, None, :], color, images)
 
@@ -77,10 +78,10 @@ class Cutout(BatchTransform):
         return f"size={self.size}, fill={self.fill}"
 
 
-def _window(side: int, size: int, count: int, device: torch.device) -> Tensor:
-    """Return ``(count, side)`` bool: positions inside a window of ``size`` around a random center, per row."""
-    first = torch.randint(side, (count, 1), device=device) - size // 2
-    positions = torch.arange(side, device=device)
+def _window(side: int, size: int, center: Tensor) -> Tensor:
+    """Return ``(N, side)`` bool: positions inside a window of ``size`` around each center ``(N, 1)``."""
+    first = center - size // 2
+    positions = torch.arange(side, device=center.device)
     return (positions >= first) & (positions < first + size)
 
 
@@ -137,6 +138,7 @@ class RandAugment(BatchTransform):
         ConfigError: a value out of range.
     """
 
+    takes_draws = True
     LARGEST = 30
 
     def __init__(self, num_ops: int = 2, magnitude: int = 9):
@@ -147,13 +149,14 @@ class RandAugment(BatchTransform):
             raise invalid_value("augment.policy.magnitude", magnitude, f"a whole number from 0 to {self.LARGEST}")
         self.num_ops, self.magnitude = num_ops, magnitude
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Return a new uint8 tensor of the same shape for ``(N, 3, H, W)``; floating point is rounded first."""
         result = images.round().clamp(0, 255).to(torch.uint8) if images.is_floating_point() else images.clone()
         operations = list(OPERATIONS.values())
-        for _ in range(self.num_ops):
-            # Drawn on the CPU, which has to know the groups without waiting for a GPU.
-            drawn, signs = torch.randint(len(operations), (len(images),)), torch.randint(2, (len(images),))
+        numbers = (draws or draws_for(images)).below(*[len(operations), 2] * self.num_ops)
+        # The CPU has to know the groups: the one place where an augmentation waits for a GPU.
+        choices = torch.stack(numbers).squeeze(2).cpu().split(2)
+        for drawn, signs in choices:
             for number, (operation, is_signed) in enumerate(operations):
                 for sign in (0, 1) if is_signed else (None,):
                     chosen = (drawn == number) if sign is None else (drawn == number) & (signs == sign)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alexnet_pl.data.transforms import BatchTransform, PCAColor
+from alexnet_pl.data.draws import Draws, draws_for
+from alexnet_pl.data.transforms import BatchTransform, PCAColor, crop_images
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
 
 
@@ -25,6 +26,8 @@ class SharedCropFlip(BatchTransform):
         ConfigError: a value below 1. When called: images smaller than ``size``.
     """
 
+    mirrors = takes_draws = True
+
     def __init__(self, size: int, shared_by: int = 32):
         super().__init__()
         for name, value in (("size", size), ("shared_by", shared_by)):
@@ -32,20 +35,20 @@ class SharedCropFlip(BatchTransform):
                 raise invalid_value(f"augment.{name}", value, "1 or more")
         self.size, self.shared_by = size, shared_by
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return a new tensor of the same dtype, ``(N, C, size, size)``, for ``(N, C, H, W)``."""
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """Return a new tensor of the same dtype, ``(N, C, size, size)``, for ``(N, C, H, W)``.
+
+        The random numbers are those of the first image that shares them.
+        """
         rooms = [side - self.size + 1 for side in images.shape[2:]]
         if min(rooms) < 1:
             raise ConfigError(
                 f"augment size={self.size} is invalid: expected at most {images.shape[3]}×{images.shape[2]}, the size "
                 f"of the images. Store them larger, with data.resize_size={self.size} or more."
             )
-        crops = []
-        for part in images.split(self.shared_by):  # draws on the CPU: they decide on slices
-            top, left = (int(torch.randint(room, ())) for room in rooms)
-            crop = part[..., top : top + self.size, left : left + self.size]
-            crops.append(crop.flip(-1) if torch.rand(()) < 0.5 else crop)
-        return torch.cat(crops) if crops else images[..., : self.size, : self.size]
+        first = torch.arange(len(images), device=images.device) // self.shared_by * self.shared_by
+        top, left, mirrored = (each[first] for each in (draws or draws_for(images)).below(*rooms, 2))
+        return crop_images(images, top, left, mirrored.bool(), (self.size, self.size))
 
     def extra_repr(self) -> str:
         return f"size={self.size}, shared_by={self.shared_by}"
@@ -63,7 +66,7 @@ class ShrinkingPCAColor(BatchTransform):
         epochs: epochs with noise, from the first on; 68 in 2012, null for all.
     """
 
-    takes_bits = True
+    takes_draws = True
 
     def __init__(
         self,
@@ -81,17 +84,17 @@ class ShrinkingPCAColor(BatchTransform):
         if epochs is not None and epochs < 0:
             raise invalid_value("augment.color.epochs", epochs, "0 or more epochs, or null")
 
-    def forward(self, images: Tensor, bits: Tensor, epoch: int) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Return a new float32 tensor of the same shape and scale, or ``images`` after the last epoch with noise.
 
         Args:
             images: ``(N, 3, H, W)`` on the 0–255 scale.
-            bits: unused; every image has draws of its own.
-            epoch: counted from 0.
+            draws: the random numbers, which know the epoch.
         """
-        if self.epochs is not None and epoch >= self.epochs:
+        draws = draws or draws_for(images)
+        if self.epochs is not None and draws.epoch >= self.epochs:
             return images
-        noisy: Tensor = self.noise(images)
+        noisy: Tensor = self.noise(images, draws)
         scale = 1 + self.noise.alpha_std
         offset = torch.tensor(self.mean, dtype=torch.float32).mul(255 * (1 - 1 / scale)).view(3, 1, 1)
         return noisy.div_(scale).add_(offset.to(noisy.device, non_blocking=True))

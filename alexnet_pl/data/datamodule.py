@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from lightning import LightningDataModule
 from torch import Tensor, nn
 
-from alexnet_pl.data.augmentations import hash_bits
+from alexnet_pl.data.draws import EpochDraws, draws_for
 from alexnet_pl.data.loaders import BatchLoader
-from alexnet_pl.data.transforms import center_crop, is_mixing, make_views, normalize, per_image, select_center_crop
+from alexnet_pl.data.transforms import (
+    apply_transform,
+    center_crop,
+    is_mixing,
+    make_views,
+    normalize,
+    per_image,
+    select_center_crop,
+)
 from alexnet_pl.runtime.errors import ConfigError, invalid_value
 
 
@@ -90,6 +98,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self.mixing.num_classes = None  # it receives rows of class weights
         self._try_augment()
         self._loaders = {}
+        self._epoch_draws: EpochDraws | None = None
         self.description = ""
 
     def _try_augment(self) -> None:
@@ -97,7 +106,7 @@ class ImageDataModule(LightningDataModule, ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             noise = torch.randint(256, (2, 3, self.resize_size, self.resize_size), dtype=torch.uint8)
-            augmented = self.augment_images(noise, torch.arange(2))
+            augmented = self.augment_images(noise)
         smallest = min(augmented.shape[-2:])
         if smallest < self.image_size:
             raise ConfigError(
@@ -112,15 +121,14 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def augment_images(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return ``(B, 3, H, W)`` images at positions ``(B,)`` of the dataset, augmented as in the current epoch."""
-        if index is None or not self.takes_bits:
-            return cast(Tensor, self.augment(images))
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        return cast(Tensor, self.augment(images, hash_bits(index, self.seed), epoch))
+        return apply_transform(self.augment, images, draws_for(images) if index is None else self._draws().at(index))
 
-    @property
-    def takes_bits(self) -> bool:
-        """True if the augmentation depends on which image it is and on the epoch."""
-        return bool(getattr(self.augment, "takes_bits", False))
+    def _draws(self) -> EpochDraws:
+        """Return the random numbers of the current epoch."""
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        if self._epoch_draws is None or self._epoch_draws.epoch != epoch:
+            self._epoch_draws = EpochDraws(len(self._loaders["train"].labels), self.seed, epoch)
+        return self._epoch_draws
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -163,7 +171,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> BatchLoader:
         loader = self._loaders["train"]
-        loader.with_index = self.takes_bits
+        loader.with_index = bool(getattr(self.augment, "takes_draws", False))
         return loader
 
     def val_dataloader(self) -> BatchLoader:

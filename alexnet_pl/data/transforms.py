@@ -9,13 +9,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet_pl.data.draws import Draws, draws_for
 from alexnet_pl.runtime.errors import ConfigError, invalid_value, one_line
 
 
@@ -123,18 +124,21 @@ class BatchTransform(nn.Module):
     (:class:`PerImage`), because torchvision's draw once per call and would treat all images of a batch alike.
 
     Attributes:
-        takes_bits: the transform is called with ``(images, bits, epoch)``: 32 pseudorandom bits of each image, ``(N,)``
-            int64, which follow from the seed and its position in the dataset, and the epoch, counted from 0.
+        mirrors: it mirrors images, which two steps of a :class:`Compose` must not do.
+        takes_draws: the transform is called with ``(images, draws)`` and takes its random numbers from the
+            :class:`~alexnet_pl.data.draws.Draws`, which follow from the seed, the epoch and the images alone. Without
+            ``draws`` they follow from torch's generator.
     """
 
-    takes_bits = False
+    mirrors = False
+    takes_draws = False
 
 
 class PerImage(BatchTransform):
     """Apply a transform such as ``torchvision.transforms.v2.RandAugment`` to each image of a batch separately.
 
-    The data modules and :class:`Compose` wrap transforms from elsewhere in this class. Random numbers from torch's,
-    NumPy's and Python's generators all follow torch's, so that a run repeats and resumes exactly.
+    The data modules and :class:`Compose` wrap transforms from elsewhere in this class. Torch's, NumPy's and Python's
+    generators are seeded for each image and restored afterwards, so that a run repeats and resumes exactly.
 
     Args:
         transform: takes one image ``(3, H, W)``, uint8 or floating point on the 0–255 scale, and returns one on the
@@ -144,6 +148,8 @@ class PerImage(BatchTransform):
         ConfigError: ``transform`` is not callable or mixes images, as mixup and cutmix do. When called: the transform
             fails, or its results are not color images of one size.
     """
+
+    takes_draws = True
 
     def __init__(self, transform: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -157,13 +163,17 @@ class PerImage(BatchTransform):
                 "steps. Set it as augment, or as the last step."
             )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Return ``(N, 3, h, w)``, a new tensor, for ``(N, 3, H, W)``."""
         if not len(images):
             return images
-        with _generators_seeded_by_torch():
+        seeds = (draws or draws_for(images)).seeds()
+        results = []
+        with _generators_restored(images.device):
             try:
-                results = [self.transform(image) for image in images]
+                for image, seed in zip(images, seeds, strict=True):
+                    _seed_generators(seed, images.device)
+                    results.append(self.transform(image))
             except Exception as error:
                 shape = "×".join(map(str, images.shape[1:]))
                 raise ConfigError(f"augment={self.name} failed on a tensor of {shape}: {one_line(error)}") from error
@@ -174,17 +184,24 @@ class PerImage(BatchTransform):
 
 
 @contextmanager
-def _generators_seeded_by_torch() -> Iterator[None]:
-    """Seed Python's and NumPy's generators with a draw from torch's, and restore them afterwards."""
+def _generators_restored(device: torch.device) -> Iterator[None]:
+    """Restore Python's, NumPy's and torch's generators afterwards, the device's among them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    seed = int(torch.randint(2**32, ()))
-    random.seed(seed)
-    np.random.seed(seed)
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, in a fifth of the time
+    else:
+        torch.manual_seed(seed)
 
 
 def per_image(transform: Callable[[Tensor], Tensor] | None) -> nn.Module:
@@ -212,8 +229,10 @@ class Compose(BatchTransform):
         mixing: that one, or None. The data module applies it, because it changes the labels as well.
 
     Raises:
-        ConfigError: a step is not a transform, or follows one that mixes.
+        ConfigError: a step is not a transform, or follows one that mixes; two steps mirror images.
     """
+
+    takes_draws = True
 
     def __init__(self, **transforms: Callable[[Tensor], Tensor] | None):
         super().__init__()
@@ -221,17 +240,28 @@ class Compose(BatchTransform):
             if transform is not None and not callable(transform):
                 raise invalid_value(f"augment.{name}", transform, "a transform with a _target_, or null")
         steps = {name: step for name, step in transforms.items() if step is not None}
+        mirroring = [name for name, step in steps.items() if getattr(step, "mirrors", False)]
+        if len(mirroring) > 1:
+            raise ConfigError(
+                f"augment.{' and augment.'.join(mirroring)} both mirror images: expected one of them. Random crops "
+                "without mirroring are augment=crop, as in augment=[crop,alternating_flip]."
+            )
         self.mixing: Any = None
         if steps and is_mixing(next(reversed(steps.values()))):
             self.mixing = steps.popitem()[1]
         self.transforms = nn.ModuleDict({name: per_image(step) for name, step in steps.items()})
-        self.takes_bits = any(getattr(step, "takes_bits", False) for step in self.transforms.values())
 
-    def forward(self, images: Tensor, bits: Tensor | None = None, epoch: int = 0) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        draws = draws or draws_for(images)
         for transform in self.transforms.values():
-            takes_bits = getattr(transform, "takes_bits", False)
-            images = transform(images, bits, epoch) if takes_bits else transform(images)
+            images = apply_transform(transform, images, draws)
         return images
+
+
+def apply_transform(transform: nn.Module, images: Tensor, draws: Draws) -> Tensor:
+    """Return ``transform(images)``, with the random numbers if it takes them."""
+    arguments = (images, draws) if getattr(transform, "takes_draws", False) else (images,)
+    return cast(Tensor, transform(*arguments))
 
 
 class RandomCropFlip(BatchTransform):
@@ -249,6 +279,8 @@ class RandomCropFlip(BatchTransform):
         ConfigError: negative padding or a size below 1. When called: images smaller than ``size``.
     """
 
+    takes_draws = True
+
     def __init__(self, padding: int = 0, size: int | None = None, flip: bool = True):
         super().__init__()
         if padding < 0:
@@ -256,10 +288,10 @@ class RandomCropFlip(BatchTransform):
         if size is not None and size < 1:
             raise invalid_value("augment.size", size, "1 or more pixels, or null")
         self.padding, self.size, self.flip = padding, size, flip
+        self.mirrors = flip
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Return a new tensor of the same dtype, ``(N, C, size, size)`` or ``(N, C, H, W)``, for ``(N, C, H, W)``."""
-        count = len(images)
         height, width = (self.size or side for side in images.shape[2:])
         padded = F.pad(images, [self.padding] * 4)
         rooms = [padded.shape[2] - height + 1, padded.shape[3] - width + 1]
@@ -268,15 +300,17 @@ class RandomCropFlip(BatchTransform):
                 f"augment size={self.size} is invalid: expected at most {images.shape[3]}×{images.shape[2]}, the size "
                 f"of the images. Store them larger, with data.resize_size={self.size} or more."
             )
-        device = images.device
-        top = torch.randint(rooms[0], (count, 1), device=device)
-        left = torch.randint(rooms[1], (count, 1), device=device)
-        mirrored = torch.rand(count, 1, device=device) < (0.5 if self.flip else 0.0)
-        crop = crop_by_slicing if device.type == "cpu" else crop_by_gather
-        return crop(padded, top, left, mirrored, (height, width))
+        top, left, mirrored = (draws or draws_for(images)).below(*rooms, 2)
+        return crop_images(padded, top, left, mirrored.bool() if self.flip else mirrored < 0, (height, width))
 
     def extra_repr(self) -> str:
         return f"padding={self.padding}, size={self.size}, flip={self.flip}"
+
+
+def crop_images(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop each image, see :func:`crop_by_gather`, by what is fast on the device."""
+    crop = crop_by_slicing if images.device.type == "cpu" else crop_by_gather
+    return crop(images, top, left, mirrored, size)
 
 
 def crop_by_gather(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
@@ -328,6 +362,8 @@ class PCAColor(BatchTransform):
         ConfigError: the components are not 3×3, or not orthonormal to within 0.01; a deviation is negative or infinite.
     """
 
+    takes_draws = True
+
     def __init__(self, components: Sequence[Sequence[float]], std: Sequence[float], alpha_std: float = 0.1):
         super().__init__()
         self.components, self.std = tuple(map(tuple, components)), tuple(std)
@@ -341,11 +377,11 @@ class PCAColor(BatchTransform):
         if not torch.allclose(rows @ rows.T, torch.eye(3, dtype=torch.float64), atol=0.01):
             raise ConfigError("PCA color components are not orthogonal unit rows. Use the output of color_pca.")
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         """Return a new float32 tensor of the same shape and scale for ``(N, 3, H, W)`` on the 0–255 scale."""
         steps = color_steps(self.components, self.std, images.device)
-        alphas = self.alpha_std * torch.randn(len(images), 3, 1, device=images.device)
-        colors = (alphas * steps).sum(1)  # not a matrix product, whose factors some devices would round
+        alphas = self.alpha_std * (draws or draws_for(images)).normal(3)
+        colors = (alphas.unsqueeze(2) * steps).sum(1)  # not a matrix product, whose factors some devices would round
         return images.float() + colors.view(-1, 3, 1, 1)
 
     def extra_repr(self) -> str:

@@ -68,6 +68,6 @@ def augmented_batch(run: TrainedRun, data: Any) -> tuple[torch.Tensor, torch.Ten
         torch.manual_seed(run.config["seed"])
         transform = instantiate(augment)
         data.augment = per_image(None if is_mixing(transform) else transform)
-        images = data.augment_images(images[:NUM_AUGMENTED], torch.arange(NUM_AUGMENTED)[: len(images)])
+        images = data.augment_images(images[:NUM_AUGMENTED])
     batch: tuple[torch.Tensor, torch.Tensor] = data.on_after_batch_transfer((images, labels[:NUM_AUGMENTED]), 0)
     return batch

@@ -181,6 +181,7 @@ def test_a_function_of_the_users_own_creates_the_network():
         ("callbacks.best.monitor=train/acc", "callbacks.best.monitor=train/acc is invalid: it is never logged in "
          "time."),
         ("callbacks.resume.interval_minutes=x", "callbacks.resume.interval_minutes=x is invalid: expected a number"),
+        ("augment=[crop_flip,none]", "augment=none is invalid with the steps crop: expected none alone, or a list"),
         ("callbacks=early_stopping callbacks.early_stopping.monitor=train/loss",
          "callbacks.early_stopping.monitor=train/loss is invalid: it is never logged in time"),
         ("callbacks.best.monitor=val/loss", "callbacks.best.mode=max is invalid: expected min. It would keep the "

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from alexnet_pl.data import AlternatingFlip, Compose, Cutout, RandAugment, RandomCropFlip
 from alexnet_pl.data.augmentations import OPERATIONS, hash_bits
 from alexnet_pl.data.datamodule import ImageDataModule
+from alexnet_pl.data.draws import Draws, EpochDraws
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.lightning_internals import set_position
 from alexnet_pl.training.run import run
@@ -27,24 +28,70 @@ def images(count: int = 8, side: int = 32, dtype: torch.dtype = torch.uint8) -> 
     return torch.randint(256, (count, 3, side, side), generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
+def draws(count: int, seed: int = 5, epoch: int = 0) -> Draws:
+    return EpochDraws(count, seed, epoch).at(torch.arange(count))
+
+
 def data_module(*overrides: str) -> ImageDataModule:
     return instantiate(config("model=lenet5", "data=digits", *overrides).data)
+
+
+# --- random numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["crop_flip", "alternating_flip", "cutout", "randaugment", "crop_flip_color", "flip",
+     "{_target_:torchvision.transforms.v2.RandAugment}"],
+)  # fmt: skip
+def test_an_image_is_augmented_by_seed_epoch_and_position_alone(option):
+    """Not by the rest of its batch, the order, or what else draws from torch's generator, as dropout does."""
+    augment = data_module(f"{'++' * (option[0] == '{')}augment={option}", "data.resize_size=32").augment
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
+    everything = images(90)
+
+    def shown(size: int, seed: int = 3, epoch: int = 2) -> torch.Tensor:
+        tables, found = EpochDraws(90, seed, epoch), {}
+        for index in order.split(size):
+            torch.rand(size)
+            found |= dict(zip(index.tolist(), augment(everything[index], tables.at(index)), strict=True))
+        return torch.stack([found[i] for i in range(90)])
+
+    assert torch.equal(shown(9), shown(45))
+    for other in ({"seed": 4}, {"epoch": 3}):
+        assert not torch.equal(shown(9), shown(9, **other))
+
+
+def test_the_draws_are_uniform_and_independent():
+    numbers = EpochDraws(40_000, seed=7, epoch=1).at(torch.arange(40_000))
+    first, second = numbers.uniform(3), numbers.uniform(3)
+    assert 0 <= float(first.min()) < 0.001
+    assert 0.999 < float(first.max()) < 1
+    together = torch.cat([first, second, numbers.normal(2)], 1).double()
+    correlation = torch.corrcoef(together.T) - torch.eye(8)
+    assert correlation.abs().max() < 0.02
+    np.testing.assert_allclose(together[:, :6].mean(0), 0.5, atol=0.01)
+    for values, end in zip(numbers.below(3, 17), (3, 17), strict=True):
+        assert (torch.bincount(values[:, 0], minlength=end) / 40_000 * end - 1).abs().max() < 0.1
+        assert int(values.max()) == end - 1
+    assert len(set(numbers.seeds())) > 39_990
+    largest = torch.tensor([1 - 2**-24])
+    assert all(int((largest * end).long()) == end - 1 for end in range(1, 65_537))
 
 
 # --- alternating flip -----------------------------------------------------------------------------------------------
 
 
 def test_alternating_flip_shows_every_image_both_ways_in_two_epochs():
-    batch, bits = images(200, side=4), hash_bits(torch.arange(1000, 1200), seed=3)
-    shown = [AlternatingFlip()(batch, bits, epoch) for epoch in range(4)]
+    batch, index = images(200, side=4), torch.arange(1000, 1200)
+    shown = [AlternatingFlip()(batch, EpochDraws(1200, 3, epoch).at(index)) for epoch in range(4)]
     assert torch.equal(shown[0], shown[2])
     assert torch.equal(shown[1], shown[3])
     mirrored = (shown[0] != batch).flatten(1).any(1)
     assert 70 < int(mirrored.sum()) < 130
     assert torch.equal(shown[1], shown[0].flip(-1))
     assert torch.equal(shown[0][mirrored], batch[mirrored].flip(-1))
-    other = hash_bits(torch.arange(1000, 1200), seed=4)
-    assert not torch.equal(AlternatingFlip()(batch, other, 0), shown[0])
+    assert not torch.equal(AlternatingFlip()(batch, EpochDraws(1200, 4, 0).at(index)), shown[0])
 
 
 def test_the_hash_is_the_published_one_on_32_bits():
@@ -88,10 +135,8 @@ def test_the_data_module_passes_index_and_epoch(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_cutout_covers_a_clipped_square_around_a_uniform_center(dtype):
     batch = images(64, side=8, dtype=dtype)
-    torch.manual_seed(5)
-    covered = Cutout(size=4, fill=(0.5, 0.25, 1.0))(batch)
-    torch.manual_seed(5)
-    rows, columns = (torch.randint(8, (64, 1)).flatten().tolist() for _ in range(2))
+    covered = Cutout(size=4, fill=(0.5, 0.25, 1.0))(batch, draws(64))
+    rows, columns = (center.flatten().tolist() for center in draws(64).below(8, 8))
     expected = batch.numpy().copy()
     for image, row, column in zip(expected, rows, columns, strict=True):
         for channel, value in enumerate((127.5, 63.75, 255)):
@@ -129,12 +174,10 @@ def test_randaugment_applies_operations_of_its_own_to_each_image(monkeypatch):
     """With two operations that leave a mark, the groups are those that were drawn."""
     marks = {"add": (lambda x, level: x + 1, False), "signed": (lambda x, level: x + int(30 * level), True)}
     monkeypatch.setattr("alexnet_pl.data.augmentations.OPERATIONS", marks)
-    torch.manual_seed(2)
-    result = RandAugment(num_ops=2, magnitude=9)(torch.full((50, 3, 2, 2), 100, dtype=torch.uint8))
-    torch.manual_seed(2)
+    result = RandAugment(num_ops=2, magnitude=9)(torch.full((50, 3, 2, 2), 100, dtype=torch.uint8), draws(50))
     expected = torch.full((50,), 100)
-    for _ in range(2):
-        drawn, signs = torch.randint(2, (50,)), torch.randint(2, (50,))
+    numbers = [each.flatten() for each in draws(50).below(2, 2, 2, 2)]
+    for drawn, signs in (numbers[:2], numbers[2:]):
         expected += torch.where(drawn == 0, 1, torch.where(signs == 1, -9, 9))
     assert torch.equal(result[:, 0, 0, 0].long(), expected)
 
@@ -225,6 +268,8 @@ def test_crop_and_flip_are_the_parts_of_crop_flip():
     ("overrides", "message"),
     [
         ("augment=[mixup,crop_flip]", "augment=MixUp is invalid here: it mixes the images and labels"),
+        ("augment=[mixup,cutmix]", "augment=MixUp is invalid here: it mixes the images and labels"),
+        ("augment=[crop_flip,alternating_flip]", "augment.crop and augment.flip both mirror images: expected one"),
         ("augment=cutout augment.cutout.size=0", "augment.cutout.size=0 is invalid: expected 1 or more pixels"),
         ("augment=cutout augment.cutout.fill=[0,0,2]", "augment.cutout.fill=.* is invalid: expected three numbers"),
         ("augment=randaugment augment.policy.num_ops=0", "augment.policy.num_ops=0 is invalid: expected 1 or more"),

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from alexnet_pl.config.validate import validate
 from alexnet_pl.data import PCAColor, SharedCropFlip, ShrinkingPCAColor
+from alexnet_pl.data.draws import Draws, EpochDraws
 from alexnet_pl.runtime.errors import ConfigError
 
 COLORS = {
@@ -15,7 +16,10 @@ COLORS = {
     "std": [0.4, 0.1, 0.05],
 }
 MEAN = [0.5, 0.4, 0.3]
-INDEX = torch.arange(6)
+
+
+def draws(epoch: int) -> Draws:
+    return EpochDraws(6, seed=1, epoch=epoch).at(torch.arange(6))
 
 
 def numbered(count: int, side: int) -> torch.Tensor:
@@ -43,10 +47,8 @@ def test_shared_crops_cover_every_position_and_both_directions():
 def test_color_noise_shrinks_the_distance_to_the_mean():
     """convdata.py: subtract the mean, add the noise, divide by 1 + its coefficient."""
     images = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8)
-    torch.manual_seed(1)
-    ours = ShrinkingPCAColor(**COLORS, mean=MEAN)(images, INDEX, 0)
-    torch.manual_seed(1)
-    noisy = PCAColor(**COLORS)(images).double().numpy()
+    ours = ShrinkingPCAColor(**COLORS, mean=MEAN)(images, draws(0))
+    noisy = PCAColor(**COLORS)(images, draws(0)).double().numpy()
     mean = 255 * np.array(MEAN)[:, None, None]
     np.testing.assert_allclose(ours, (noisy - mean) / 1.1 + mean, atol=1e-4)
 
@@ -54,9 +56,9 @@ def test_color_noise_shrinks_the_distance_to_the_mean():
 def test_color_noise_and_division_end_together():
     images = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8)
     transform = ShrinkingPCAColor(**COLORS, mean=MEAN, epochs=67)
-    assert not torch.equal(transform(images, INDEX, 66), images)
+    assert not torch.equal(transform(images, draws(66)), images)
     for epoch in (67, 90):
-        assert transform(images, INDEX, epoch) is images
+        assert transform(images, draws(epoch)) is images
 
 
 def test_an_empty_batch_stays_empty():

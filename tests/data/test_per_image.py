@@ -12,6 +12,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from alexnet_pl.data import BatchTransform, Compose, DigitsDataModule, PCAColor, PerImage, RandomCropFlip
+from alexnet_pl.data.draws import draws_for
 from alexnet_pl.data.transforms import per_image
 from alexnet_pl.runtime.errors import ConfigError
 
@@ -79,9 +80,11 @@ def test_bare_torchvision_transform_treats_a_batch_alike():
 
 def test_per_image_leaves_other_generators_and_the_input_alone():
     images = copies()
-    states = random.getstate(), np.random.get_state()[1].tolist()
-    PerImage(TRANSFORMS["a function"])(images)
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+    draws = draws_for(images)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    for name in ("a function", "v2.RandomApply"):
+        PerImage(TRANSFORMS[name])(images, draws)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
     assert torch.equal(images, copies())
     assert PerImage(v2.RandAugment())(images[:0]).shape == (0, 3, 32, 32)
 

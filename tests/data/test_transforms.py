@@ -14,6 +14,7 @@ from alexnet_pl.cli.color_pca import data_from
 from alexnet_pl.cli.color_pca import main as color_pca_command
 from alexnet_pl.data.color_pca import color_statistics
 from alexnet_pl.data.digits import DigitsDataModule
+from alexnet_pl.data.draws import EpochDraws
 from alexnet_pl.data.transforms import (
     CENTER,
     Compose,
@@ -144,10 +145,9 @@ def test_pca_color_is_the_papers_formula_image_by_image(dtype):
     """Compute I + [p1 p2 p3] [a1 s1, a2 s2, a3 s3]^T for every pixel in NumPy float64, from the same draws."""
     images = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8).to(dtype)
     before, std = images.clone(), (0.4, 0.1, 0.05)
-    torch.manual_seed(7)
-    noisy = PCAColor(COMPONENTS, std, alpha_std=0.1)(images)
-    torch.manual_seed(7)
-    draws = torch.randn(5, 3, 1).numpy().astype(np.float64)[..., 0] * 0.1
+    epoch = EpochDraws(5, seed=7, epoch=0)
+    noisy = PCAColor(COMPONENTS, std, alpha_std=0.1)(images, epoch.at(torch.arange(5)))
+    draws = epoch.at(torch.arange(5)).normal(3).numpy().astype(np.float64) * 0.1
     columns = np.array(COMPONENTS).T  # p1, p2 and p3 side by side, as in the paper
     expected = images.numpy().astype(np.float64)
     for image, alphas in zip(expected, draws, strict=True):
@@ -208,10 +208,10 @@ def test_steps_run_in_order_and_can_be_skipped_by_name():
     assert list(augment.transforms) == ["crop", "color"]
     assert augment.transforms["color"].alpha_std == 0.2
     images = torch.randint(0, 256, (4, 3, 50, 50), dtype=torch.uint8)
-    torch.manual_seed(5)
-    both = augment(images)
-    torch.manual_seed(5)
-    assert torch.equal(both, augment.transforms["color"](augment.transforms["crop"](images)))
+    epoch = EpochDraws(4, seed=5, epoch=0)
+    both = augment(images, epoch.at(torch.arange(4)))
+    draws = epoch.at(torch.arange(4))
+    assert torch.equal(both, augment.transforms["color"](augment.transforms["crop"](images, draws), draws))
     assert list(instantiate(config("augment=crop_flip_color", "augment.color=null").augment).transforms) == ["crop"]
     with pytest.raises(ConfigError, match="augment.crop=3 is invalid: expected a transform"):
         Compose(crop=3)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class ReseedEachEpoch(Callback):
-    """Make dropout and augmentation of an epoch depend on ``(seed, epoch, rank)`` only, not on earlier draws."""
+    """Make dropout, mixup and cutmix of an epoch depend on ``(seed, epoch, rank)`` only, not on earlier draws."""
 
     def __init__(self, seed: int):
         self.seed = seed
