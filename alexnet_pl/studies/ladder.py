@@ -14,21 +14,49 @@ from alexnet_pl.studies.table import VIEWS, Table, Trial, measured
 RUNG = "rung"
 """Config group of the rungs, ``conf/rung``."""
 
+ORDER = (
+    "tutorial", "schedule", "crop_flip", "norm_everywhere", "full_resolution", "width", "label_smoothing", "cutout",
+    "optimizer", "ema", "whitening", "gelu", "alternating_flip", "batch_size", "late_pooling", "regularization",
+)  # fmt: skip
+"""Rungs from the lowest to the highest; each inherits from the one before it."""
+
 OTHER_ORDER = ("schedule", "unaugmented_full_resolution", "unaugmented_width", "width")
 """Rungs in the order of the second climb, which begins and ends on the first one."""
 
 
 def climbs(table: Table) -> list[list[str]]:
-    """Return the rungs that have runs, in their order, for the first climb and, if it is complete, for the second.
+    """Return the rungs that have runs, from low to high, for the first climb and, if it is complete, for the second.
 
-    Empty if the study is no ladder: something else than the rung varies, or nothing does.
+    Rungs of the user's own come last. Empty if the study is no ladder: something else than the rung varies, or nothing
+    does.
     """
     if [factor.key for factor in table.factors] != [RUNG]:
         return []
     present = [rung for (rung,) in table.cells()]
     apart = set(OTHER_ORDER[1:-1])
+    first = [rung for rung in (*ORDER, *(rung for rung in present if rung not in ORDER)) if rung in present]
     second = list(OTHER_ORDER) if set(OTHER_ORDER) <= set(present) else []
-    return [order for order in ([rung for rung in present if rung not in apart], second) if len(order) > 1]
+    return [order for order in ([rung for rung in first if rung not in apart], second) if len(order) > 1]
+
+
+def remarks(table: Table) -> list[str]:
+    """Return what a reader of the ladder must know: rungs without runs, seeds that a step leaves out, or no ladder."""
+    keys = [factor.key for factor in table.factors]
+    if RUNG in keys and len(keys) > 1:
+        others = ", ".join(key for key in keys if key != RUNG)
+        return [f"no ladder is shown, because {others} varies as well; rungs are compared at one of its levels"]
+    found = []
+    for number, order in enumerate(climbs(table)):
+        known = [rung for rung in ORDER if rung in order]
+        between = ORDER[ORDER.index(known[0]) : ORDER.index(known[-1])] if known and not number else ()
+        if skipped := [rung for rung in between if rung not in order]:
+            found.append(f"{', '.join(skipped)}: no runs, so that the step after them spans more than one rung")
+        for rung, _, step, _ in steps(table, order):
+            if step is not None and step.left_out:
+                seeds = ", ".join(map(str, step.left_out))
+                text = f"step to {rung}: without seed{'s' * (len(step.left_out) > 1)} {seeds}, which lack a run"
+                found.append(text if len(step.left_out) > 1 else text.replace("lack", "lacks"))
+    return list(dict.fromkeys(found))
 
 
 def steps(table: Table, order: Sequence[str]) -> Iterator[tuple[str, Estimate, Effect | None, list[Trial]]]:

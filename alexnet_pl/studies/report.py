@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from alexnet_pl.runtime.errors import UserError, csv_safe
 from alexnet_pl.runtime.files import write_atomic
-from alexnet_pl.studies.ladder import climbs, ladder_figure, ladder_table
+from alexnet_pl.studies.ladder import climbs, ladder_figure, ladder_table, remarks
 from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import curves_figure, results_figure
 from alexnet_pl.studies.robustness import robustness, robustness_figure
@@ -278,7 +278,7 @@ def report(table: Table) -> str:
         counted=len(table.counted),
         total=len(table.trials),
         seeds=", ".join(sorted({str(trial.seed) for trial in table.counted})),
-        notes=table.notes,
+        notes=[*table.notes, *remarks(table)],
         ladder=ladder,
         accuracies=accuracies(table),
         costs=costs(table),
@@ -298,12 +298,18 @@ def ladders(table: Table) -> list[pd.DataFrame]:
     frames = [ladder_table(table, order) for order in climbs(table)]
     return [
         text_table(
-            [[rung, n, percent(accuracy), percent(step, signed=True), *rest]
+            [[rung, n, percent(accuracy), _step(step, n), *rest]
              for rung, n, accuracy, step, *rest in frame.itertuples(index=False)],
             [*frame.columns],
         )
         for frame in frames
     ]  # fmt: skip
+
+
+def _step(step: Estimate | None, n: int) -> Markup:
+    """Return a step as text, with its own number of seeds if some of the rung's are not among them."""
+    text = percent(step, signed=True)
+    return text if step is None or step.n == n else text + Markup(f" (n = {step.n})")
 
 
 def corruption_errors(table: Table) -> pd.DataFrame | None:

@@ -1,6 +1,7 @@
 """Ladder reports: steps against NumPy, the second climb, averaged views, and studies that are no ladder."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from alexnet_pl.config.validate import validate
-from alexnet_pl.studies.ladder import OTHER_ORDER, climbs, ladder_figure, ladder_table
+from alexnet_pl.studies.ladder import ORDER, OTHER_ORDER, climbs, ladder_figure, ladder_table, remarks
 from alexnet_pl.studies.report import write_report
 from alexnet_pl.studies.table import tabulate
 from studies.test_report import result
@@ -93,6 +94,34 @@ def test_an_incomplete_ladder_has_one_climb_and_no_views(make_ladder):
     assert len(ladder_figure(table).axes[0].get_yticks()) == 2
 
 
+def test_the_rungs_are_in_their_order_whatever_was_trained_first(make_ladder):
+    """A rung that somebody tries first is not the lowest, and the averaged views are those of the highest."""
+    first = ("width", "crop_flip", "of_the_user", "tutorial", "schedule")
+    table = tabulate([make_ladder({rung: ACCURACIES.get(rung, [0.95]) for rung in first})])
+    assert climbs(table) == [["tutorial", "schedule", "crop_flip", "width", "of_the_user"]]
+    assert remarks(table)[0].startswith("norm_everywhere, full_resolution: no runs")
+
+
+def test_a_step_says_which_seeds_it_leaves_out(make_ladder, tmp_path):
+    rungs = {"tutorial": [0.7, 0.71, 0.72], "schedule": [0.75], "crop_flip": [0.75, 0.82, 0.81]}
+    write_report([make_ladder(rungs)], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| crop_flip | 3 | 79.33 ± 3.79 [69.93, 88.74] | +0.00 (n = 1) |" in text
+    assert "- **Note:** step to crop_flip: without seeds 2, 3, which lack a run." in text
+
+
+def test_a_study_of_rungs_and_something_else_says_why_there_is_no_ladder(make_ladder, tmp_path):
+    root = make_ladder(ACCURACIES)
+    study = json.loads((root / "study.json").read_text())
+    study["axes"].append("scale")
+    for number, trial in enumerate(study["trials"].values()):
+        trial["overrides"]["scale"] = trial["choices"]["scale"] = "lab" if number % 2 else "full"
+    (root / "study.json").write_text(json.dumps(study))
+    table = tabulate([root])
+    assert climbs(table) == []
+    assert remarks(table)[0].startswith("no ladder is shown, because scale varies as well")
+
+
 def test_a_single_rung_is_no_ladder(make_ladder):
     assert climbs(tabulate([make_ladder({"width": [0.9, 0.91]})])) == []
 
@@ -107,6 +136,7 @@ def swept() -> list[str]:
 
 def test_the_ladder_sweeps_every_rung_and_the_second_order_exists():
     assert sorted(swept()) == RUNGS
+    assert [rung for rung in swept() if not rung.startswith("unaugmented")] == [*ORDER]
     assert set(OTHER_ORDER) <= set(RUNGS)
 
 
@@ -115,6 +145,44 @@ def test_every_rung_is_a_valid_run(rung):
     cfg = config(f"rung={rung}")
     validate(cfg)
     assert cfg.data._target_.endswith("CIFAR10DataModule")
+
+
+ADDED = {
+    "schedule": {"scheduler"},
+    "crop_flip": {"augment"},
+    "norm_everywhere": {"model.norm_blocks"},
+    "full_resolution": {"model", "data.image_size", "augment.crop.padding", "data.augment.crop.padding"},
+    "width": {"model.channels"},
+    "label_smoothing": {"loss.label_smoothing"},
+    "cutout": {"augment.cutout"},
+    "optimizer": {"optimizer", "scheduler.cycle_momentum", "scheduler.max_lr"},
+    "ema": {"callbacks.ema"},
+    "whitening": {"model.whitening", "data.mean", "data.std", "augment.cutout.fill"},
+    "gelu": {"model.activation"},
+    "alternating_flip": {"augment.flip", "augment.crop.flip"},
+    "batch_size": {"callbacks.ema.decay", "data.batch_size", "optimizer.lr", "optimizer.weight_decay", "scheduler.max_lr"},
+    "late_pooling": {"model.channels", "model.pool_after", "data.batch_size", "optimizer.lr", "optimizer.weight_decay",
+                     "scheduler.max_lr"},
+    "regularization": {"loss.label_smoothing", "augment.cutout.size"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "rung"), [*pairwise(ORDER)])
+def test_every_rung_changes_what_it_says(before, rung):
+    """Keys that differ from the rung before; the data section repeats the augmentation."""
+
+    def flat(values: object, key: str = "") -> dict[str, object]:
+        if not isinstance(values, dict):
+            return {key: values}
+        return {name: leaf for k, v in values.items() for name, leaf in flat(v, f"{key}.{k}".strip(".")).items()}
+
+    low, high = (flat(OmegaConf.to_container(config(f"rung={name}"), resolve=True)) for name in (before, rung))
+    differ = {key.removeprefix("data.") if key.startswith("data.augment") else key
+              for key in low.keys() | high.keys() if low.get(key, "-") != high.get(key, "-")}  # fmt: skip
+    unexpected = {key for key in differ if not any(f"{key}.".startswith(f"{name}.") for name in ADDED[rung])}
+    assert not unexpected
+    for name in ADDED[rung] - {"data.augment.crop.padding"}:
+        assert any(f"{key}.".startswith(f"{name}.") for key in differ), name
 
 
 @pytest.mark.parametrize(("apart", "rung"), [("unaugmented_width", "width"), ("unaugmented_full_resolution",) * 2])
