@@ -5,6 +5,7 @@ that is reported is computed from them alone.
 """
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,8 +54,9 @@ RESULT_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_second", "param
 def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[str]:
     """Write the CSV file of every study in ``multirun`` that tests a claim and has finished trials.
 
-    Only the trials of the study's latest command count, because an earlier one may have had other settings. Rows of its
-    trials that are already in the file stay if their run directories are gone.
+    Only trials with the settings of the study's latest command count, whatever their seeds are, because an earlier
+    command may have had other settings. Rows with its settings that are already in the file stay if their run
+    directories are gone.
 
     Returns:
         One line per file that was written.
@@ -68,7 +70,10 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
         if not (root / STUDY).is_file():
             continue
         study, trials = read_study(root)
-        planned = study.commands[-1]["trials"] if study.commands else []
+        given = {digits: known["overrides"] for digits, known in study.trials.items()}
+        latest = study.commands[-1]["trials"] if study.commands else []
+        settings = {_without_seed(_command(given[digits])) for digits in latest}
+        planned = [digits for digits in given if _without_seed(_command(given[digits])) in settings]
         counted = [
             trial
             for trial in trials
@@ -76,18 +81,16 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
         ]
         factors_of(counted, study.axes)  # completes the trials' settings
         axes = [key for key in study.axes if key != SEED]
-        given = {digits: known["overrides"] for digits, known in study.trials.items()}
         rows = {trial.config_hash: row_of(trial, given[trial.config_hash], scale, axes, testing) for trial in counted}
         path = directory / f"{name}.csv"
         if path.is_file():
-            before = read_evidence(path)
-            kept = before[before["config_hash"].isin(set(planned) - rows.keys())]
-            rows |= {
-                str(row["config_hash"]): {str(key): value for key, value in row.items()}
-                for row in kept.to_dict("records")
-            }
+            for row in read_evidence(path).to_dict("records"):
+                digits, command = str(row["config_hash"]), str(row.get("command", ""))
+                if digits not in rows and (digits in planned or _without_seed(command) in settings):
+                    rows[digits] = {str(key): value for key, value in row.items()}
         if not rows:
             continue
+        planned += [digits for digits in rows if digits not in planned]
         frame = pd.DataFrame([rows[digits] for digits in planned if digits in rows])
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -177,12 +180,21 @@ def row_of(
     row |= {name: result.get(name) for name in RESULT_COLUMNS}
     root = str((trial.config.get("data") or {}).get("root", ""))
     source = str(trial.data("source", ""))
-    overrides = {key: value for key, value in given.items() if not key.startswith(NOT_IN_COMMAND)}
     return row | {
         "data_source": csv_safe(source.replace(root, "DIR") if root else source),
         "versions": csv_safe(versions(trial)),
-        "command": shell_join(["alexnet", "train", *(f"{key}={value}" for key, value in overrides.items())]),
+        "command": _command(given),
     }
+
+
+def _command(given: Mapping[str, str]) -> str:
+    """Return the command of a trial from its overrides, without those that change no number."""
+    overrides = {key: value for key, value in given.items() if not key.startswith(NOT_IN_COMMAND)}
+    return shell_join(["alexnet", "train", *(f"{key}={value}" for key, value in overrides.items())])
+
+
+def _without_seed(command: str) -> str:
+    return re.sub(rf" {SEED}=\d+", "", command)
 
 
 DIFFERENCES = {

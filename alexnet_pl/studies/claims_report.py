@@ -5,7 +5,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from alexnet_pl.studies.claims_evidence import (
 )
 from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import ForestRow, forest_figure
-from alexnet_pl.studies.statistics import CONFIRMED, LEVEL, OPEN, Estimate, holm
+from alexnet_pl.studies.statistics import CONFIRMED, LEVEL, NO_EFFECT, OPEN, REVERSED, Estimate, holm
 
 PAGE, HTML, EVIDENCE, FOREST = "claims.md", "claims.html", "claims", "forest.png"
 """Files in the results directory: the two pages, the directory of the CSV files, and the plot in it."""
@@ -36,6 +36,9 @@ SECTION = "claims"
 """Section of a README that has the table, see :func:`alexnet_pl.runtime.files.fill_section`."""
 
 UNMEASURED = "not measured yet"
+
+DIRECTION = "direction confirmed"
+"""Verdict on a confirmed claim whose published size the interval excludes."""
 
 PANELS = {
     "difference": "difference in points",
@@ -132,21 +135,24 @@ def _interval(value: Estimate, sign: str = "") -> str:
 
 
 def verdict_text(finding: Finding | None) -> str:
-    """Return the verdict; if confirmed how the effect differs from the published one, if open how many seeds it takes.
+    """Return the verdict, with what the interval says about the published value, and the seeds that an open one takes.
 
-    An effect differs if the published value lies outside its interval.
+    If the published value lies outside the interval, a confirmed claim is confirmed in its direction only.
     """
     if finding is None or finding.n == 0:
         return UNMEASURED
     name, test, published = finding.verdict.name, finding.claim.test, finding.claim.published.value
     shown = finding.shown
-    if name == CONFIRMED and test != "level" and shown is not None and published is not None:
+    differs = False
+    if test != "level" and shown is not None and published is not None:
         differs = _is_inside(published, shown) is False
-        return f"{CONFIRMED}, {_size(shown.mean, published, test)} than published" if differs else CONFIRMED
+        if name == CONFIRMED and differs:
+            return f"{DIRECTION}, {_size(shown.mean, published, test)} than published"
     if name != OPEN:
         return name
     more = finding.verdict.more_seeds
-    return OPEN if more is None else f"{OPEN}, about {more} more seed{'s' * (more != 1)}"
+    seeds = "" if more is None else f", about {more} more seed{'s' * (more != 1)}"
+    return f"{OPEN}{', published value excluded' * differs}{seeds}"
 
 
 def _size(found: float, published: float, test: str) -> str:
@@ -210,18 +216,37 @@ def summary(ledger: Ledger) -> str:
 
 
 def level(ledger: Ledger) -> str:
-    """Return at what level the verdicts hold, each and together."""
-    tested = [(claim.id, best.verdict.p) for claim, found in ledger if (best := headline(found)) is not None]
-    known = {name: p for name, p in tested if p is not None}
+    """Return at what level the verdicts hold, each and together: effects, and equivalences for themselves.
+
+    A level to be reached is no effect and is not among them.
+    """
+    tested = {claim.id: best.verdict for claim, found in ledger if (best := headline(found)) and claim.test != "level"}
+    known = {name: found.p for name, found in tested.items() if found.p is not None}
     if not known:
         return "Each verdict is at a level of 5%."
-    adjusted = dict(zip(known, holm([*known.values()]), strict=True))
-    together = [name for name, p in adjusted.items() if p < LEVEL]
-    return (
+    parts = [
         f"Each verdict is at a level of 5%: if none of the {len(known)} effects existed, {LEVEL * len(known):.1f} "
-        "would be confirmed or reversed by chance on average. At 5% for all of them together (Holm's method), "
-        f"{len(together)} are significant{': ' + ', '.join(together) if together else ''}."
-    )
+        "would be confirmed or reversed by chance on average."
+    ]
+    settled = [name for name in known if tested[name].name in (CONFIRMED, REVERSED)]
+    parts.append(f"At 5% for all of them together (Holm's method), {_holding(known, settled)}.")
+    equal = {name: found.p_equivalence for name, found in tested.items() if found.name == NO_EFFECT}
+    if equal:
+        parts.append(
+            "Of the verdicts of no effect beyond the margin, by the same method over their tests of equivalence, "
+            f"{_holding({name: p for name, p in equal.items() if p is not None}, [*equal])}."
+        )
+    return " ".join(parts)
+
+
+def _holding(p_values: Mapping[str, float], verdicts: Sequence[str]) -> str:
+    """Return which verdicts remain at 5% for all p-values together, and which do not."""
+    adjusted = dict(zip(p_values, holm([*p_values.values()]), strict=True))
+    parts = [
+        (", ".join(name for name in verdicts if adjusted[name] < LEVEL), "hold"),
+        (", ".join(name for name in verdicts if adjusted[name] >= LEVEL), "do not"),
+    ]
+    return " and ".join(f"these {what}: {names}" for names, what in parts if names) or "none holds"
 
 
 def details(ledger: Ledger) -> list[dict[str, Any]]:

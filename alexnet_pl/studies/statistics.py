@@ -233,7 +233,9 @@ def power_to_detect(effect: float, std: float, n: int) -> float:
     critical = stats.t.ppf(1 - LEVEL / 2, df)
     if shift > 30 + critical:  # scipy's noncentral t underflows
         return 1.0
-    return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
+    wrong_side = float(stats.nct.cdf(-critical, df, shift))
+    # Where scipy underflows to NaN, the probability of significance on the wrong side is negligible.
+    return float(stats.nct.sf(critical, df, shift)) + (0.0 if math.isnan(wrong_side) else wrong_side)
 
 
 def power_to_exclude(margin: float, std: float, n: int, effect: float = 0.0) -> float:

@@ -166,3 +166,19 @@ def test_the_list_says_what_has_been_measured(tmp_path, capsys):
     )
     assert f"\n{len(LEDGER)} claims: {len(LEDGER)} not measured yet.\n" in shown
     assert shown.endswith("study dropout-lab: 1 finished, 1 missing\n")
+
+
+def parameters(*overrides: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in instantiate(config(*overrides).model).parameters())
+
+
+def test_the_sizes_that_the_configs_state_are_those_of_the_networks():
+    half, two = ([parameters("experiment=two_towers", f"towers={towers}", f"scale={scale}") for scale in SCALES]
+                 for towers in ("one", "two"))  # fmt: skip
+    assert [round(100 * (b / a - 1)) for a, b in zip(half, two, strict=True)] == [20, 6]  # lab, full
+    claim = load_claim(CLAIMS / "two_groups.yaml")
+    assert claim.stands_in.endswith("20% more parameters with two groups")
+    for model in ("alexnet_lrn", "alexnet_bn"):
+        lab, full = (parameters(f"model={model}", f"scale={scale}") for scale in SCALES)
+        assert full / lab == pytest.approx(10, abs=0.5)  # "a tenth"

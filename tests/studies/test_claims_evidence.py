@@ -250,9 +250,24 @@ def test_a_study_becomes_a_csv_file_with_every_measure(tmp_path):
     assert math.isnan(row["images_per_second"])
 
 
-def test_only_the_latest_command_counts_and_committed_rows_outlive_their_runs(tmp_path):
+def test_a_command_with_fewer_seeds_deletes_no_evidence(tmp_path):
+    """Neither committed rows, nor trials that an earlier command has finished."""
     root, csv = tmp_path / "multirun" / "norms-lab", tmp_path / "csv"
-    write_study(root, {f"000000000{seed}": (trial("lrn", seed), {}) for seed in (1, 2, 3)})
+    trials = {f"000000000{seed}": (trial("lrn", seed), {}) for seed in (1, 2, 3)}
+    write_study(root, trials, planned=["0000000001"])
+    (line,) = collect([claim()], tmp_path / "multirun", csv)
+    assert line.endswith("3 of 3 trials")
+    shutil.rmtree(root)
+    write_study(root, {"0000000001": trials["0000000001"]})
+    assert restore(["norms-lab"], tmp_path / "multirun", csv) == 2
+    collect([claim()], tmp_path / "multirun", csv)
+    assert sorted(read_evidence(csv / "norms-lab.csv")["seed"]) == [1, 2, 3]
+
+
+def test_only_settings_of_the_latest_command_count_and_committed_rows_outlive_their_runs(tmp_path):
+    root, csv = tmp_path / "multirun" / "norms-lab", tmp_path / "csv"
+    before = {**trial("lrn", 1), "optimizer.lr": "0.1"}
+    write_study(root, {"0000000001": (before, {})} | {f"000000000{n}": (trial("lrn", n), {}) for n in (2, 3)})
     collect([claim()], tmp_path / "multirun", csv)
     for path in (tmp_path / "multirun").rglob("*"):
         if path.is_file():

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -26,6 +27,7 @@ from alexnet_pl.studies.claims_report import (
 )
 from alexnet_pl.studies.claims_run import with_pilot
 from alexnet_pl.studies.plots import forest_figure
+from alexnet_pl.studies.statistics import Verdict
 from studies.test_claims import CLAIMS, written
 from studies.test_claims_evidence import LRN, NONE, claim, errors
 
@@ -59,9 +61,9 @@ def test_the_committed_report_says_what_its_csv_files_say():
 @pytest.mark.parametrize(
     ("published", "expected"),
     [
-        (-1.0, "confirmed, larger than published"),
+        (-1.0, "direction confirmed, larger than published"),
         (-1.4, "confirmed"),
-        (-6.0, "confirmed, smaller than published"),
+        (-6.0, "direction confirmed, smaller than published"),
         (None, "confirmed"),
     ],
 )
@@ -75,7 +77,7 @@ def test_the_sizes_of_ratios_are_compared_on_a_logarithmic_scale():
     """Both below 1: a quarter of the epochs is a larger effect than half of them."""
     rows = errors({"none": [0.40, 0.41, 0.39], "lrn": [0.20, 0.21, 0.19]})
     tested = claim(test="ratio", margin=1.1, published=Published("x", 0.25, -1))
-    assert verdict_text(find(tested, "lab", rows)) == "confirmed, smaller than published"
+    assert verdict_text(find(tested, "lab", rows)) == "direction confirmed, smaller than published"
 
 
 def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
@@ -84,10 +86,14 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
     write_claims(claims, results, tmp_path / "README.md")
     text = (results / "claims.md").read_text(encoding="utf-8")
     # The differences are −1.9, −1.8 and −1.7 points: −1.8 ± 4.303 · 0.1 / √3.
-    row = "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3 of 5, lab, 10 | confirmed, larger than"
-    assert f"{row} published |" in text.splitlines()
-    assert "2 claims: 1 confirmed, 1 not measured yet. Interim, on fewer seeds than planned: a." in text
-    found = "0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | confirmed, larger than published"
+    row = (
+        "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3 of 5, lab, 10 | direction confirmed, larger"
+    )
+    assert f"{row} than published |" in text.splitlines()
+    assert "2 claims: 1 direction confirmed, 1 not measured yet. Interim, on fewer seeds than planned: a." in text
+    found = (
+        "0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | direction confirmed, larger than published"
+    )
     assert f"| lab | 3 of 5 | 10 | {found} |" in text
     assert "the published −1 is outside the interval" in text
     assert "training: 6 runs, 0.1 hours in all" in text
@@ -188,9 +194,30 @@ def test_the_level_of_all_claims_together_is_stated(results):
     ledger = findings(claims, results / "claims")
     # Two claims have been tested: 0.05 · 2. The p-values are 0.001 and 0.4 before Holm's method.
     assert "if none of the 2 effects existed, 0.1 would be confirmed or reversed by chance" in level(ledger)
-    assert level(ledger).endswith("(Holm's method), 1 are significant: a.")
-    assert summary(ledger) == "3 claims: 1 confirmed, 1 not measured yet, 1 open."
-    assert re.fullmatch(r"open, about \d+ more seeds", overview(ledger)["verdict"][1])
+    assert level(ledger).endswith("(Holm's method), these hold: a.")
+    assert summary(ledger) == "3 claims: 1 direction confirmed, 1 not measured yet, 1 open."
+    assert re.fullmatch(r"open, published value excluded, about \d+ more seeds", overview(ledger)["verdict"][1])
+
+
+def test_equivalences_have_a_level_of_their_own_together(results, monkeypatch):
+    def found(known_as, test="difference", **verdict):
+        return claim(id=known_as, test=test), [SimpleNamespace(n=3, planned=3, verdict=Verdict(**verdict))]
+
+    ledger = [
+        found("a", name="confirmed", p=0.001, p_equivalence=1.0), found("b", name="confirmed", p=0.04),
+        found("c", name="no effect beyond the margin", p=0.8, p_equivalence=0.02),
+        found("d", name="no effect beyond the margin", p=0.9, p_equivalence=0.03),
+        found("e", name="no effect beyond the margin", p=0.9, p_equivalence=0.01),
+        found("reached", test="level", name="confirmed", p=0.03),
+    ]  # fmt: skip
+    text = level(ledger)
+    assert "none of the 5 effects existed" in text
+    assert "(Holm's method), these hold: a and these do not: b. Of the verdicts" in text
+    assert text.endswith("over their tests of equivalence, these hold: c, d, e.")
+    ledger[3] = found("d", name="no effect beyond the margin", p=0.9, p_equivalence=0.049)
+    assert level(ledger).endswith("these hold: c, e and these do not: d.") is False
+    ledger[3] = found("d", name="no effect beyond the margin", p=0.9, p_equivalence=0.0501)
+    assert level(ledger).endswith("these hold: c, e and these do not: d.")
 
 
 def test_the_forest_plot_shows_intervals_and_published_values(monkeypatch, results, tmp_path):
