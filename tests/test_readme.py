@@ -225,3 +225,10 @@ def test_speeds_of_shared_and_single_gpu_runs_are_those_of_their_results() -> No
 
 def test_the_front_page_is_short() -> None:
     assert len(text("README.md").splitlines()) <= 150
+
+
+def test_the_run_of_ten_epochs_is_the_committed_one():
+    frame = pd.read_csv(REPOSITORY / "docs/results/ladder/late-pooling-10-epochs.csv")
+    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    assert f"{100 * frame['val/acc'].iloc[-1]:.2f}% of the validation images after ten epochs" in page
+    assert f"It took {frame['epoch_seconds'].sum() / 60:.0f} minutes of one thread" in page
