@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning import LightningDataModule
 from torch import Tensor, nn
 
-from alexnet_pl.data.draws import EpochDraws, draws_for
+from alexnet_pl.data.draws import EpochDraws
 from alexnet_pl.data.loaders import BatchLoader
 from alexnet_pl.data.transforms import (
     apply_transform,
@@ -121,7 +121,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def augment_images(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return ``(B, 3, H, W)`` images at positions ``(B,)`` of the dataset, augmented as in the current epoch."""
-        return apply_transform(self.augment, images, draws_for(images) if index is None else self._draws().at(index))
+        return apply_transform(self.augment, images, None if index is None else self._draws().at(index))
 
     def _draws(self) -> EpochDraws:
         """Return the random numbers of the current epoch."""
@@ -165,8 +165,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         loader = self._loaders["train"]
         total = len(loader.indices)
-        positions = torch.arange(min(most or total, total)) * total // min(most or total, total)
-        for batch in loader.indices[positions].split(self.batch_size):
+        count = min(most or total, total)
+        for batch in loader.indices[torch.arange(count) * total // count].split(self.batch_size):
             yield loader.gather(batch)[0]
 
     def train_dataloader(self) -> BatchLoader:

@@ -258,8 +258,8 @@ class Compose(BatchTransform):
         return images
 
 
-def apply_transform(transform: nn.Module, images: Tensor, draws: Draws) -> Tensor:
-    """Return ``transform(images)``, with the random numbers if it takes them."""
+def apply_transform(transform: nn.Module, images: Tensor, draws: Draws | None) -> Tensor:
+    """Return ``transform(images)``, with the random numbers if it takes them; without any it draws its own."""
     arguments = (images, draws) if getattr(transform, "takes_draws", False) else (images,)
     return cast(Tensor, transform(*arguments))
 

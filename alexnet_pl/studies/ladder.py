@@ -54,8 +54,8 @@ def remarks(table: Table) -> list[str]:
         for rung, _, step, _ in steps(table, order):
             if step is not None and step.left_out:
                 seeds = ", ".join(map(str, step.left_out))
-                text = f"step to {rung}: without seed{'s' * (len(step.left_out) > 1)} {seeds}, which lack a run"
-                found.append(text if len(step.left_out) > 1 else text.replace("lack", "lacks"))
+                noun, verb = ("seeds", "lack") if len(step.left_out) > 1 else ("seed", "lacks")
+                found.append(f"step to {rung}: without {noun} {seeds}, which {verb} a run")
     return list(dict.fromkeys(found))
 
 

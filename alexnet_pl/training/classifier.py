@@ -66,6 +66,7 @@ class ImageClassifier(LightningModule):
         self.run_length: RunLength | None = None
         self.initial_groups: list[dict[str, Any]] = []
         self._warmup_factor = 1.0
+        self._batch_weight = 1.0
         self.train_metrics, self.val_metrics, self.test_metrics = (
             ClassificationMetrics(top_k=min(5, num_classes)) for _ in ("train", "val", "test")
         )
@@ -81,6 +82,8 @@ class ImageClassifier(LightningModule):
         schedule = self.lr_schedulers()
         if isinstance(schedule, WarmupPlateau):
             schedule.warm_up(self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        trainer = self.trainer
+        self._batch_weight = batch_weight(batch_idx, int(trainer.num_training_batches), trainer.accumulate_grad_batches)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take a step at the scheduled learning rates, times the factor of the warm-up.
@@ -101,20 +104,7 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         mean, logits = self._step(batch, self.train_metrics)
         objective: Tensor = mean if self.loss is None else self.loss(logits, pad_classes(batch[1], logits))
-        share = self._share_of_step(batch_idx)
-        return objective if share == 1 else objective * share
-
-    def _share_of_step(self, batch_idx: int) -> float:
-        """Return what makes the last optimizer step of an epoch, on fewer batches than the others, average as well.
-
-        Lightning divides by ``accumulate_grad_batches``, whatever the number of batches is.
-        """
-        trainer = self._trainer
-        if trainer is None or (wanted := trainer.accumulate_grad_batches) == 1:
-            return 1.0
-        count = int(trainer.num_training_batches)
-        rest = count % wanted
-        return wanted / rest if batch_idx >= count - rest else 1.0
+        return objective if self._batch_weight == 1 else objective * self._batch_weight
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch, self.val_metrics)
@@ -238,6 +228,15 @@ def average_views(logits: Tensor) -> Tensor:
 def pad_classes(labels: Tensor, logits: Tensor) -> Tensor:
     """Return rows of class weights ``(N, classes of the data)`` as wide as the logits; labels ``(N,)`` unchanged."""
     return labels if labels.ndim == 1 else F.pad(labels, (0, logits.shape[1] - labels.shape[1]))
+
+
+def batch_weight(batch: int, batches: int, accumulated: int) -> float:
+    """Return what makes the last optimizer step of an epoch, on fewer batches than the others, average as well.
+
+    Lightning divides the loss of each of an epoch's ``batches`` by ``accumulated``, however many form the step.
+    """
+    rest = batches % accumulated
+    return accumulated / rest if batch >= batches - rest else 1.0
 
 
 def is_plain(loss: nn.Module) -> bool:

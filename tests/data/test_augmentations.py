@@ -62,6 +62,13 @@ def test_an_image_is_augmented_by_seed_epoch_and_position_alone(option):
         assert not torch.equal(shown(9), shown(9, **other))
 
 
+def test_a_run_without_augmentation_draws_nothing():
+    """Otherwise dropout would have other masks than before."""
+    state = torch.get_rng_state()
+    assert torch.equal(data_module("augment=none").augment_images(images()), images())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_the_draws_are_uniform_and_independent():
     numbers = EpochDraws(40_000, seed=7, epoch=1).at(torch.arange(40_000))
     first, second = numbers.uniform(3), numbers.uniform(3)
@@ -269,7 +276,11 @@ def test_crop_and_flip_are_the_parts_of_crop_flip():
     [
         ("augment=[mixup,crop_flip]", "augment=MixUp is invalid here: it mixes the images and labels"),
         ("augment=[mixup,cutmix]", "augment=MixUp is invalid here: it mixes the images and labels"),
-        ("augment=[crop_flip,alternating_flip]", "augment.crop and augment.flip both mirror images: expected one"),
+        ("augment=[crop_flip,alternating_flip]", "augment.crop and augment.alternating_flip both mirror"),
+        (
+            "augment=[flip,alternating_flip]",
+            "augment.flip and augment.alternating_flip both mirror images: expected one",
+        ),
         ("augment=cutout augment.cutout.size=0", "augment.cutout.size=0 is invalid: expected 1 or more pixels"),
         ("augment=cutout augment.cutout.fill=[0,0,2]", "augment.cutout.fill=.* is invalid: expected three numbers"),
         ("augment=randaugment augment.policy.num_ops=0", "augment.policy.num_ops=0 is invalid: expected 1 or more"),

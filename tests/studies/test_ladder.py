@@ -159,7 +159,7 @@ ADDED = {
     "ema": {"callbacks.ema"},
     "whitening": {"model.whitening", "data.mean", "data.std", "augment.cutout.fill"},
     "gelu": {"model.activation"},
-    "alternating_flip": {"augment.flip", "augment.crop.flip"},
+    "alternating_flip": {"augment.alternating_flip", "augment.crop.flip"},
     "batch_size": {"callbacks.ema.decay", "data.batch_size", "optimizer.lr", "optimizer.weight_decay",
                    "scheduler.max_lr"},
     "late_pooling": {"model.channels", "model.pool_after", "data.batch_size", "optimizer.lr", "optimizer.weight_decay",
