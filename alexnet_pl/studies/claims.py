@@ -67,13 +67,13 @@ class Contrast:
     Attributes:
         factor: key or config group that differs.
         base: its level without the change.
-        levels: its levels with the change, averaged over.
+        level: its level with the change.
         where: levels of other factors; the rest is averaged over.
     """
 
     factor: str | None
     base: str
-    levels: tuple[str, ...]
+    level: str
     where: Mapping[str, str]
 
 
@@ -208,10 +208,11 @@ def _contrast(section: "_Section", test: str) -> Contrast:
     where = {str(key): str(value) for key, value in section.section("where", {}).content.items()}
     if test in ("within", "level"):
         section.refuse_others()
-        return Contrast(None, "", (), where)
-    levels = section.required("level")
-    several = tuple(map(str, levels)) if isinstance(levels, list) and levels else (str(levels),)
-    found = Contrast(section.text("factor"), str(section.required("base")), several, where)
+        return Contrast(None, "", "", where)
+    level = section.required("level")
+    if isinstance(level, list):
+        raise section.invalid("level", level, "one level: a mean over several would hide that they differ")
+    found = Contrast(section.text("factor"), str(section.required("base")), str(level), where)
     section.refuse_others()
     return found
 

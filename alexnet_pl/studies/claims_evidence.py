@@ -25,12 +25,11 @@ from alexnet_pl.studies.statistics import (
     OPEN,
     REVERSED,
     SEED,
-    Cell,
     Estimate,
     Verdict,
-    contrast,
     epochs_to,
     estimate,
+    main_effect,
     seeds_to_detect,
     seeds_to_exclude,
     verdict,
@@ -310,9 +309,7 @@ def _effect(claim: Claim, values: pd.Series) -> tuple[Estimate | None, Sequence[
         return None, sorted(set(values.index.get_level_values(SEED)))
     if claim.test == "ratio":
         values = values.map(math.log)
-    levels = claim.contrast.levels
-    signs: dict[Cell, float] = {**{(level,): 1 / len(levels) for level in levels}, (claim.contrast.base,): -1.0}
-    found = contrast(values, [FACTOR + factor], signs)
+    found = main_effect(values, FACTOR + factor, claim.contrast.base, claim.contrast.level)
     return found.estimate, found.left_out
 
 
@@ -323,7 +320,7 @@ def _by_level(claim: Claim, rows: pd.DataFrame) -> dict[str, list[float]]:
     column = rows[FACTOR + claim.contrast.factor]
     return {
         level: rows[claim.measure][column == level].tolist()
-        for level in (claim.contrast.base, *claim.contrast.levels)
+        for level in (claim.contrast.base, claim.contrast.level)
         if (column == level).any()
     }
 
@@ -336,7 +333,7 @@ def _bounded(claim: Claim, rows: pd.DataFrame) -> tuple[pd.DataFrame, str, list[
     """
     short = rows[~rows[reached(claim.measure)].astype(bool)]
     column = FACTOR + str(claim.contrast.factor)
-    below = set(short[SEED][short[column].isin(claim.contrast.levels)])
+    below = set(short[SEED][short[column] == claim.contrast.level])
     above = set(short[SEED][short[column] == claim.contrast.base])
     unknown = below & above
     if below - unknown and above - unknown:

@@ -269,8 +269,7 @@ def facts(claim: Claim) -> dict[str, str]:
     where = "".join(f", {key}={level}" for key, level in claim.contrast.where.items())
     compared = ""
     if claim.contrast.factor:
-        levels = ", ".join(claim.contrast.levels) + " (mean)" * (len(claim.contrast.levels) > 1)
-        compared = f", {claim.contrast.factor}: {levels} against {claim.contrast.base}"
+        compared = f", {claim.contrast.factor}: {claim.contrast.level} against {claim.contrast.base}"
     unit = "times" if claim.test == "ratio" else "point" if claim.margin == 1 else "points"
     command = " ".join(["alexnet train", f"experiment={claim.experiment}", *claim.overrides])
     found = {
