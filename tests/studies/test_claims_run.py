@@ -111,6 +111,8 @@ for digits in trials:
         print(f"{run_dir.name} is in use", flush=True)
         continue
     with study.lock(digits):
+        if study.run_dir(digits).joinpath("result.json").exists():  # as the runner does: finished in between
+            continue
         with (root.parent / "started").open("a") as file:
             file.write(f"{root.name} {digits} {os.getpid()}\\n")
         while not (root.parent / "go").exists():
