@@ -63,7 +63,7 @@ def written(tmp_path: Path, changes: dict, name: str = "a") -> Path:
         ({"test": "level", "contrast": {}, "published.value": None}, "published.value=null is invalid"),
         ({"test": "within"}, "contrast.base is not a key of a claim"),
         ({"contrast.level": ...}, "contrast.level not found"),
-        ({"contrast.level": ["a", "b"]}, "is invalid: expected one level: a mean over several would hide that they differ"),
+        ({"contrast.level": ["a", "b"]}, "is invalid: expected one level: a mean over several would hide"),
         ({"seeds": {}}, "seeds=nothing is invalid"),
         ({"seeds.lab": 1}, "seeds.lab=1 is invalid: expected a whole number ≥ 2"),
         ({"seeds": {"own": 3, "lab": 2}}, "seeds=lab, own is invalid"),
