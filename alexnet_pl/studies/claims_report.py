@@ -187,19 +187,26 @@ def _p(value: float | None) -> str:
 
 
 def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
-    """Return one row per claim with the finding to quote, or only of claims that have one."""
+    """Return one row per claim, or only of claims that have been measured: the finding to quote, others beside it."""
     rows: list[list[Any]] = []
     for claim, found in ledger:
         best = headline(found)
         if measured_only and (best is None or not best.n):
             continue
         statement = claim.statement + (f" ({claim.stands_in})" if claim.stands_in else "")
-        measured = Markup("–") if best is None else effect_text(best)
+        measured = Markup("–") if best is None else effect_text(best) + _at_other_scales(found, best)
         trained = "–"
         if best is not None and best.n:
             trained = f"{best.n} of {best.planned}, {scale_text(best.scale)}, {epochs_text(best)}"
         rows.append([statement, claim.published.text, measured, trained, verdict_text(best)])
     return text_table(rows, ["claim", "published", "measured", "seeds, scale, epochs", "verdict"])
+
+
+def _at_other_scales(found: Sequence[Finding], quoted: Finding) -> Markup:
+    """Return what the claim's other scales measured, since the verdict depends on the scale for some claims."""
+    others = [finding for finding in found if finding is not quoted and finding.shown is not None]
+    text = [f"; {scale_text(finding.scale)}: {effect_text(finding)} ({finding.n} seeds)" for finding in others]
+    return Markup("".join(text))
 
 
 def summary(ledger: Ledger) -> str:

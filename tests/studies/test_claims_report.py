@@ -16,6 +16,7 @@ from alexnet_pl.studies.claims_evidence import find, findings
 from alexnet_pl.studies.claims_report import (
     OutdatedReportError,
     check_claims,
+    effect_text,
     epochs_text,
     level,
     notes,
@@ -107,6 +108,14 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
     assert len(page.images) == 1
     assert "−1.80 [−2.05, −1.55] points" in page.text
     check_claims(claims, results, tmp_path / "README.md")
+
+
+def test_the_other_scale_stands_beside_the_one_that_is_quoted(results, tmp_path):
+    evidence(results, "dropout-full", effect=0.004)
+    ((_, (lab, full)),) = ledger = findings([load_claim(written(tmp_path, {}))], results / "claims")
+    assert (lab.scale, full.scale) == ("lab", "full")
+    (measured,) = overview(ledger)["measured"]
+    assert measured == f"{effect_text(full)}; lab: −1.80 [−2.05, −1.55] points (3 seeds)"
 
 
 @pytest.mark.parametrize(
