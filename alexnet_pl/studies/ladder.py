@@ -1,7 +1,7 @@
 """Ladder of a study over the group ``rung``: what each rung adds to the one before it, in accuracy, size and time."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -68,8 +68,8 @@ def steps(table: Table, order: Sequence[str]) -> Iterator[tuple[str, Estimate, E
         yield rung, estimate(float(trial.result["test/acc"]) for trial in trials), step, trials
 
 
-def views(trials: Sequence[Trial]) -> tuple[str, Estimate, Estimate] | None:
-    """Return what averaging several views of each test image gives: its name, accuracy, and difference to one view.
+def views(trials: Sequence[Trial]) -> tuple[str, Estimate, list[float]] | None:
+    """Return what averaging several views of each test image gives: its name, accuracy, and that of each run.
 
     None unless all runs have it.
     """
@@ -77,8 +77,7 @@ def views(trials: Sequence[Trial]) -> tuple[str, Estimate, Estimate] | None:
         found = [measured(trial, measure) for trial in trials]
         if all(value is not None for value in found):
             averaged = [float(value or 0) for value in found]
-            differences = [a - float(trial.result["test/acc"]) for a, trial in zip(averaged, trials, strict=True)]
-            return name, estimate(averaged), estimate(differences)
+            return name, estimate(averaged), averaged
     return None
 
 
@@ -94,33 +93,56 @@ def ladder_table(table: Table, order: Sequence[str]) -> pd.DataFrame:
         seconds = statistics.mean(float(trial.result["seconds"]) for trial in trials)
         rows.append([rung, len(trials), accuracy, step and step.estimate, parameters, f"{seconds / 60:,.1f} min"])
     if (averaged := views(trials)) is not None:
-        name, accuracy, gain = averaged
-        rows.append([f"test: {name}", len(trials), accuracy, gain, "", ""])
+        name, accuracy, values = averaged
+        gains = [value - float(trial.result["test/acc"]) for value, trial in zip(values, trials, strict=True)]
+        rows.append([f"test: {name}", len(trials), accuracy, estimate(gains), "", ""])
     return text_table(rows, ["rung", "n", "test accuracy", "step", "parameters", "time per run"])
 
 
 def ladder_figure(table: Table) -> Figure:
-    """Plot test accuracy from rung to rung: one dot per seed, the mean, and its 95% t-interval; each climb a line."""
+    """Plot test accuracy from rung to rung: one dot per seed, the mean, and its 95% t-interval; each climb a line.
+
+    Averaged views are the highest row, as in :func:`ladder_table`.
+    """
     orders = climbs(table)
-    figure = Figure(figsize=(8, 1.5 + 0.38 * len(orders[0])), layout="constrained")
-    axes = figure.subplots()
+    names = [*orders[0]]
     heights = {rung: float(row) for row, rung in enumerate(orders[0])}
+    figure = Figure(figsize=(8, 1.9 + 0.38 * len(names)), layout="constrained")
+    axes = figure.subplots()
+
+    def draw(accuracy: Estimate, values: Iterable[float], row: float, color: str) -> None:
+        dots = [100 * value for value in values]
+        axes.plot(dots, [row] * len(dots), "o", color=COLORS[5], markersize=4, zorder=2)
+        half = 100 * (accuracy.high - accuracy.mean) if accuracy.high is not None else 0
+        axes.errorbar(100 * accuracy.mean, row, xerr=half, fmt="|", color=color, capsize=4, markersize=12)
+
     for number, order in enumerate(orders):
         # The second climb's own rungs are spread between the two that it shares with the first.
         first, last = heights[order[0]], heights[order[-1]]
         rows = [first + (last - first) * place / (len(order) - 1) for place in range(len(order))]
         found = list(steps(table, order))
-        label = "second order: " + " → ".join(order) if number else None
-        axes.plot([100 * step[1].mean for step in found], rows, "-", color=COLORS[number], linewidth=1, label=label)
+        means = [100 * accuracy.mean for _, accuracy, _, _ in found]
         for row, (_, accuracy, _, trials) in zip(rows, found, strict=True):
-            values = [100 * float(trial.result["test/acc"]) for trial in trials]
-            axes.plot(values, [row] * len(values), "o", color=COLORS[5], markersize=4, zorder=2)
-            half = 100 * (accuracy.high - accuracy.mean) if accuracy.high is not None else 0
-            axes.errorbar(100 * accuracy.mean, row, xerr=half, fmt="|", color=COLORS[number], capsize=4, markersize=12)
-    axes.set_yticks([*heights.values()], [rung.replace("_", " ") for rung in heights])
-    axes.set(xlabel="test accuracy (%): seeds, mean, 95% t-interval", ylim=(-0.5, len(heights) - 0.5))
+            draw(accuracy, (float(trial.result["test/acc"]) for trial in trials), row, COLORS[number])
+        if number:
+            label = "in another order: " + ", ".join(rung.replace("_", " ") for rung in order)
+            for rung, mean, row in [*zip(order, means, rows, strict=True)][1:-1]:
+                axes.annotate(
+                    rung.replace("_", " "), (mean, row), xytext=(4, -6), textcoords="offset points", va="top",
+                    fontsize="x-small", color=COLORS[number],
+                )  # fmt: skip
+        else:
+            label = "one step after the other"
+            if (averaged := views(found[-1][3])) is not None:
+                view, accuracy, values = averaged
+                draw(accuracy, values, len(names), COLORS[number])
+                names.append(f"test: {view}")
+                means, rows = [*means, 100 * accuracy.mean], [*rows, float(len(rows))]
+        axes.plot(means, rows, "-", color=COLORS[number], linewidth=1, label=label)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set(xlabel="test accuracy (%): seeds, mean, 95% t-interval", ylim=(-0.5, len(names) - 0.5))
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if len(orders) > 1:
-        axes.legend(loc="lower right", fontsize="small")
+        figure.legend(loc="outside lower center", fontsize="small")
     return figure

@@ -277,7 +277,7 @@ def report(table: Table) -> str:
         name=table.name,
         counted=len(table.counted),
         total=len(table.trials),
-        seeds=", ".join(sorted({str(trial.seed) for trial in table.counted})),
+        seeds=", ".join(sorted({str(trial.seed) for trial in table.counted}, key=lambda seed: (len(seed), seed))),
         notes=[*table.notes, *remarks(table)],
         ladder=ladder,
         accuracies=accuracies(table),

@@ -94,6 +94,21 @@ def test_an_incomplete_ladder_has_one_climb_and_no_views(make_ladder):
     assert len(ladder_figure(table).axes[0].get_yticks()) == 2
 
 
+def test_the_figure_has_the_averaged_views_and_names_the_second_climb(make_ladder):
+    axes = ladder_figure(tabulate([make_ladder(ACCURACIES)])).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        "tutorial", "schedule", "crop flip", "width", "test: 6 views",
+    ]  # fmt: skip
+    assert [text.get_text() for text in axes.texts] == ["unaugmented full resolution", "unaugmented width"]
+    (line,) = [line for line in axes.lines if line.get_label() == "one step after the other"]
+    assert line.get_xdata()[-1] == pytest.approx(100 * (0.90 + 0.02))  # 0.01 · seed more than with one view
+
+
+def test_seeds_are_listed_in_the_order_of_numbers(make_ladder, tmp_path):
+    write_report([make_ladder({"tutorial": [0.7] * 10, "schedule": [0.8] * 10})], tmp_path / "out")
+    assert "seeds 1, 2, 3, 4, 5, 6, 7, 8, 9, 10." in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_the_rungs_are_in_their_order_whatever_was_trained_first(make_ladder):
     """A rung that somebody tries first is not the lowest, and the averaged views are those of the highest."""
     first = ("width", "crop_flip", "of_the_user", "tutorial", "schedule")
