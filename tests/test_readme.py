@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -177,17 +178,55 @@ def test_accuracies_in_the_tutorials_time_are_those_of_their_results() -> None:
     assert f"[{center.low:.4f}, {center.high:.4f}]" in page
 
 
-def test_accuracies_of_the_last_rungs_are_those_of_their_results() -> None:
+def test_accuracies_of_the_record_are_those_of_its_results() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/ladder/record/results.csv")
+    frame = frame[frame["counts"]]
+    val, center, views = (estimate(frame[name]) for name in ("val/acc", "test/acc", "test/acc_shifted_mirror"))
+    alone = frame.sort_values("seconds").iloc[0]  # the other runs shared the GPU
+    header = text("conf/experiment/record.yaml").replace("\n# ", " ")
+    interval = f"[{views.low:.4f}, {views.high:.4f}]"
+    assert (
+        f"{views.mean:.2%} of the test images {interval} with six views, {center.mean:.2%} with one, n = 10" in header
+    )
+    assert f"{alone['seconds']:.0f} seconds of training and validation on one H100" in header
+    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    assert f"**{views.mean:.2%} of the test images {interval}** with six views, {center.mean:.2%} with one" in page
+    assert f"with one [{center.low:.4f}, {center.high:.4f}], n = {views.n}" in page
+    assert f"{alone['seconds']:.0f} seconds of training and validation on one H100" in page
+    assert f"({round(alone['images_per_second'], -2):,.0f} images/s)" in page
+    assert f"bring the record below {100 * (views.mean - center.mean):.2f} points" in page
+    cells = table_row("README.md", "experiment=record")
+    assert cells[1:4] == ["18", f"{val.mean:.4f}", f"{views.mean:.4f} {interval}, n = {views.n}"]
+    assert f"{alone['seconds']:.0f} s" in cells[0]
+
+
+def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
+    page, report = text("docs/ladder.md"), text("docs/results/ladder/h100/report.md")
+    tables = report.partition("## Ladder")[2].partition("![")[0].strip().split("\n\n")[1:]
+    assert len(tables) == 2
+    for table in tables:
+        assert table in page
+    steps = {cells[0].strip(): cells[3] for cells in (line.split("|")[1:] for line in "\n".join(tables).splitlines())}
+    for rung in ("crop_flip", "cutout"):
+        assert steps[rung].strip() in page.partition("## The record")[0].partition("- **The network")[2]
+
+
+def test_the_results_of_a_ladder_are_those_of_its_trials(tmp_path: Path) -> None:
+    for name in ("h100", "record"):
+        folder = REPOSITORY / "docs/results/ladder" / name
+        with tarfile.open(folder / "trials.tar.gz") as archive:
+            archive.extractall(tmp_path / name, filter="data")
+        (study,) = (tmp_path / name).iterdir()
+        trials = [json.loads(path.read_text(encoding="utf-8")) for path in study.glob("*/result.json")]
+        rows = pd.read_csv(folder / "results.csv")
+        assert sorted(rows[rows["counts"]]["test/acc"]) == pytest.approx(sorted(trial["test/acc"] for trial in trials))
+
+
+def test_the_accuracy_of_the_run_that_had_the_gpu_to_itself_is_that_of_its_file() -> None:
     frame = pd.read_csv(REPOSITORY / "docs/results/ladder/search-h100.csv")
     (run,) = (row for _, row in frame.iterrows() if not pd.isna(row["test/acc"]))
-    views, seconds = run["test/acc_shifted_mirror"], run["seconds"]
-    said = f"{views:.2%} with six views, {run['test/acc']:.2%} with one, n = 1, {seconds:.0f} seconds of training"
-    assert said in re.sub(r"\s+", " ", text("docs/ladder.md"))
-    header = text("conf/experiment/record.yaml").replace("\n# ", " ")
-    assert said.replace(" with six", " of the test images with six") in header
-    cells = table_row("README.md", "rung=late_pooling trainer.max_epochs=30")
-    assert cells[1:4] == [str(run["length"]), f"{run['val/acc']:.4f}", f"{views:.4f}"]
-    assert f"{seconds:.0f} s" in cells[0]
+    said = f"({run['seconds']:.0f} seconds; {run['test/acc_shifted_mirror']:.2%} of the test images with six views, "
+    assert f"{said}{run['test/acc']:.2%} with one)" in re.sub(r"\s+", " ", text("docs/ladder.md"))
 
 
 @pytest.mark.parametrize(("file", "epochs"), [("search", (4, 8, 12, 16)), ("search-h100", (8, 16, 24, 30))])

@@ -82,6 +82,10 @@ def test_the_report_shows_the_ladder_instead_of_every_pair(make_ladder, tmp_path
     assert "| schedule | 3 | 75.00 ± 1.00 [72.52, 77.48] | +4.00 [" in text
     assert "points [95% t-interval]. The second table climbs" in text
     assert "## Effects" not in text
+    lines = text.splitlines()
+    heads = [number for number, line in enumerate(lines) if line.startswith("| --- ")]
+    assert len(heads) >= 4
+    assert all(lines[number - 2] == "" for number in heads)  # Python-Markdown takes other tables for text
     assert (tmp_path / "out" / "ladder.svg").is_file()
 
 
