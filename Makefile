@@ -72,15 +72,15 @@ test: setup ## run the tests in parallel; they need neither a network nor CIFAR-
 test-faults: setup ## provoke faults (signals, full disks, corrupt files) and tabulate the outcomes: several minutes
 	$(PARALLEL) $(BIN)/pytest $(PROCESSES) -m fault tests/faults $(ARGS)
 
-test-slow: setup ## run the tests that compile, measure or train longer: several minutes
-	$(BIN)/pytest -m slow $(ARGS)
+test-slow: setup ## run the tests that compile, measure or train longer, in parallel: several minutes
+	$(PARALLEL) $(BIN)/pytest $(PROCESSES) -m slow $(ARGS)
 
 test-browser: setup ## test the web pages in headless Chromium; installs Gradio, Playwright and, as root, Chromium
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 		{ echo "error: Chromium not found. Install it, for example: sudo apt-get install chromium"; exit 1; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[serve]' playwright
-	$(BIN)/pytest -m browser $(ARGS)
+	$(PARALLEL) $(BIN)/pytest $(PROCESSES) -m browser $(ARGS)
 
 test-trackers: setup ## test wandb (offline), MLflow (SQLite) and sharing with their own packages; installs them
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[wandb,mlflow,hub]'
