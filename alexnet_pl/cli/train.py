@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from alexnet_pl.config.compose import CONF, find_own_options, refuse_lists
+from alexnet_pl.config.compose import CONF, find_own_options, refuse_lists, refuse_same_steps
 from alexnet_pl.config.hydra_versions import MAIN, option_parser, register_resolver
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.distributed.environment import get_world
@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors(), exit_on_signal(print_resume_hint):
         check_options(sys.argv[1:])
         refuse_lists(sys.argv[1:])
+        refuse_same_steps(sys.argv[1:])
         if get_world().rank > 0:  # rank 0 writes the files and the log
             sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=none"]
         train()

@@ -100,6 +100,41 @@ def refuse_lists(overrides: Sequence[str]) -> None:
             )
 
 
+_AUGMENT = re.compile(r"\+{0,2}augment=(.*)", re.DOTALL)
+
+
+def refuse_same_steps(overrides: Sequence[str]) -> None:
+    """Refuse a list of options of ``augment`` that set the same step: the last one would win, and undo the other.
+
+    Raises:
+        ConfigError: names the options and the step.
+    """
+    values = [found.group(1) for override in overrides if (found := _AUGMENT.fullmatch(override))]
+    for options in re.findall(r"\[([^\[\]]*)\]", " ".join(values)):  # several in a sweep
+        owners: dict[str, str] = {}
+        for option in filter(None, re.split(r"[\s,'\"]+", options)):
+            for step in sorted(_steps(option)):
+                if (other := owners.setdefault(step, option)) != option:
+                    raise ConfigError(
+                        f"augment=[{options}] is invalid: {other} and {option} both set augment.{step}, and the last "
+                        "one would win. Expected one of them."
+                    )
+
+
+def _steps(option: str) -> set[str]:
+    """Return the names of the steps of an option of ``augment``, with those of the options it inherits from."""
+    folders = [CONF / "augment", *(Path(own) / "augment" for own in filter(None, [os.environ.get(OWN_OPTIONS)]))]
+    path = next((path for folder in folders if (path := folder / f"{option}.yaml").is_file()), None)
+    if path is None:  # Hydra says so
+        return set()
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(content, dict):
+        return set()
+    inherited = [name for name in content.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
+    own = {str(key) for key, value in content.items() if isinstance(value, dict)}
+    return own.union(*map(_steps, inherited))
+
+
 def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as Hydra overrides; a nested mapping sets the keys below its own.
 
@@ -164,6 +199,7 @@ def compose(
     """
     given = [*as_list(overrides), *to_overrides(settings)]
     refuse_lists(given)
+    refuse_same_steps(given)
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ConfigError(

@@ -68,7 +68,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def parameter_groups(
-    named: NamedParameters, lr: float, weight_decay: float, grouping: Grouping
+    named: NamedParameters, lr: float, weight_decay: float, grouping: Grouping, weights_apart: bool = False
 ) -> list[dict[str, Any]]:
     """Divide parameters into groups of equal learning rate and weight decay; pure, a function of names and shapes.
 
@@ -76,6 +76,7 @@ def parameter_groups(
         named: names and parameters.
         lr: learning rate of a parameter that no rule concerns.
         weight_decay: weight decay of such a parameter.
+        weights_apart: never put weights into one group with biases or norms.
 
     Returns:
         Groups ``{"params", "lr", "weight_decay", "name"}``, those at the full rate first, otherwise in the order of
@@ -91,12 +92,13 @@ def parameter_groups(
             raise ConfigError(
                 f"optimizer.layers.{pattern} is invalid: no layer matches.{did_you_mean(pattern, layers)}"
             )
-    groups: dict[tuple[float, float, str], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, str, bool], dict[str, Any]] = {}
     for name, parameter in named:
         label, multiplier, decay = _rule(name, parameter, weight_decay, grouping)
         empty = {"params": [], "lr": lr * multiplier, "weight_decay": decay, "name": []}
         own = label if grouping.layers.get(label.rpartition(" ")[0]) == {} else ""
-        group = groups.setdefault((multiplier, decay, own), empty)
+        apart = weights_apart and kind(name, parameter) == "weights"
+        group = groups.setdefault((multiplier, decay, own, apart), empty)
         group["params"].append(parameter)
         group["name"] += [label] * (label not in group["name"])
     ordered = sorted(groups.items(), key=lambda item: item[0][0] != 1)
@@ -135,12 +137,13 @@ class OptimizerFactory:
             ConfigError: a pattern that matches no parameter.
         """
         optimizer: Optimizer
-        if self.grouping == Grouping():
+        weights_apart = getattr(getattr(self.make, "func", self.make), "weights_apart", False)
+        if self.grouping == Grouping() and not weights_apart:
             optimizer = self.make([parameter for _, parameter in named])
         else:
             defaults = self.make([nn.Parameter(torch.zeros(1, 1))]).defaults
             decay = defaults.get("weight_decay", 0.0)
-            optimizer = self.make(parameter_groups(named, defaults["lr"], decay, self.grouping))
+            optimizer = self.make(parameter_groups(named, defaults["lr"], decay, self.grouping, weights_apart))
         return optimizer
 
 

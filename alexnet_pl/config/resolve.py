@@ -45,10 +45,17 @@ def resolve_auto(cfg: DictConfig) -> None:
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
         if cfg.channels_last == "auto":
             cfg.channels_last = cfg.trainer.precision in ("16-mixed", "bf16-mixed") and on_cuda(cfg.trainer.accelerator)
-        # A fused optimizer unscales gradients inside its step, so Lightning cannot clip them before it.
-        clips = cfg.trainer.get("gradient_clip_val") and cfg.trainer.precision in MIXED_PRECISION
-        if clips and cfg.optimizer.get("fused"):
-            cfg.optimizer.fused = False
+        unfuse_if_clipped(cfg)
+
+
+def unfuse_if_clipped(cfg: DictConfig) -> None:
+    """Set ``optimizer.fused`` to false, in place, if the trainer clips gradients in mixed precision.
+
+    A fused optimizer unscales gradients inside its step, so Lightning cannot clip them before it.
+    """
+    clips = cfg.trainer.get("gradient_clip_val") and cfg.trainer.precision in MIXED_PRECISION
+    if clips and cfg.optimizer.get("fused"):
+        cfg.optimizer.fused = False
 
 
 def resolve_threads(cfg: DictConfig) -> None:

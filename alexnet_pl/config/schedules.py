@@ -73,9 +73,10 @@ class ScheduleFactory:
 
         Raises:
             ConfigError: a plateau schedule per step, a per-step schedule per epoch, a schedule shorter than the run, a
-                cycle whose warm-up is a single step.
+                cycle whose warm-up is a single step, a cycle of the momentum that its own value has no part in.
         """
         total = REHEARSED if length is None else length.steps if self.interval == "step" else length.epochs
+        before = [dict(group) for group in optimizer.param_groups]
         try:
             scheduler: LRScheduler = self.make(optimizer, **dict.fromkeys(self.auto, total), **self._peaks(optimizer))
         except ZeroDivisionError as error:  # OneCycleLR, by the length of its warm-up less one
@@ -84,6 +85,7 @@ class ScheduleFactory:
                 f"scheduler.pct_start={part} is invalid in a run of {total} {self.interval}s: expected a warm-up of "
                 "more than one of them. Set a larger one, or train longer."
             ) from error
+        check_momentum(optimizer, scheduler, before)
         name = type(scheduler).__name__
         if self.interval == "step" and isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigError(
@@ -101,6 +103,27 @@ class ScheduleFactory:
                 "run. Set scheduler.total_steps=auto"
             )
         return scheduler
+
+
+def check_momentum(optimizer: Optimizer, scheduler: LRScheduler, before: list[dict[str, Any]]) -> None:
+    """Check that a schedule that cycles the momentum, or Adam's first beta, does not replace a value it never takes.
+
+    Args:
+        before: the parameter groups before the schedule was created, which sets its own momentum at once.
+
+    Raises:
+        ConfigError: names the key, its value and the cycle's range.
+    """
+    for group, given in zip(optimizer.param_groups, before, strict=True):
+        if "max_momentum" not in group or getattr(scheduler, "cycle_momentum", True) is False:
+            continue
+        key, value = ("betas[0]", given["betas"][0]) if "betas" in given else ("momentum", given.get("momentum"))
+        low, high = group["base_momentum"], group["max_momentum"]
+        if value is not None and not low <= value <= high:
+            raise ConfigError(
+                f"optimizer.{key}={value} is invalid with a schedule that moves it between {low} and {high}: to keep "
+                "it, set scheduler.cycle_momentum=false"
+            )
 
 
 def schedule_factory(configured: Any) -> ScheduleFactory | None:

@@ -77,6 +77,7 @@ def validate(cfg: DictConfig) -> None:
     check_ranges(settings)
     check_trainer(settings["trainer"])
     check_augment(settings.get("augment") or {})
+    check_warmup(settings.get("scheduler") or {}, settings["trainer"].get("max_epochs"))
     # The data section borrows values of others: an error in those is reported with its original key.
     for section in sorted((*SECTIONS, *COLLECTIONS), key=lambda name: name == "data"):
         check_arguments(section, settings.get(section))
@@ -142,6 +143,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+def _are_rates(value: Any) -> bool:
+    return all(0 < rate < float("inf") for rate in (value if isinstance(value, list) else [value]))
+
+
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)
 """Supported precisions with Lightning's aliases; weights of another type than float32 would not fit the images."""
 
@@ -164,9 +169,13 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.std": (lambda values: len(values) == 3 and min(values) > 0, "three numbers above 0, one per channel"),
     "loss.label_smoothing": (lambda weight: 0 <= weight < 1, "a number from 0 to below 1"),
     "loss.reduction": (lambda name: name == "mean", "mean, or no such key"),
+    "optimizer.betas": (lambda betas: len(betas) == 2, "a list of two numbers"),
     "optimizer.lr": (lambda rate: 0 < rate < float("inf"), "a number above 0"),
     "scheduler.factor": (lambda factor: 0 < factor <= 1, "a number above 0 and up to 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),
+    "scheduler.step_size": (_is_count, "a number of intervals ≥ 1"),
+    "scheduler.gamma": (lambda factor: 0 < factor < float("inf"), "a number above 0"),
+    "scheduler.max_lr": (_are_rates, "a number above 0, or one per parameter group"),
     "scheduler.total_steps": (lambda steps: steps == "auto" or _is_count(steps), "auto, or a number of steps ≥ 1"),
     "scheduler.T_max": (lambda length: length == "auto" or _is_count(length), "auto, or a number of intervals ≥ 1"),
     "callbacks.dashboard.histogram_every_n_epochs": (lambda epochs: epochs >= 0, "a number of epochs, or 0 for none"),
@@ -291,6 +300,21 @@ def check_augment(augment: Settings) -> None:
         raise ConfigError(
             f"augment=none is invalid with the steps {', '.join(steps)}: expected none alone, or a list without it."
         )
+
+
+def check_warmup(scheduler: Settings, max_epochs: int | None) -> None:
+    """Check that the linear warm-up of a schedule ends within the run, which would never reach ``optimizer.lr``.
+
+    ``WarmupPlateau`` has a warm-up of its own, which depends on the learning rate as well.
+
+    Raises:
+        ConfigError: names the key and the number of epochs.
+    """
+    epochs = scheduler.get("warmup_epochs")
+    if not isinstance(epochs, int | float) or "warmup_lr" in scheduler:  # its type is checked with the others
+        return
+    if max_epochs is not None and 1 <= max_epochs < epochs:
+        raise invalid_value("scheduler.warmup_epochs", epochs, f"at most {max_epochs}, the trainer.max_epochs")
 
 
 def check_device(trainer: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from itertools import count, pairwise
 
 import torch
@@ -37,7 +38,7 @@ class AlexNetModern(nn.Module):
         pool_padding: 0, where 31 pixels become 15, 7 and 3, or 1, where they become 16, 8 and 4.
         whitening: side in pixels of the patches that are whitened, 2 or 3; 0 for no whitening.
         norm: factory of the norm layer in every block but the last, called with the number of channels or units.
-        bias_before_norm: give the layers before a norm layer a bias.
+        bias_before_norm: give the layers before a norm layer a bias; before ``nn.Identity`` they have one anyway.
         pool: factory of the pooling layers, called with the padding.
         activation: factory of the nonlinearity after every hidden layer.
         dropout: probability of dropping an output of fc6 and fc7, in [0, 1).
@@ -80,13 +81,14 @@ class AlexNetModern(nn.Module):
         smallest = next(size for size in count(1) if feature_map_size(size, *sizing) >= 1)
         check_image_size("AlexNetModern", image_size, smallest)
 
+        has_bias = bias_before_norm or isinstance(norm(1), nn.Identity)
         layers: list[tuple[str, nn.Module]] = []
         if whitening:
             layers += [("whitening", Whitening(whitening)), ("act0", activation())]
         widths = [2 * 3 * whitening**2 if whitening else 3, *channels]
         for index, (before, after) in enumerate(pairwise(widths), start=1):
             stride = conv1_stride if index == 1 else 1
-            conv = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=bias_before_norm)
+            conv = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=has_bias)
             layers += conv_block(
                 index, conv, activation, norm=norm, norm_placement="before_activation",
                 pool=pool if index in pool_after else None, pool_padding=pool_padding,
@@ -97,12 +99,18 @@ class AlexNetModern(nn.Module):
             OrderedDict(
                 [
                     ("flatten", nn.Flatten()),
-                    *_fc_block(6, units, fc_width, norm, bias_before_norm, activation, dropout),
-                    *_fc_block(7, fc_width, fc_width, norm, bias_before_norm, activation, dropout),
+                    *_fc_block(6, units, fc_width, norm, has_bias, activation, dropout),
+                    *_fc_block(7, fc_width, fc_width, norm, has_bias, activation, dropout),
                     ("fc8", nn.Linear(fc_width, num_classes)),
                 ]
             )
         )
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if the whitening layer has been fitted, or its filters loaded; without one there is nothing to fit."""
+        whitening = self.features[0]
+        return not isinstance(whitening, Whitening) or whitening.is_fitted
 
     def fit_to_images(self, images: Iterable[Tensor]) -> None:
         """Fit the whitening layer, if there is one, to batches ``(N, 3, image_size, image_size)`` of training images.
@@ -173,7 +181,16 @@ class Whitening(nn.Module):
     def __init__(self, side: int, epsilon: float = 5e-4):
         super().__init__()
         self.side, self.epsilon = side, epsilon
-        self.register_buffer("weight", torch.eye(3 * side**2).view(-1, 3, side, side))  # the patches as they are
+        self.register_buffer("weight", self._identity())
+
+    def _identity(self) -> Tensor:
+        """Return the filters before the layer is fitted, which give the patches as they are."""
+        return torch.eye(3 * self.side**2).view(-1, 3, self.side, self.side)
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if the filters are others than those of a new layer."""
+        return not torch.equal(self.weight.cpu(), self._identity())
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
@@ -196,7 +213,12 @@ class Whitening(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return ``(N, 6·side², H − side + 1, W − side + 1)``: each component, then their negatives."""
-        components = F.conv2d(images, self.weight.to(images.dtype))
+        # bfloat16 has too few digits: the components of the smallest variance would be off by 5 to 11%.
+        kind = images.device.type
+        is_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        is_bfloat16 = is_autocast and torch.get_autocast_dtype(kind) == torch.bfloat16
+        with torch.autocast(kind, enabled=False) if is_bfloat16 else nullcontext():
+            components = F.conv2d(images, self.weight.to(images.dtype))
         return torch.cat([components, -components], 1)
 
     def extra_repr(self) -> str:

@@ -117,10 +117,12 @@ WHITENED = 5_000
 def fit_to_images(model: ImageClassifier, data: ImageDataModule) -> None:
     """Fit what a network computes from the training images, such as its whitening, if it has a method for it.
 
-    It sees ``WHITENED`` evenly spaced images of the training split, normalized and not augmented, so that all ranks,
-    seeds and batch sizes compute the same.
+    A network that says that it ``is_fitted``, by the weights that it starts with, stays as it is. It sees ``WHITENED``
+    evenly spaced images of the training split, normalized and not augmented, so that all ranks, seeds and batch sizes
+    compute the same.
     """
-    if (fit := getattr(model.net, "fit_to_images", None)) is not None:
+    fit = getattr(model.net, "fit_to_images", None)
+    if fit is not None and not getattr(model.net, "is_fitted", False):
         batches = data.training_images(WHITENED)
         fit(data.on_after_batch_transfer((images, None), 0)[0].cpu() for images in batches)
 

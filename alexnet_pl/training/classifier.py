@@ -65,7 +65,7 @@ class ImageClassifier(LightningModule):
         self.validation_period = 1
         self.run_length: RunLength | None = None
         self.initial_groups: list[dict[str, Any]] = []
-        self._warmup_factor = 1.0
+        self._rates: list[float] = []  # of the last step, one per parameter group
         self._batch_weight = 1.0
         self.train_metrics, self.val_metrics, self.test_metrics = (
             ClassificationMetrics(top_k=min(5, num_classes)) for _ in ("train", "val", "test")
@@ -92,11 +92,11 @@ class ImageClassifier(LightningModule):
         a rate from the one before.
         """
         schedule, progress = self.make_scheduler, epoch + (batch_idx + 1) / self.trainer.num_training_batches
-        self._warmup_factor = 1.0 if schedule is None else schedule.warmup_factor(progress)
+        factor = 1.0 if schedule is None else schedule.warmup_factor(progress)
         scheduled = [group["lr"] for group in optimizer.param_groups]
-        if self._warmup_factor != 1:
-            for group in optimizer.param_groups:
-                group["lr"] *= self._warmup_factor
+        self._rates = [rate * factor for rate in scheduled]
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         for group, rate in zip(optimizer.param_groups, scheduled, strict=True):
             group["lr"] = rate
@@ -130,10 +130,10 @@ class ImageClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._log("train", self.train_metrics)
-        groups = self.trainer.optimizers[0].param_groups
-        for index, group in enumerate(groups):
+        # The rates of the epoch's last step: most schedules have moved on to those of the next one by now.
+        for index, (group, rate) in enumerate(zip(self.trainer.optimizers[0].param_groups, self._rates, strict=True)):
             name = "/" + re.sub(r"\W+", "_", str(group.get("name", index))).strip("_") if index else ""
-            self.log(f"lr{name}", group["lr"] * self._warmup_factor)
+            self.log(f"lr{name}", rate)
 
     def on_validation_epoch_end(self) -> None:
         self._log("val", self.val_metrics)

@@ -62,7 +62,8 @@ class WarmupPlateau(ReduceLROnPlateau):
         self.monitor = monitor
         self.warmup_epochs, self.warmup_lr, self.full_rates = warmup_epochs, warmup_lr, rates
         self.warming = False
-        self.cooldown_counter = math.ceil(warmup_epochs)  # epochs in which torch's class does not reduce it
+        if warmup_lr < rates[0]:
+            self.cooldown_counter = math.ceil(warmup_epochs)  # epochs in which torch's class does not reduce it
 
     def warm_up(self, progress: float) -> None:
         """Set the learning rate of the next step if the warm-up determines it.

@@ -16,28 +16,33 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """Momentum whose update is orthogonalized (Jordan 2024), for matrices and convolutions; AdamW for vectors.
+    """Momentum whose update is orthogonalized (Jordan 2024), for matrices and convolutions; AdamW for the rest.
 
-    Convolutions count as matrices with one row per output channel. ``torch.optim.Muon`` takes matrices only and no
-    other parameters. With momentum buffer ``B ← momentum · B + (1 − momentum) · G``, the update of a weight is
+    The rest are vectors, biases of any shape in a group of their own (``parameter_groups``), and weights with other
+    than two or four dimensions, such as those of locally connected layers. Convolutions count as matrices with one row
+    per output channel. ``torch.optim.Muon`` takes matrices only and no other parameters. With momentum buffer
+    ``B ← momentum · B + (1 − momentum) · G``, the update of a weight is
     ``W ← W − lr · (weight_decay · W + √max(1, rows / columns) · orthogonal(B))``, where Nesterov's variant takes
     ``momentum · B + (1 − momentum) · G`` instead of B. Source: kellerjordan.github.io/posts/muon.
 
     Args:
-        params: parameters, or groups of them. Each group is divided into its matrices and its vectors.
+        params: parameters, or groups of them. Each group is divided into its matrices and the rest.
         lr: learning rate of the matrices.
         momentum: weight of the previous buffer, in [0, 1).
         nesterov: look one step ahead.
-        weight_decay: decoupled as in AdamW, for matrices and vectors; 0 or more.
+        weight_decay: decoupled as in AdamW, for all parameters; 0 or more.
         newton_schulz_steps: iterations of :func:`orthogonalize`, at least 1.
         bfloat16: iterate in bfloat16, as the author does, instead of float32; None where it is faster: on a GPU and on
             a CPU with bf16 instructions.
-        adamw_lr: learning rate of the vectors; groups and schedules scale it as they scale ``lr``.
+        adamw_lr: learning rate of the rest; groups and schedules scale it as they scale ``lr``.
         betas, eps: of AdamW.
 
     Raises:
         ConfigError: a value out of range.
     """
+
+    weights_apart = True
+    """For ``OptimizerFactory``: groups of biases and norms hold no weights, which Muon could not tell apart."""
 
     def __init__(
         self,
@@ -104,13 +109,17 @@ class Muon(Optimizer):
 def _by_shape(
     params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, ratio: float, adamw: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Divide every group into matrices, which come first, and vectors at ``ratio`` times the rate, with ``adamw``."""
+    """Divide every group into matrices, which come first, and the rest at ``ratio`` times the rate, with ``adamw``."""
     given: list[Any] = list(params)
     groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
     found = []
     for is_muon in (True, False):
         for group in groups:
-            members = [parameter for parameter in group["params"] if (parameter.ndim >= 2) == is_muon]
+            labels = group.get("name", "weights").split(", ")
+            are_weights = any(label.split(" ")[-1] == "weights" for label in labels)
+            members = [
+                parameter for parameter in group["params"] if (are_weights and parameter.ndim in (2, 4)) == is_muon
+            ]
             rate = group.get("lr", lr) * (1 if is_muon else ratio)
             name = " ".join([*filter(None, [group.get("name")]), "Muon" if is_muon else "AdamW"])
             settings = {} if is_muon else adamw

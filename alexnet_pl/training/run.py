@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.config.compose import name_run_dir
 from alexnet_pl.config.optimizers import discards_state
-from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto, resolve_threads
+from alexnet_pl.config.resolve import drop_disabled, processes, resolve_auto, resolve_threads, unfuse_if_clipped
 from alexnet_pl.config.trust import refused_targets
 from alexnet_pl.config.validate import check_processes, refuse_unwritable, refuse_used_folder, validate
 from alexnet_pl.data.datamodule import ImageDataModule
@@ -171,7 +171,7 @@ def run(cfg: DictConfig, named: Sequence[str] | None = None, command: str | None
             trainer = build_trainer(plan.cfg, objects.callbacks, loggers)
             with tracking(loggers, plan.run_dir):
                 load_data(objects.data, trainer)
-                if start == Start():
+                if start.checkpoint is None:
                     fit_to_images(objects.model, objects.data)
                 restore(plan, objects, start, trainer, metrics, stop)
                 record_start(plan, objects, start, trainer)
@@ -205,6 +205,7 @@ def prepare(cfg: DictConfig, named: Sequence[str], command: str | None = None) -
         saved = saved_config(run_dir, cfg)
         changed = apply_path_changes(saved, diff_configs(saved, cfg, named))
         apply_changes(saved, changed, cfg.allow_changes)
+        unfuse_if_clipped(saved)
         result = None if changed else finished_result(run_dir)
         if result is None:
             validate(saved)  # on this machine, with the changes

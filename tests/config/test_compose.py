@@ -24,6 +24,7 @@ from alexnet_pl.config.compose import (
     name_run_dir,
     own_options_dir,
     refuse_lists,
+    refuse_same_steps,
     to_overrides,
     to_sweep,
 )
@@ -67,6 +68,17 @@ def test_a_list_of_options_is_refused_where_one_is_expected(group, value):
 def test_lists_are_kept_where_they_combine():
     refuse_lists(["augment=[crop_flip,cutout]", "logger=[csv,mlflow]", "callbacks=[default,ema]", "data.mean=[1,2]",
                   "data=digits,mnist", "model=glob([a*,b*])", "model=glob(*,exclude=[a])", "rung=[a,b]"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [("crop_flip,crop", "crop"), ("crop_flip, paper", "crop"), ("cutout,crop_flip,crop_flip_color", "crop")],
+)
+def test_options_that_set_the_same_step_are_refused(options, step):
+    for refusing in (refuse_same_steps, compose):
+        with pytest.raises(ConfigError, match=rf"augment=\[{options}\] is invalid: .* both set augment.{step}"):
+            refusing([f"augment=[{options}]"])
+    refuse_same_steps(["augment=[crop_flip],[crop_flip,cutout]", "augment=crop,crop_flip", "augment=[crop,unknown]"])
 
 
 @pytest.mark.parametrize("override", ["optimizer=[adam,sgd]", "+data=[digits,mnist]"])

@@ -93,6 +93,8 @@ def test_the_defaults_make_the_group_that_torch_makes(name):
         (["optimizer=muon", "optimizer.momentum=1"], "optimizer.momentum=1 is invalid: expected a number from 0"),
         (["optimizer=muon", "optimizer.adamw_lr=0"], "optimizer.adamw_lr=0 is invalid: expected a number above 0"),
         (["optimizer=muon", "optimizer.betas=[0.9,1]"], r"optimizer.betas\[1\]=1 is invalid"),
+        (["optimizer=muon", "optimizer.betas=[0.9]"], r"optimizer.betas=\[0.9\] is invalid: expected a list of two"),
+        (["optimizer=adamw", "+optimizer.betas=[0.9]"], r"optimizer.betas=\[0.9\] is invalid: expected a list of two"),
         (["optimizer=muon", "optimizer.weight_decay=-1"], "optimizer.weight_decay=-1 is invalid"),
         (["optimizer=muon", "optimizer.newton_schulz_steps=0"], "newton_schulz_steps=0 is invalid: expected a whole"),
     ],

@@ -121,6 +121,29 @@ def test_a_warm_start_keeps_the_filters_it_loads(tmp_path, monkeypatch):
     run(config(*NARROW, f"init_from={tmp_path / 'first'}", run_dir=tmp_path / "second"))
 
 
+def test_a_warm_start_without_filters_fits_them(tmp_path):
+    run(config(*NARROW, "model.whitening=0", run_dir=tmp_path / "first"))
+    run(config(*NARROW, f"init_from={tmp_path / 'first'}", run_dir=tmp_path / "second"))
+    assert load_run(tmp_path / "second").net.is_fitted
+
+
+def test_whitening_keeps_its_digits_under_bfloat16_autocast():
+    layer = Whitening(2)
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)).cumsum(-1)  # smooth, as images are
+    layer.fit([images])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, layer(images))
+    with torch.autocast("cpu", torch.float16):
+        assert layer(images).dtype == torch.float16
+
+
+def test_without_norm_layers_every_layer_has_a_bias():
+    net = AlexNetModern(norm=nn.Identity, channels=(2, 2, 2, 2, 2), fc_width=4)
+    assert all(module.bias is not None for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+
+
 # --- the rung between AlexNet and this network ----------------------------------------------------------------------
 
 

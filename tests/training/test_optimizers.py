@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import SHORT_RUN, assert_same_run, config, metric_rows, run_until_stopped, weights
+from hydra.utils import instantiate
 from torch import nn
 
-from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.config.optimizers import optimizer_factory
+from alexnet_pl.runtime.run_folder import finished_result, read_config
 from alexnet_pl.training.callbacks.checkpoint import TrainingEnd
 from alexnet_pl.training.optimizers import Muon, orthogonalize
 from alexnet_pl.training.run import run
@@ -80,6 +82,20 @@ def test_vectors_are_left_to_adamw():
     assert torch.equal(net.bias, twin.bias)
     assert [group["lr"] for group in ours.param_groups] == [0.02, 0.005]
     assert not torch.equal(net.weight, twin.weight)
+
+
+def test_biases_and_locally_connected_weights_are_left_to_adamw():
+    """A bias per position is a matrix by its shape, and no weight; ``(36, 32, 576)`` is none of Muon's shapes."""
+    for overrides in ((), ("optimizer.decay_biases_and_norms=true",)):
+        cfg = config("optimizer=muon", "model=cuda_convnet_13pct", *overrides)
+        net = instantiate(cfg.model)
+        optimizer = optimizer_factory(instantiate(cfg.optimizer))(net.named_parameters())
+        names = {id(parameter): name for name, parameter in net.named_parameters()}
+        found = [names[id(p)] for group in optimizer.param_groups if group["is_muon"] for p in group["params"]]
+        assert found
+        assert all(name.endswith(".weight") and "local" not in name for name in found)
+        counted = sum(len(group["params"]) for group in optimizer.param_groups)
+        assert counted == len(names)
 
 
 @pytest.mark.parametrize("make", [Muon, partial(torch.optim.SGD, momentum=0.9)])
@@ -153,6 +169,16 @@ def test_every_group_follows_the_schedule_and_is_logged(tmp_path, monkeypatch):
     rows = metric_rows(tmp_path / "run")
     assert [float(row["lr/biases_fc5_biases"]) for row in rows] == pytest.approx([2 * float(row["lr"]) for row in rows])
     assert "lr/fc5_weights" in rows[0]
+
+
+def test_clipping_can_begin_on_a_resume_in_mixed_precision(tmp_path):
+    """A fused optimizer, the default, cannot be clipped then: a new run is not fused either."""
+    settings = (*SHORT_RUN, "trainer.precision=bf16-mixed", "callbacks.resume.keep=true")
+    run(config(*settings, run_dir=tmp_path / "run"))
+    changed = ("resume=here", "allow_changes=true", "trainer.gradient_clip_val=1.0", "trainer.max_epochs=3")
+    run(config(*changed, run_dir=tmp_path / "run"), named=[key.split("=")[0] for key in changed[2:]])
+    assert finished_result(tmp_path / "run")["epochs"] == 3
+    assert read_config(tmp_path / "run")["optimizer"]["fused"] is False
 
 
 def test_changed_groups_restart_the_optimizer(tmp_path):

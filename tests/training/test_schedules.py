@@ -17,6 +17,7 @@ from alexnet_pl.config.validate import validate
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.callbacks.checkpoint import TrainingEnd
 from alexnet_pl.training.classifier import ImageClassifier
+from alexnet_pl.training.lr_schedules import WarmupPlateau
 from alexnet_pl.training.run import run
 
 # 1,293 images: 10 batches of 128 per epoch.
@@ -95,6 +96,10 @@ def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(overrides,
         (["scheduler=cosine", "scheduler.T_max=soon"], "scheduler.T_max=soon is invalid"),
         (["scheduler.patience=auto"], "scheduler.patience=auto is invalid"),
         (["scheduler.warmup_epochs=-1"], "scheduler.warmup_epochs=-1 is invalid: expected 0 or more epochs"),
+        (["scheduler=cosine", "scheduler.warmup_epochs=4"], "scheduler.warmup_epochs=4 is invalid: expected at most 3"),
+        (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size=0 is invalid: expected a number of interv"),
+        (["scheduler=step", "scheduler.gamma=-1"], "scheduler.gamma=-1 is invalid: expected a number above 0"),
+        (["scheduler=one_cycle", "scheduler.max_lr=-1"], "scheduler.max_lr=-1 is invalid: expected a number above 0"),
         (["scheduler.warmup_epochs=some"], "scheduler.warmup_epochs=some is invalid: expected a number"),
         (["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "~scheduler.factor", "~scheduler.patience",
           "+scheduler.max_lr=0.01", "+scheduler.total_steps=40"], "scheduler.interval=epoch is invalid: OneCycleLR"),
@@ -125,9 +130,42 @@ def test_every_option_states_its_interval():
         assert config(f"scheduler={name}").scheduler.interval in ("epoch", "step")
 
 
-def test_the_logged_rate_is_that_of_the_last_step(tmp_path):
-    run(config(*RUN, "scheduler=constant", "scheduler.warmup_epochs=2", run_dir=tmp_path / "run"))
-    assert [float(row["lr"]) for row in metric_rows(tmp_path / "run")] == pytest.approx([0.05, 0.1, 0.1])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["scheduler=constant", "scheduler.warmup_epochs=2"],
+        ["scheduler=step", "scheduler.step_size=1"],
+        ["scheduler=one_cycle"],
+        ["scheduler=cosine", "scheduler.warmup_epochs=1.5"],
+    ],
+)
+def test_the_logged_rate_is_that_of_the_last_step(overrides, rates, tmp_path):
+    """Torch has set the rate of the next step, or epoch, by the time it is logged."""
+    run(config(*RUN, *overrides, run_dir=tmp_path / "run"))
+    assert [float(row["lr"]) for row in metric_rows(tmp_path / "run")] == pytest.approx(rates[9::10])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer=sgd", "optimizer.momentum=0.5"], "optimizer.momentum=0.5 is invalid with a schedule that moves it "
+         "between 0.85 and 0.95: to keep it, set scheduler.cycle_momentum=false"),
+        (["optimizer=sgd", "optimizer.momentum=0"], "optimizer.momentum=0 is invalid with a schedule"),
+        (["optimizer=muon", "optimizer.momentum=0.8"], "optimizer.momentum=0.8 is invalid with a schedule"),
+        (["optimizer=adamw", "+optimizer.betas=[0.8,0.95]"], r"optimizer.betas\[0\]=0.8 is invalid with a schedule"),
+    ],
+)  # fmt: skip
+def test_a_momentum_that_the_cycle_would_replace_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(config("scheduler=one_cycle", *overrides))
+    validate(config("scheduler=one_cycle", *overrides, "scheduler.cycle_momentum=false"))
+
+
+def test_a_plateau_schedule_without_a_warm_up_waits_for_none():
+    """The first five epochs are the warm-up's only if there is one: ``warmup_lr`` is below the optimizer's rate."""
+    for rate, blocked in ((0.001, 0), (0.08, 5)):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+        assert WarmupPlateau(optimizer, warmup_epochs=5, warmup_lr=0.01).cooldown_counter == blocked
 
 
 # --- milestones -----------------------------------------------------------------------------------------------------
