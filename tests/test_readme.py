@@ -262,6 +262,16 @@ def test_speeds_of_shared_and_single_gpu_runs_are_those_of_their_results() -> No
     assert f"five of them at the same time about {round(shared, -3):,.0f} images/s each" in page
 
 
+def test_the_cost_of_weights_in_bf16_is_that_of_its_file() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/precision-lab.csv").pivot_table("test/acc", "seed", "precision")
+    found = estimate(100 * (frame["bf16-true"] - frame["bf16-mixed"]))
+    page = re.sub(r"\s+", " ", text("docs/training.md"))
+    assert f"{frame['bf16-true'].mean():.2%} of the test images" in page
+    assert f"{frame['bf16-mixed'].mean():.2%} with `bf16-mixed`" in page
+    interval = f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] points, n = {found.n}"
+    assert interval.replace("-", "−") in page
+
+
 def test_the_front_page_is_short() -> None:
     assert len(text("README.md").splitlines()) <= 150
 
