@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import math
 import shlex
 import shutil
 from pathlib import Path
@@ -148,8 +149,8 @@ def test_a_new_cycle_covers_what_is_left(tmp_path, monkeypatch):
     run(config(*RUN, run_dir=tmp_path / "run"))
     resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=4", "scheduler=cosine", "scheduler.interval=step")
     rates = [float(row["lr"]) for row in metric_rows(tmp_path / "run")]
-    assert rates[2] == pytest.approx(5e-4)  # half of 40 steps
-    assert rates[3] == pytest.approx(0, abs=1e-12)
+    expected = [5e-4 * (1 + math.cos(math.pi * step / 40)) for step in (19, 39)]  # the last step of each epoch, from 0
+    assert rates[2:] == pytest.approx(expected)
 
 
 def test_a_changed_hyperparameter_of_the_optimizer_takes_effect(tmp_path, monkeypatch):
