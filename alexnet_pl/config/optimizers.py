@@ -76,7 +76,7 @@ def parameter_groups(
         named: names and parameters.
         lr: learning rate of a parameter that no rule concerns.
         weight_decay: weight decay of such a parameter.
-        weights_apart: never put weights into one group with biases or norms.
+        weights_apart: never put weights into one group with biases or norms; ``are_weights`` says which a group holds.
 
     Returns:
         Groups ``{"params", "lr", "weight_decay", "name"}``, those at the full rate first, otherwise in the order of
@@ -95,10 +95,12 @@ def parameter_groups(
     groups: dict[tuple[float, float, str, bool], dict[str, Any]] = {}
     for name, parameter in named:
         label, multiplier, decay = _rule(name, parameter, weight_decay, grouping)
+        is_weight = kind(name, parameter) == "weights"
         empty = {"params": [], "lr": lr * multiplier, "weight_decay": decay, "name": []}
+        if weights_apart:
+            empty["are_weights"] = is_weight
         own = label if grouping.layers.get(label.rpartition(" ")[0]) == {} else ""
-        apart = weights_apart and kind(name, parameter) == "weights"
-        group = groups.setdefault((multiplier, decay, own, apart), empty)
+        group = groups.setdefault((multiplier, decay, own, weights_apart and is_weight), empty)
         group["params"].append(parameter)
         group["name"] += [label] * (label not in group["name"])
     ordered = sorted(groups.items(), key=lambda item: item[0][0] != 1)

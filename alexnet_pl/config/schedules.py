@@ -114,12 +114,13 @@ def check_momentum(optimizer: Optimizer, scheduler: LRScheduler, before: list[di
     Raises:
         ConfigError: names the key, its value and the cycle's range.
     """
+    if not getattr(scheduler, "cycle_momentum", False):
+        return
+    cycles_beta = "betas" in optimizer.defaults  # as torch decides it
     for group, given in zip(optimizer.param_groups, before, strict=True):
-        if "max_momentum" not in group or getattr(scheduler, "cycle_momentum", True) is False:
-            continue
-        key, value = ("betas[0]", given["betas"][0]) if "betas" in given else ("momentum", given.get("momentum"))
+        key, value = ("betas[0]", given["betas"][0]) if cycles_beta else ("momentum", given["momentum"])
         low, high = group["base_momentum"], group["max_momentum"]
-        if value is not None and not low <= value <= high:
+        if not low <= value <= high:
             raise ConfigError(
                 f"optimizer.{key}={value} is invalid with a schedule that moves it between {low} and {high}: to keep "
                 "it, set scheduler.cycle_momentum=false"

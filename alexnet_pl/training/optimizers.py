@@ -115,8 +115,7 @@ def _by_shape(
     found = []
     for is_muon in (True, False):
         for group in groups:
-            labels = group.get("name", "weights").split(", ")
-            are_weights = any(label.split(" ")[-1] == "weights" for label in labels)
+            are_weights = group.get("are_weights", True)
             members = [
                 parameter for parameter in group["params"] if (are_weights and parameter.ndim in (2, 4)) == is_muon
             ]

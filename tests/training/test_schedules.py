@@ -159,6 +159,8 @@ def test_a_momentum_that_the_cycle_would_replace_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         validate(config("scheduler=one_cycle", *overrides))
     validate(config("scheduler=one_cycle", *overrides, "scheduler.cycle_momentum=false"))
+    # Muon's momentum is cycled, not the first beta of the AdamW beside it.
+    validate(config("scheduler=one_cycle", "optimizer=muon", "optimizer.betas=[0.8,0.95]"))
 
 
 def test_a_plateau_schedule_without_a_warm_up_waits_for_none():
