@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import ListConfig
+
 from alexnet_pl.config.hydra_versions import register_resolver
 from alexnet_pl.distributed.collectives import broadcast_from_rank0
 from alexnet_pl.runtime.commands import hydra_override
@@ -20,10 +22,11 @@ def scale_lr(lr: float, batch_size: int) -> float:
     return lr * (batch_size / PAPER_BATCH)
 
 
-def scaled(factor: float, widths: int | Sequence[int]) -> int | list[int]:
+def scaled(factor: float, widths: int | Sequence[int]) -> int | ListConfig:
     """Return ``factor`` times a layer's width, or a list of widths, rounded to whole numbers of at least 1.
 
-    In YAML, ``channels: ${scaled:${scale.convolutions},[96, 256]}`` is ``[48, 128]`` with ``scale=lab``.
+    In YAML, ``channels: ${scaled:${scale.convolutions},[96, 256]}`` is ``[48, 128]`` with ``scale=lab``. It is
+    a node, because OmegaConf takes no plain list when a whole config is resolved, as ``--resolve`` does.
 
     Raises:
         ConfigError: ``factor`` is no number above 0.
@@ -32,7 +35,7 @@ def scaled(factor: float, widths: int | Sequence[int]) -> int | list[int]:
         raise ConfigError(f"a factor of {factor} in the section scale is invalid: expected a number above 0.")
     if isinstance(widths, int):
         return max(round(factor * widths), 1)
-    return [max(round(factor * width), 1) for width in widths]
+    return ListConfig([max(round(factor * width), 1) for width in widths])
 
 
 def run_folder(resume: str | None, new: str) -> str:

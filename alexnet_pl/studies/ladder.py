@@ -20,8 +20,10 @@ ORDER = (
 )  # fmt: skip
 """Rungs from the lowest to the highest; each inherits from the one before it."""
 
-OTHER_ORDER = ("schedule", "unaugmented_full_resolution", "unaugmented_width", "width")
-"""Rungs in the order of the second climb, which begins and ends on the first one."""
+OTHER_ORDER = (
+    "tutorial", "plateau_norm_everywhere", "plateau_full_resolution", "unaugmented_full_resolution", "full_resolution",
+)  # fmt: skip
+"""Rungs in the order of the second climb, which begins and ends on the first one and takes the same four steps."""
 
 
 def climbs(table: Table) -> list[list[str]]:

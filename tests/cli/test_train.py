@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from alexnet_pl.cli.train import add_or_set, check_options, main, overrides_last
 from alexnet_pl.config.resolvers import run_folder
@@ -114,6 +115,16 @@ def test_an_unknown_option_is_one_line(words, message, capsys, monkeypatch):
 )
 def test_hydras_own_options_are_known(words):
     check_options(overrides_last(words.split()))
+
+
+@pytest.mark.parametrize("words", ["model=alexnet_bn scale=lab", "experiment=record"])
+def test_a_config_is_printed_with_its_references_resolved(words):
+    command = [sys.executable, "-m", "alexnet_pl", "train", "--cfg", "job", "--resolve", *words.split()]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    shown = yaml.safe_load(run.stdout)
+    assert shown["model"]["channels"] == ([48, 128, 192, 192, 128] if "lab" in words else [64, 128, 256, 384, 512])
+    assert "${" not in run.stdout
 
 
 def test_a_list_of_options_is_refused_before_hydra_merges_it(capsys, monkeypatch):

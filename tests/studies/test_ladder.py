@@ -22,9 +22,10 @@ ACCURACIES = {
     "tutorial": [0.70, 0.71, 0.72],
     "schedule": [0.75, 0.74, 0.76],
     "crop_flip": [0.80, 0.82, 0.81],
-    "width": [0.90, 0.91, 0.89],
-    "unaugmented_full_resolution": [0.78, 0.79, 0.80],
-    "unaugmented_width": [0.83, 0.84, 0.82],
+    "full_resolution": [0.90, 0.91, 0.89],
+    "plateau_norm_everywhere": [0.74, 0.73, 0.75],
+    "plateau_full_resolution": [0.78, 0.79, 0.80],
+    "unaugmented_full_resolution": [0.83, 0.84, 0.82],
 }
 
 
@@ -57,7 +58,7 @@ def make_ladder(tmp_path: Path):
 def test_steps_are_paired_differences_to_the_rung_before(make_ladder):
     table = tabulate([make_ladder(ACCURACIES)])
     first, second = climbs(table)
-    assert first == ["tutorial", "schedule", "crop_flip", "width"]
+    assert first == ["tutorial", "schedule", "crop_flip", "full_resolution"]
     assert second == [*OTHER_ORDER]
     frame = ladder_table(table, first)
     assert frame["rung"].tolist() == [*first, "test: 6 views"]
@@ -73,7 +74,8 @@ def test_steps_are_paired_differences_to_the_rung_before(make_ladder):
     assert frame["test accuracy"][4].mean == pytest.approx(0.92)  # of the last rung's runs
     assert (frame["step"][4].mean, frame["n"][4]) == (pytest.approx(0.02), 3)
     other = ladder_table(table, second)
-    assert other["step"][3].mean == pytest.approx(0.07)  # crops and mirroring, last
+    assert other["rung"].tolist() == [*OTHER_ORDER, "test: 6 views"]
+    assert other["step"][4].mean == pytest.approx(0.07)  # crops and mirroring, last
 
 
 def test_the_report_shows_the_ladder_instead_of_every_pair(make_ladder, tmp_path):
@@ -91,19 +93,23 @@ def test_the_report_shows_the_ladder_instead_of_every_pair(make_ladder, tmp_path
 
 def test_an_incomplete_ladder_has_one_climb_and_no_views(make_ladder):
     table = tabulate(
-        [make_ladder({rung: ACCURACIES[rung] for rung in ("tutorial", "unaugmented_width", "width")}, None)]
+        [
+            make_ladder(
+                {rung: ACCURACIES[rung] for rung in ("tutorial", "plateau_norm_everywhere", "full_resolution")}, None
+            )
+        ]
     )
-    assert climbs(table) == [["tutorial", "width"]]
-    assert ladder_table(table, ["tutorial", "width"])["rung"].tolist() == ["tutorial", "width"]
+    assert climbs(table) == [["tutorial", "full_resolution"]]
+    assert ladder_table(table, ["tutorial", "full_resolution"])["rung"].tolist() == ["tutorial", "full_resolution"]
     assert len(ladder_figure(table).axes[0].get_yticks()) == 2
 
 
 def test_the_figure_has_the_averaged_views_and_names_the_second_climb(make_ladder):
     axes = ladder_figure(tabulate([make_ladder(ACCURACIES)])).axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == [
-        "tutorial", "schedule", "crop flip", "width", "test: 6 views",
+        "tutorial", "schedule", "crop flip", "full resolution", "test: 6 views",
     ]  # fmt: skip
-    assert [text.get_text() for text in axes.texts] == ["unaugmented full resolution", "unaugmented width"]
+    assert [text.get_text() for text in axes.texts] == [rung.replace("_", " ") for rung in OTHER_ORDER[1:-1]]
     (line,) = [line for line in axes.lines if line.get_label() == "one step after the other"]
     assert line.get_xdata()[-1] == pytest.approx(100 * (0.90 + 0.02))  # 0.01 · seed more than with one view
 
@@ -115,10 +121,10 @@ def test_seeds_are_listed_in_the_order_of_numbers(make_ladder, tmp_path):
 
 def test_the_rungs_are_in_their_order_whatever_was_trained_first(make_ladder):
     """A rung that somebody tries first is not the lowest, and the averaged views are those of the highest."""
-    first = ("width", "crop_flip", "of_the_user", "tutorial", "schedule")
+    first = ("full_resolution", "crop_flip", "of_the_user", "tutorial", "schedule")
     table = tabulate([make_ladder({rung: ACCURACIES.get(rung, [0.95]) for rung in first})])
-    assert climbs(table) == [["tutorial", "schedule", "crop_flip", "width", "of_the_user"]]
-    assert remarks(table)[0].startswith("norm_everywhere, full_resolution: no runs")
+    assert climbs(table) == [["tutorial", "schedule", "crop_flip", "full_resolution", "of_the_user"]]
+    assert remarks(table)[0].startswith("norm_everywhere: no runs")
 
 
 def test_a_step_says_which_seeds_it_leaves_out(make_ladder, tmp_path):
@@ -155,7 +161,7 @@ def swept() -> list[str]:
 
 def test_the_ladder_sweeps_every_rung_and_the_second_order_exists():
     assert sorted(swept()) == RUNGS
-    assert [rung for rung in swept() if not rung.startswith("unaugmented")] == [*ORDER]
+    assert [rung for rung in swept() if rung not in OTHER_ORDER[1:-1]] == [*ORDER]
     assert set(OTHER_ORDER) <= set(RUNGS)
 
 
@@ -187,9 +193,8 @@ ADDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("before", "rung"), [*pairwise(ORDER)])
-def test_every_rung_changes_what_it_says(before, rung):
-    """Keys that differ from the rung before; the data section repeats the augmentation."""
+def differences(before: str, rung: str) -> set[str]:
+    """Return the keys in which two rungs differ; the data section repeats the augmentation."""
 
     def flat(values: object, key: str = "") -> dict[str, object]:
         if not isinstance(values, dict):
@@ -197,22 +202,28 @@ def test_every_rung_changes_what_it_says(before, rung):
         return {name: leaf for k, v in values.items() for name, leaf in flat(v, f"{key}.{k}".strip(".")).items()}
 
     low, high = (flat(OmegaConf.to_container(config(f"rung={name}"), resolve=True)) for name in (before, rung))
-    differ = {key.removeprefix("data.") if key.startswith("data.augment") else key
-              for key in low.keys() | high.keys() if low.get(key, "-") != high.get(key, "-")}  # fmt: skip
+    return {key.removeprefix("data.") if key.startswith("data.augment") else key
+            for key in low.keys() | high.keys() if low.get(key, "-") != high.get(key, "-")}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "rung"), [*pairwise(ORDER)])
+def test_every_rung_changes_what_it_says(before, rung):
+    differ = differences(before, rung)
     unexpected = {key for key in differ if not any(f"{key}.".startswith(f"{name}.") for name in ADDED[rung])}
     assert not unexpected
     for name in ADDED[rung] - {"data.augment.crop.padding"}:
         assert any(f"{key}.".startswith(f"{name}.") for key in differ), name
 
 
-@pytest.mark.parametrize(("apart", "rung"), [("unaugmented_width", "width"), ("unaugmented_full_resolution",) * 2])
-def test_the_second_order_differs_in_augmentation_alone(apart, rung):
-    """Width with crops and mirroring is one rung, which ends both orders."""
-    before, after = (
-        OmegaConf.to_container(config(f"rung={name}"), resolve=False)
-        for name in (apart, rung.removeprefix("unaugmented_"))
-    )
-    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {"augment"}
+def test_the_second_order_takes_the_steps_of_the_first():
+    """Normalization, kernels, schedule, augmentation; crops are by 4 pixels at 32×32 and by 6 at 50×50."""
+    taken = [*pairwise(OTHER_ORDER)]
+    assert differences(*taken[0]) == differences("crop_flip", "norm_everywhere")
+    assert differences(*taken[1]) == {
+        key for key in differences("norm_everywhere", "full_resolution") if "crop" not in key
+    }
+    assert differences(*taken[2]) == differences("tutorial", "schedule")
+    assert differences(*taken[3]) == differences("schedule", "crop_flip")
 
 
 def test_the_ladder_ends_in_the_record():
