@@ -207,19 +207,25 @@ def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
     assert len(tables) == 2
     for table in tables:
         assert table in page
-    steps = {cells[0].strip(): cells[3] for cells in (line.split("|")[1:] for line in "\n".join(tables).splitlines())}
+    first, second = (
+        {cells[0].strip(): cells[3].strip() for cells in (line.split("|")[1:] for line in table.splitlines())}
+        for table in tables
+    )
     prose = re.sub(r"\s+", " ", page.partition("## The record")[0].partition("- **The network")[2])
-    for rung in ("crop_flip", "cutout", "late_pooling"):
-        assert steps[rung].strip().removesuffix(" (n = 2)") in prose
-    for rung in ("optimizer", "label_smoothing", "width"):  # width's is that of the second climb, the last one read
-        assert f"{steps[rung].split()[0]} points" in prose
+    assert f"{first['full_resolution'].split()[0]} points in the first order and" in prose
+    assert f"and {second['plateau_full_resolution'].split()[0]} in the second" in prose
+    for step in (first["crop_flip"], second["full_resolution"], second["unaugmented_full_resolution"], first["cutout"]):
+        assert step in prose
+    assert f"{first['late_pooling']} points" in prose
+    for rung in ("optimizer", "label_smoothing", "schedule", "norm_everywhere"):
+        assert f"{first[rung].split()[0]} points" in prose
+    assert f"{second['plateau_norm_everywhere'].split()[0]} on the tutorial's recipe" in prose
     rows = pd.read_csv(REPOSITORY / "docs/results/ladder/h100/results.csv").query("counts")
     means = rows.groupby("rung")["test/acc"].mean()
     assert f"gains {100 * (means['norm_everywhere'] - means['tutorial']):.1f} points" in prose
-    seeds = rows.groupby("rung")["seed"].agg(set)
-    assert len(seeds) == 18
-    assert all({1, 2} <= found for found in seeds)
-    assert sum(found == {1, 2} for found in seeds) == 9
+    assert f"the ladder above has it at {first['late_pooling'].split()[0][1:4]} points (n = 3)" in page
+    assert len(means) == 19
+    assert all(found == {1, 2, 3} for found in rows.groupby("rung")["seed"].agg(set))
 
 
 def test_the_results_of_a_ladder_are_those_of_its_trials(tmp_path: Path) -> None:
