@@ -40,8 +40,9 @@ from alexnet_pl.studies.table import Trial, curves_of, factors_of, read_study, v
 FACTOR = "factor "
 """Prefix of the columns that hold the levels of what a study varies."""
 
-NOT_IN_COMMAND = ("study", "data.root", "data_dir", "callbacks.dashboard")
-"""Overrides, and all below them, that change no number."""
+HARMLESS = ("data.root", "data_dir", "hydra.", "logger", "callbacks.dashboard", "callbacks.resume", "local", "threads",
+            "trainer.accelerator", "trainer.devices")  # fmt: skip
+"""Overrides, and all below them, that change no number: trials with and without them are one study."""
 
 RESULT_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_second", "parameters", "device", "precision",
                   "split_seed", "git_commit")  # fmt: skip
@@ -188,7 +189,7 @@ def row_of(
 
 def _command(given: Mapping[str, str]) -> str:
     """Return the command of a trial from its overrides, without those that change no number."""
-    overrides = {key: value for key, value in given.items() if not key.startswith(NOT_IN_COMMAND)}
+    overrides = {key: value for key, value in given.items() if not key.startswith(("study", *HARMLESS))}
     return shell_join(["alexnet", "train", *(f"{key}={value}" for key, value in overrides.items())])
 
 

@@ -30,16 +30,12 @@ from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.signals import GracefulShutdown
 from alexnet_pl.runtime.system import usable_cores
 from alexnet_pl.studies.claims import OWN, Claim, Pilot
-from alexnet_pl.studies.claims_evidence import Ledger, power_calculation
+from alexnet_pl.studies.claims_evidence import HARMLESS, Ledger, power_calculation
 from alexnet_pl.studies.internals import expand_sweep
 from alexnet_pl.studies.store import STUDY, Study
 
 MOST_WORKERS = 4
 """Limit of the default number of workers: each holds the images and a network, up to 2 GB."""
-
-HARMLESS = ("data.root", "data_dir", "hydra.", "logger", "callbacks.dashboard", "callbacks.resume", "local", "threads",
-            "trainer.accelerator", "trainer.devices")  # fmt: skip
-"""Overrides that change no number. With others the trials are a rehearsal and no evidence."""
 
 NO_FIGURES = "callbacks.dashboard.figures=false"
 """Default of the workers: drawing takes longer than a short trial."""

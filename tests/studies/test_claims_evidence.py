@@ -276,6 +276,18 @@ def test_only_settings_of_the_latest_command_count_and_committed_rows_outlive_th
     assert found.n == 0  # there is nothing to compare with
 
 
+def test_settings_that_change_no_number_do_not_divide_a_study(tmp_path):
+    """Seeds that another machine adds, with other directories and pauses between resume checkpoints, join the rest."""
+    elsewhere = {**trial("lrn", 2), "data.root": "/elsewhere", "callbacks.resume.interval_minutes": "60",
+                 "trainer.accelerator": "cpu", "threads": "1"}  # fmt: skip
+    trials = {"0000000001": (trial("lrn", 1), {}), "0000000002": (elsewhere, {})}
+    write_study(tmp_path / "multirun" / "norms-lab", trials, planned=["0000000002"])
+    (line,) = collect([claim()], tmp_path / "multirun", tmp_path / "csv")
+    assert line.endswith("2 of 2 trials")
+    found = read_evidence(tmp_path / "csv" / "norms-lab.csv")["command"]
+    assert found.str.replace(r" seed=.", "", regex=True).nunique() == 1
+
+
 def test_trials_on_record_are_not_run_again_after_their_run_directories_are_gone(tmp_path):
     multirun, csv, digits = tmp_path / "multirun", tmp_path / "csv", ["0000000001", "0000000002"]
     write_study(
