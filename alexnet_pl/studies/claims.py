@@ -113,6 +113,7 @@ class Claim:
         seeds: scale → number of seeds, from 1 on.
         pilot: the power calculation.
         path: of the file.
+        changed: what of the plan was changed after seeds had been seen, and why; None if nothing was.
     """
 
     id: str
@@ -130,6 +131,7 @@ class Claim:
     seeds: Mapping[str, int]
     pilot: Pilot
     path: Path
+    changed: str | None = None
 
     @property
     def study(self) -> str:
@@ -197,7 +199,7 @@ def load_claim(path: Path) -> Claim:
         Published(published.text("text"), value, DIRECTIONS[published.choice("direction", DIRECTIONS)]),
         top.text("stands_in", optional=True), study.text("experiment"), tuple(study.texts("overrides")),
         test, _contrast(contrast, test), _measure(top, test), margin, _seeds(top.section("seeds")),
-        _pilot(top.section("pilot")), path,
+        _pilot(top.section("pilot")), path, top.text("changed") if "changed" in top.content else None,
     )  # fmt: skip
     for section in (top, study, published):
         section.refuse_others()

@@ -45,7 +45,7 @@ HARMLESS = ("data.root", "data_dir", "hydra.", "logger", "callbacks.dashboard", 
 """Overrides, and all below them, that change no number: trials with and without them are one study."""
 
 RESULT_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_second", "parameters", "device", "precision",
-                  "split_seed", "git_commit")  # fmt: skip
+                  "numerics", "split_seed", "git_commit")  # fmt: skip
 
 
 # --- from a study's directory to its CSV file -----------------------------------------------------------------------
@@ -226,8 +226,9 @@ def read_evidence(path: Path) -> pd.DataFrame:
     """
     try:
         head = pd.read_csv(path, nrows=0).columns
-        text = {name: str for name in head if name.startswith(FACTOR) or name in ("config_hash", "git_commit")}
-        frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+        types = {name: "str" for name in head if name.startswith(FACTOR) or name in ("config_hash", "git_commit")}
+        types |= {"numerics": "Int64"} if "numerics" in head else {}  # whole numbers that may be missing
+        frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
         if missing := {"config_hash", SEED, "test/error"} - set(frame.columns):
             raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
     except (ValueError, OSError, pd.errors.ParserError) as error:

@@ -19,6 +19,7 @@ from alexnet_pl.studies.claims import OWN, Claim
 from alexnet_pl.studies.claims_evidence import (
     Finding,
     Ledger,
+    find,
     findings,
     headline,
     provenance,
@@ -27,7 +28,7 @@ from alexnet_pl.studies.claims_evidence import (
 )
 from alexnet_pl.studies.markdown import render, text_table
 from alexnet_pl.studies.plots import ForestRow, forest_figure
-from alexnet_pl.studies.statistics import CONFIRMED, LEVEL, NO_EFFECT, OPEN, REVERSED, Estimate, holm
+from alexnet_pl.studies.statistics import CONFIRMED, LEVEL, NO_EFFECT, OPEN, REVERSED, SEED, Estimate, holm
 
 PAGE, HTML, EVIDENCE, FOREST = "claims.md", "claims.html", "claims", "forest.png"
 """Files in the results directory: the two pages, the directory of the CSV files, and the plot in it."""
@@ -197,7 +198,7 @@ def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
         measured = Markup("–") if best is None else effect_text(best) + _at_other_scales(found, best)
         trained = "–"
         if best is not None and best.n:
-            trained = f"{best.n} of {best.planned}, {scale_text(best.scale)}, {epochs_text(best)}"
+            trained = f"{seeds_text(best)}, {scale_text(best.scale)}, {epochs_text(best)}"
         rows.append([statement, claim.published.text, measured, trained, verdict_text(best)])
     return text_table(rows, ["claim", "published", "measured", "seeds, scale, epochs", "verdict"])
 
@@ -225,7 +226,8 @@ def summary(ledger: Ledger) -> str:
 def level(ledger: Ledger) -> str:
     """Return at what level the verdicts hold, each and together: effects, and equivalences for themselves.
 
-    A level to be reached is no effect and is not among them.
+    All effects were tested for both, so both families have all of them, whatever came out. A level to be reached is no
+    effect and is not among them.
     """
     tested = {claim.id: best.verdict for claim, found in ledger if (best := headline(found)) and claim.test != "level"}
     known = {name: found.p for name, found in tested.items() if found.p is not None}
@@ -237,11 +239,11 @@ def level(ledger: Ledger) -> str:
     ]
     settled = [name for name in known if tested[name].name in (CONFIRMED, REVERSED)]
     parts.append(f"At 5% for all of them together (Holm's method), {_holding(known, settled)}.")
-    equal = {name: found.p_equivalence for name, found in tested.items() if found.name == NO_EFFECT}
-    if equal:
+    equivalences = {name: found.p_equivalence for name, found in tested.items() if found.p_equivalence is not None}
+    if equal := [name for name in equivalences if tested[name].name == NO_EFFECT]:
         parts.append(
-            "Of the verdicts of no effect beyond the margin, by the same method over their tests of equivalence, "
-            f"{_holding({name: p for name, p in equal.items() if p is not None}, [*equal])}."
+            "Of the verdicts of no effect beyond the margin, by the same method over the tests of equivalence of all "
+            f"{len(equivalences)}, {_holding(equivalences, equal)}."
         )
     return " ".join(parts)
 
@@ -287,9 +289,16 @@ def facts(claim: Claim) -> dict[str, str]:
         "measure": f"{claim.measure}{compared}{where}",
         "margin": f"{claim.margin:g} {unit}",
         "planned seeds": ", ".join(f"{count} at {scale_text(scale)} scale" for scale, count in claim.seeds.items()),
+        "changed after seeds were seen": claim.changed or "",
         "power": power_text(claim),
     }
     return {name: text for name, text in found.items() if text}
+
+
+def seeds_text(finding: Finding) -> str:
+    """Return how many of the planned seeds there are; a study that another claim shares may have more."""
+    more = finding.n > finding.planned
+    return f"{finding.n}, {finding.planned} planned" if more else f"{finding.n} of {finding.planned}"
 
 
 def power_text(claim: Claim) -> str:
@@ -315,7 +324,7 @@ def _results(found: Sequence[Finding]) -> pd.DataFrame | None:
         compared = "; ".join(f"{name or 'all'} {percent * value:.2f}" for name, value in finding.compared.items())
         found_p = (_p(finding.verdict.p), _p(finding.verdict.p_equivalence))
         rows.append(
-            [scale_text(finding.scale), f"{finding.n} of {finding.planned}", epochs_text(finding), compared,
+            [scale_text(finding.scale), seeds_text(finding), epochs_text(finding), compared,
              effect_text(finding), *found_p, verdict_text(finding)]
         )  # fmt: skip
     heads = ["scale", "seeds", "epochs", "means", "effect", "p", "p of equivalence", "verdict"]
@@ -335,9 +344,10 @@ def notes(finding: Finding) -> list[str]:
         found.append(f"{scale} scale: {words} a run")
     for name, column in MIXED.items():
         column_of_text = finding.trials.get(column, pd.Series(dtype=str)).dropna().astype(str)
-        values = [*dict.fromkeys(column_of_text)]
-        if len(values) > 1:
-            found.append(f"{scale} scale: mixed {name}: {'; '.join(values)}")
+        groups = finding.trials.loc[column_of_text.index].groupby(column_of_text, sort=False)
+        if len(groups) > 1:
+            parts = [f"{value} ({_effect_of(finding, rows, column)})" for value, rows in groups]
+            found.append(f"{scale} scale: mixed {name}: {'; '.join(parts)}")
     value = finding.claim.published.value
     inside = None if value is None else _is_inside(value, finding.shown)
     if inside is not None:
@@ -346,7 +356,17 @@ def notes(finding: Finding) -> list[str]:
     return found
 
 
-MIXED = {"devices": "device", "precisions": "precision", "copies of the data": "data_source", "versions": "versions"}
+MIXED = {"devices": "device", "precisions": "precision", "copies of the data": "data_source", "versions": "versions",
+         "versions of what a config computes": "numerics"}  # fmt: skip
+"""Conditions that a study's trials may differ in, and their columns."""
+
+
+def _effect_of(finding: Finding, rows: pd.DataFrame, column: str) -> str:
+    """Return the seeds of some of a finding's rows, and for a device the effect that they alone have."""
+    seeds = sorted(rows[SEED].unique())
+    text = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    part = find(finding.claim, finding.scale, rows) if column == "device" else None
+    return f"{text}: {effect_text(part)}" if part and part.n > 1 else text
 
 
 def studies_table(ledger: Ledger, directory: Path) -> tuple[pd.DataFrame | None, dict[str, str]]:

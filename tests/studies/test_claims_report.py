@@ -18,6 +18,7 @@ from alexnet_pl.studies.claims_report import (
     check_claims,
     effect_text,
     epochs_text,
+    facts,
     level,
     notes,
     overview,
@@ -182,10 +183,14 @@ def test_mixed_conditions_are_noted(results):
     path = results / "claims" / "dropout-lab.csv"
     table = pd.read_csv(path).rename(columns={"factor model.dropout": "factor norm"})
     table["factor norm"] = ["none"] * 3 + ["lrn"] * 3
-    table["device"] = ["cpu (x)"] * 5 + ["cuda (y)"]
+    table["device"] = ["cpu (x)", "cpu (x)", "cuda (y)"] * 2
+    table["numerics"] = [1, None, 2] * 2
     table.to_csv(path, index=False)
     ((_, (found,)),) = findings([dropout], results / "claims")
-    assert "lab scale: mixed devices: cpu (x); cuda (y)" in notes(found)
+    on_cpu = find(dropout, "lab", found.trials[found.trials["seed"] < 3])
+    shown = notes(found)
+    assert f"lab scale: mixed devices: cpu (x) (seeds 1, 2: {effect_text(on_cpu)}); cuda (y) (seed 3)" in shown
+    assert "lab scale: mixed versions of what a config computes: 1 (seed 1); 2 (seed 3)" in shown
 
 
 def test_the_level_of_all_claims_together_is_stated(results):
@@ -222,11 +227,19 @@ def test_equivalences_have_a_level_of_their_own_together(results, monkeypatch):
     text = level(ledger)
     assert "none of the 5 effects existed" in text
     assert "(Holm's method), these hold: a and these do not: b. Of the verdicts" in text
-    assert text.endswith("over their tests of equivalence, these hold: c, d, e.")
-    ledger[3] = found("d", name="no effect beyond the margin", p=0.9, p_equivalence=0.049)
-    assert level(ledger).endswith("these hold: c, e and these do not: d.") is False
-    ledger[3] = found("d", name="no effect beyond the margin", p=0.9, p_equivalence=0.0501)
-    assert level(ledger).endswith("these hold: c, e and these do not: d.")
+    assert text.endswith(
+        "over the tests of equivalence of all 4, these hold: e and these do not: c, d."
+    )  # of a, c, d, e
+    ledger[3] = found("d", name="open", p=0.06, p_equivalence=0.06)  # which way it came out changes no other verdict
+    assert level(ledger).endswith("of all 4, these hold: e and these do not: c.")
+    ledger[4] = found("e", name="no effect beyond the margin", p=0.9, p_equivalence=0.04)
+    assert level(ledger).endswith("of all 4, these do not: c, e.")
+
+
+def test_a_plan_that_was_changed_after_a_look_is_told(tmp_path):
+    assert "changed after seeds were seen" not in facts(claim())
+    path = written(tmp_path, {"changed": "raised from 3 to 5 seeds"})
+    assert facts(load_claim(path))["changed after seeds were seen"] == "raised from 3 to 5 seeds"
 
 
 def test_the_forest_plot_shows_intervals_and_published_values(monkeypatch, results, tmp_path):
