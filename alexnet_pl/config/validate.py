@@ -454,7 +454,8 @@ def refuse_used_folder(run_dir: Path) -> None:
     if (run_dir / "config.yaml").exists():
         raise ConfigError(
             f"{run_dir} already holds a run.\n"
-            f"Resume it with {hydra_override('resume', run_dir)}, or choose another hydra.run.dir."
+            f"Resume it with {hydra_override('resume', run_dir)}, or choose another hydra.run.dir, "
+            "or run_dir if the config is that of a run."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning import Callback, LightningModule, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
@@ -147,9 +147,11 @@ def build_loggers(cfg: DictConfig, run_dir: Path, position: Position) -> tuple[l
 def build_trainer(cfg: DictConfig, callbacks: dict[str, Callback], loggers: list[Logger]) -> "Trainer":
     """Build the trainer with the callbacks that every run has, and a progress bar on a terminal or in a notebook."""
     bar = make_progress_bar()
+    bars = [callback for callback in callbacks.values() if isinstance(callback, ProgressBar)]
+    bar = bars if bar and bars else bar  # configured ones stand in for ours, where one is shown
     # The resume checkpoint comes last, so that it saves what the other callbacks do after the same step.
     resume = cast(ResumeCheckpoint, callbacks["resume"])
-    others = [callback for callback in callbacks.values() if callback is not resume]
+    others = [callback for callback in callbacks.values() if callback is not resume and callback not in bars]
     together = [TrainingEnd(resume), EpochReport(), Norms(), *others, resume, ReseedEachEpoch(cfg.seed), *bar]
     trainer: Trainer = instantiate(
         cfg.trainer,

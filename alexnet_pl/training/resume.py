@@ -102,16 +102,17 @@ def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
     rehearse(model, data.get("image_size"), trust)
     if data.get("resize_size") is not None:
         check_side("data.resize_size", data["resize_size"])
-    saved: DictConfig = OmegaConf.create(_relocated(plain, before, str(run_dir)))
+    saved: DictConfig = OmegaConf.create(relocated(plain, before, str(run_dir)))
     derive_outputs(saved, now, run_dir)
     return saved
 
 
-def _relocated(node: Any, before: str, now: str) -> Any:
+def relocated(node: Any, before: str, now: str) -> Any:
+    """Return a plain config in which paths in the directory ``before`` are in ``now`` instead."""
     if isinstance(node, dict):
-        return {key: _relocated(value, before, now) for key, value in node.items()}
+        return {key: relocated(value, before, now) for key, value in node.items()}
     if isinstance(node, list):
-        return [_relocated(value, before, now) for value in node]
+        return [relocated(value, before, now) for value in node]
     if isinstance(node, str) and (node == before or node.startswith(before + "/")):
         return now + node.removeprefix(before)
     return node

@@ -69,6 +69,7 @@ from alexnet_pl.training.resume import (
     check_ranks,
     diff_configs,
     named_on_the_command_line,
+    relocated,
     restarts_schedule,
     saved_config,
     without_places,
@@ -193,6 +194,8 @@ def prepare(cfg: DictConfig, named: Sequence[str], command: str | None = None) -
     end_with_parent()
     commit, run_dir, resuming = git_commit(), Path(cfg.run_dir), cfg.resume is not None
     drop_disabled(cfg)
+    if not resuming:
+        cfg = _in_own_folder(cfg, named)
     validate(without_places(cfg, named) if resuming else cfg)
     resolve_auto(cfg)
     if get_world().rank == 0:
@@ -215,6 +218,19 @@ def prepare(cfg: DictConfig, named: Sequence[str], command: str | None = None) -
         check_processes(cfg, get_world())
         resolve_threads(cfg)
     return Plan(cfg, run_dir, named, resuming, changed, result, commit, command)
+
+
+def _in_own_folder(cfg: DictConfig, named: Sequence[str]) -> DictConfig:
+    """Return the config of a new run whose paths are those of another run's config.yaml, with paths of its own.
+
+    A resolved config names each file of the run that it is from; with another ``run_dir`` alone, the new run would
+    replace that run's checkpoints.
+    """
+    before, now = (cfg.get("trainer") or {}).get("default_root_dir"), str(cfg.run_dir)
+    if before in (None, now) or "trainer.default_root_dir" in named:
+        return cfg
+    own: DictConfig = OmegaConf.create(relocated(OmegaConf.to_container(cfg, resolve=True), before, now))
+    return own
 
 
 def complete(plan: Plan, result: dict[str, Any]) -> float:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from helpers import NO_FIGURES, REPOSITORY, config, train
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,7 +25,9 @@ from alexnet_pl.config.resolve import default_precision, resolve_auto
 from alexnet_pl.data.digits import DigitsDataModule
 from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.runtime.errors import ConfigError, one_line_errors
+from alexnet_pl.training import build
 from alexnet_pl.training.classifier import ImageClassifier
+from alexnet_pl.training.lightning_internals import EpochProgressBar
 from alexnet_pl.training.run import _errors_for_users, run
 
 RUN = ("model=lenet5", "data=digits", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=3")
@@ -179,6 +183,39 @@ def test_a_used_directory_is_refused_and_not_changed(finished):
     with pytest.raises(ConfigError, match="already holds a run"):
         run(config(*RUN, run_dir=run_dir))
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def test_a_run_with_the_config_of_another_writes_into_its_own_directory(finished, tmp_path):
+    """A run's config.yaml names every file that the run has written."""
+    run_dir, _ = finished
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    cfg.run_dir, cfg.seed, cfg.trainer.max_epochs = str(tmp_path / "again"), 2, 1
+    run(cfg)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+    made = {path.relative_to(tmp_path / "again").as_posix() for path in (tmp_path / "again").rglob("*")}
+    assert {"checkpoints/best.ckpt", "metrics.csv", "result.json", "config.yaml"} <= made
+    assert str(run_dir) not in (tmp_path / "again" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_progress_bar_of_ones_own_stands_in_for_ours_where_one_is_shown(shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "make_progress_bar", lambda: [EpochProgressBar()] if shown else [])
+    bars = []
+    monkeypatch.setattr(Trainer, "fit", lambda self, *_, **__: bars.append(self.progress_bar_callback))
+    cfg = config(*RUN, "trainer.max_epochs=1", run_dir=tmp_path / "run")
+    OmegaConf.update(cfg, "callbacks.mine", {"_target_": "lightning.pytorch.callbacks.TQDMProgressBar"}, force_add=True)
+    with suppress(Exception):  # nothing was trained
+        run(cfg)
+    assert [type(bar) for bar in bars] == [TQDMProgressBar if shown else type(None)]
+
+
+@pytest.mark.parametrize("option", ["disabled", "stdout", "none"])
+def test_every_option_of_hydras_job_logging_works(option, tmp_path):
+    done = train("model=lenet5", "trainer=smoke", f"hydra/job_logging={option}", "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "result.json").is_file()
+    assert not (tmp_path / "run" / "train.log").exists()
 
 
 def test_settings_that_cannot_work_are_refused_before_data_is_read(tmp_path, monkeypatch):
