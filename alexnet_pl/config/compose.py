@@ -199,7 +199,8 @@ def compose(
     """
     given = [*as_list(overrides), *to_overrides(settings)]
     refuse_lists(given)
-    refuse_same_steps(given)
+    with user_errors():
+        refuse_same_steps(given)
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise ConfigError(

@@ -157,7 +157,7 @@ def user_errors() -> Iterator[None]:
 
 def user_message(error: BaseException) -> tuple[str, int] | None:
     """Return the message to print and the exit status; None if the error is a bug, which needs its traceback."""
-    for translate in (_from_user_error, _from_hydra, _from_worker, _from_file_system):
+    for translate in (_from_user_error, _from_yaml, _from_hydra, _from_worker, _from_file_system):
         if (found := translate(error)) is not None:
             return found
     return None
@@ -180,6 +180,24 @@ def _user_cause(error: BaseException) -> UserError | None:
         # OmegaConf drops the cause of an error in a resolver.
         cause = cause.__cause__ or (cause.__context__ if isinstance(cause, OmegaConfBaseException) else None)
     return None
+
+
+def _from_yaml(error: BaseException) -> _Message | None:
+    """Translate a file of options that is not YAML: the file, the line, the problem, and the fix of common ones."""
+    from yaml import MarkedYAMLError, YAMLError  # start-up time: needed after an error only
+
+    if not isinstance(error, YAMLError):
+        return None
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:  # a character that no YAML file may have; the text names the file
+        return f"{printable(one_line(error))}. Expected a YAML file in UTF-8.", 2
+    problem = printable(one_line(ValueError(error.problem)))
+    fix = ""
+    if "got '{'" in problem:
+        fix = ' Quote interpolations inside brackets, as in ["${width}", 84]'
+    elif "'\\t'" in problem:
+        fix = " Indent with spaces instead of tabs."
+    mark = error.problem_mark
+    return f"{printable(mark.name)} is invalid YAML in line {mark.line + 1}: {problem}.{fix}", 2
 
 
 def _from_hydra(error: BaseException) -> _Message | None:
@@ -213,7 +231,7 @@ def _from_hydra(error: BaseException) -> _Message | None:
     if isinstance(error, HydraException) and (several := _several_values(str(error))):
         return several, 2
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return one_line(error), 2
+        return one_line(error if str(error) or cause is None else cause), 2
     return None
 
 

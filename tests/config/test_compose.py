@@ -81,6 +81,15 @@ def test_options_that_set_the_same_step_are_refused(options, step):
     refuse_same_steps(["augment=[crop_flip],[crop_flip,cutout]", "augment=crop,crop_flip", "augment=[crop,unknown]"])
 
 
+@pytest.mark.parametrize("overrides", [["augment=broken"], ["augment=[broken,flip]"]])
+def test_an_own_option_that_is_not_yaml_is_a_config_error(overrides, own_options, monkeypatch):
+    (own_options / "augment").mkdir()
+    (own_options / "augment" / "broken.yaml").write_text("flip:\n\tprobability: 1\n")
+    monkeypatch.setenv(OWN_OPTIONS, str(own_options))
+    with pytest.raises(ConfigError, match="broken.yaml is invalid YAML in line 2: "):
+        compose(overrides)
+
+
 @pytest.mark.parametrize("override", ["optimizer=[adam,sgd]", "+data=[digits,mnist]"])
 def test_compose_refuses_a_list_of_options(override):
     with pytest.raises(ConfigError, match="is invalid: expected one option"):

@@ -184,6 +184,41 @@ def test_unknown_names_have_a_hint(override, message):
     assert status == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nfc_widths: [${width}, 84]\n", " is invalid YAML in line 2: expected ',' or ']', but got '{'. Quote "),
+        (
+            "a: 1\n\tb: 2\n",
+            r" is invalid YAML in line 2: found character '\t' that cannot start any token. Indent with",
+        ),
+        ("a: 1\nb: 1\na: 2\n", " is invalid YAML in line 3: found duplicate key a."),
+        ("a: !!python/object:os.x {}\n", " is invalid YAML in line 1: could not determine a constructor for the tag"),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_one_line_with_the_place(text, message, tmp_path):
+    (path := tmp_path / "own.yaml").write_text(text)
+    found, status = user_message(raised_by(OmegaConf.load, path))
+    assert found.startswith(f"{path}{message}")
+    assert "\n" not in found
+    assert status == 2
+
+
+def test_a_character_that_yaml_forbids_is_one_line(tmp_path):
+    (path := tmp_path / "own.yaml").write_text('a: "\x01"\n')
+    found, status = user_message(raised_by(OmegaConf.load, path))
+    assert found.startswith("unacceptable character #x0001: ")
+    assert str(path) in found
+    assert status == 2
+
+
+def test_an_interpolation_without_its_end_has_the_words_of_its_cause(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "own.yaml").write_text("a: ${width\n")
+    found, _ = user_message(raised_by(composed, f"hydra.searchpath=['{tmp_path}']", "model=own"))
+    assert "'${width'" in found
+
+
 def test_a_mapping_in_place_of_an_option_says_how_to_replace_it():
     override = "scheduler={_target_:torch.optim.lr_scheduler.StepLR,step_size:3}"
     found, _ = user_message(raised_by(composed, override))
