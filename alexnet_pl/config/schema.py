@@ -5,9 +5,10 @@ import inspect
 import os
 import pkgutil
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.hydra_config import HydraConfig
 from torch import Tensor
 
 from alexnet_pl.config.optimizers import GROUPING
@@ -52,26 +53,66 @@ def check_arguments(path: str, node: Any) -> None:
     if "_target_" in node:
         make = locate(path, node["_target_"])
         accepted, takes_any = accepted_arguments(make)
+        if not takes_any:
+            _check_names(path, node, make, accepted)
         for key, value in node.items():
             if key not in HYDRA_KEYS:
-                _check_argument(f"{path}.{key}", value, make, accepted, takes_any)
+                _check_argument(f"{path}.{key}", value, accepted)
     for key, value in node.items():
         check_arguments(f"{path}.{key}", value)
 
 
-def _check_argument(path: str, value: Any, make: Callable[..., Any], accepted: dict[str, Any], takes_any: bool) -> None:
-    """Check one argument: its name against ``accepted``, its value against the annotation.
+def _check_names(path: str, node: Settings, make: Callable[..., Any], accepted: dict[str, Any]) -> None:
+    """Check that every key of ``node`` is an argument of the constructor or one of ``NEW_KEYS``.
 
     Raises:
-        ConfigError: an unknown argument or a value of another type.
+        ConfigError: names the first unknown argument.
+    """
+    known = {*HYDRA_KEYS, *accepted, *(new.rpartition(".")[2] for new in NEW_KEYS if new.startswith(f"{path}."))}
+    if unknown := [key for key in node if key not in known]:
+        key, name = unknown[0], getattr(make, "__name__", str(make))
+        hint = remains_of_experiment(f"{path}.{key}" for key in unknown) or did_you_mean(key, accepted)
+        raise ConfigError(f"{path}.{key}={format_value(node[key])} is invalid: {name} has no argument {key}.{hint}")
+
+
+def remains_of_experiment(paths: Iterable[str]) -> str:
+    """Return a hint to append to an error about keys that nobody typed; "" if that is not known to be so.
+
+    An experiment or a rung sets keys of the option that it chooses. The keys stay when an override chooses another
+    option, as in ``experiment=record augment=flip``.
+
+    Args:
+        paths: dotted keys; those that an override names are left out.
+    """
+    if not HydraConfig.initialized():
+        return ""
+    job = HydraConfig.get()
+    choices = ((group, job.runtime.choices.get(group)) for group in ("rung", "experiment"))
+    sources = [f"{group}={choice}" for group, choice in choices if choice not in (None, "null")]
+    overrides = [override.lstrip("+~").partition("=") for override in job.overrides.task]
+    given = [f"{key}." for key, _, value in overrides if "." in key or value.startswith("{")]
+    replaced = [f"{key.replace('/', '.')}." for key, _, _ in overrides if "." not in key]
+    remains = [
+        path
+        for path in paths
+        if any(path.startswith(group) for group in replaced)
+        and not any(f"{path}.".startswith(key) or key.startswith(f"{path}.") for key in given)
+    ]
+    if not sources or not remains:
+        return ""
+    them, removed = "them" if len(remains) > 1 else "it", " ".join(f"~{path}" for path in remains)
+    return f" If {' or '.join(sources)} sets {them}, remove {them}: {removed}"
+
+
+def _check_argument(path: str, value: Any, accepted: dict[str, Any]) -> None:
+    """Check the value of one argument against its annotation.
+
+    Raises:
+        ConfigError: a value of another type.
     """
     key = path.rpartition(".")[2]
     if path in NEW_KEYS and key not in accepted:
         accepted = {**accepted, key: ADDED[path]}
-    if key not in accepted and not takes_any:
-        name = getattr(make, "__name__", str(make))
-        hint = did_you_mean(key, accepted)
-        raise ConfigError(f"{path}={format_value(value)} is invalid: {name} has no argument {key}.{hint}")
     annotation = accepted.get(key, Any)
     if path in ADDED:
         annotation = annotation | ADDED[path]

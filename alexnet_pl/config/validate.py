@@ -21,7 +21,7 @@ from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.config.optimizers import optimizer_factory
 from alexnet_pl.config.resolve import processes
 from alexnet_pl.config.schedules import schedule_factory
-from alexnet_pl.config.schema import Settings, check_arguments, format_value, locate
+from alexnet_pl.config.schema import Settings, check_arguments, format_value, locate, remains_of_experiment
 from alexnet_pl.distributed.collectives import broadcast_from_rank0
 from alexnet_pl.distributed.environment import World, get_world, is_launched
 from alexnet_pl.runtime.commands import hydra_override
@@ -119,7 +119,10 @@ def check_sections(cfg: DictConfig) -> None:
         if not isinstance(described, DictConfig) or "_target_" not in described:
             section, _, entry = key.rpartition(".")
             named = [name for name, value in cfg[section].items() if value and "_target_" in value] if section else []
-            hint = did_you_mean(entry, (f"{section}.{name}" for name in named)) if section else ""
+            unnamed = [f"{section}.{name}" for name in cfg[section] if name not in named] if section else [key]
+            hint = remains_of_experiment(unnamed)
+            if section and not hint:
+                hint = did_you_mean(entry, (f"{section}.{name}" for name in named))
             raise ConfigError(f"{key}._target_ not found: every section names a class.{hint}")
         if described.get("_partial_") and key not in ("optimizer", "scheduler"):
             raise invalid_value(f"{key}._partial_", True, "false", "The run needs the object itself.")
@@ -290,12 +293,19 @@ def check_monitors(watching: Settings) -> None:
 
 
 def check_augment(augment: Settings) -> None:
-    """Check that ``none`` is not among several options of ``augment``: its class would ignore the others' steps.
+    """Check that every step names a transform, and that ``none`` is not among several options of ``augment``.
+
+    Its class would ignore the others' steps.
 
     Raises:
         ConfigError: names the steps.
     """
     steps = [name for name, value in augment.items() if isinstance(value, dict)]
+    settings = [name for name in steps if "_target_" not in augment[name]]
+    if settings and augment.get("_target_") in ("torch.nn.Identity", "alexnet_pl.data.Compose"):
+        path = f"augment.{settings[0]}"
+        hint = remains_of_experiment(f"augment.{name}" for name in settings)
+        raise ConfigError(f"{path}={augment[settings[0]]} is invalid: expected a transform with a _target_.{hint}")
     if augment.get("_target_") == "torch.nn.Identity" and steps:
         raise ConfigError(
             f"augment=none is invalid with the steps {', '.join(steps)}: expected none alone, or a list without it."

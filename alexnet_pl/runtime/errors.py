@@ -188,7 +188,8 @@ def _from_yaml(error: BaseException) -> _Message | None:
 
     if not isinstance(error, YAMLError):
         return None
-    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:  # a character that no YAML file may have; the text names the file
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        # A character that no YAML file may have; the text names the file.
         return f"{printable(one_line(error))}. Expected a YAML file in UTF-8.", 2
     problem = printable(one_line(ValueError(error.problem)))
     fix = ""

@@ -4,10 +4,13 @@ from typing import Literal
 
 import pytest
 import torch
-from helpers import config
-from omegaconf import OmegaConf
+from helpers import REPOSITORY, config
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 
+from alexnet_pl.config.hydra_versions import VERSION_BASE
 from alexnet_pl.config.schema import accepted_arguments, describe_type, matches_type
 from alexnet_pl.config.validate import LOGGED_BEFORE_SAVING, MONITORS, validate
 from alexnet_pl.data.cifar10 import CIFAR10DataModule
@@ -195,6 +198,50 @@ def test_an_invalid_config_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message.replace("?", "[?]").replace("+", "[+]")) as refusal:
         validate(config(*overrides.split()))
     assert str(refusal.value).count("\n") <= 2
+
+
+PHOTOS = ["data=digits", "data.test_crops=1", "data.mean=[1,1,1]", "data.std=[1,1,1]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message", "removed"),
+    [
+        ("rung=cutout augment=none", "augment.crop={'padding': 4} is invalid: expected a transform with a _target_. If "
+         "rung=cutout sets it, remove it: ", "~augment.crop"),
+        ("experiment=record augment=flip", "augment.crop={'padding': 4} is invalid: expected a transform with a "
+         "_target_. If experiment=record sets them, remove them: ", "~augment.crop ~augment.cutout"),
+        ("experiment=record callbacks=default", "callbacks.ema._target_ not found: every section names a class. If "
+         "experiment=record sets it, remove it: ", "~callbacks.ema"),
+        ("experiment=record scheduler=cosine", "scheduler.cycle_momentum=false is invalid: CosineAnnealingLR has no "
+         "argument cycle_momentum. If experiment=record sets it, remove it: ", "~scheduler.cycle_momentum"),
+        ("experiment=record scheduler=cosine +scheduler.foo=1", "scheduler.cycle_momentum=false is invalid: "
+         "CosineAnnealingLR has no argument cycle_momentum. If experiment=record sets it, remove it: ", None),
+        ("experiment=record scheduler=cosine ++scheduler.cycle_momentum=true", "scheduler.cycle_momentum=true is "
+         "invalid: CosineAnnealingLR has no argument cycle_momentum. Available: ", None),
+        ("scheduler=cosine +scheduler.cycle_momentum=true", "scheduler.cycle_momentum=true is invalid: "
+         "CosineAnnealingLR has no argument cycle_momentum. Available: ", None),
+        ("experiment=record +scheduler.foo=1", "scheduler.foo=1 is invalid: OneCycleLR has no argument foo. Avail", None),
+    ],
+)  # fmt: skip
+def test_what_is_left_of_an_experiment_is_named_with_the_override_that_removes_it(
+    overrides, message, removed, monkeypatch
+):
+    def check(*added: str) -> None:
+        given = [*overrides.split(), *PHOTOS, "local=none", "run_dir=unused", *added]
+        with initialize_config_dir(str(REPOSITORY / "conf"), job_name="train", **VERSION_BASE):
+            cfg = compose("train", overrides=given, return_hydra_config=True)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        validate(cfg)
+
+    with pytest.raises(ConfigError) as refused:
+        check()
+    assert str(refused.value).startswith(message + (removed or ""))
+    if removed:
+        assert str(refused.value) == message + removed
+        check(*removed.split())
 
 
 @pytest.mark.parametrize("name", ["best", "resume"])
