@@ -40,6 +40,9 @@ VALUES = ("seed", "split_seed", "study", "channels_last", "compile", "run_dir", 
           "init_from", "data_dir", "final_evaluation", "scale", "threads")  # fmt: skip
 """Top-level keys with plain values."""
 
+PACKAGES = ("experiment", "rung", "local")
+"""Groups whose options set keys of the top level, and are no key themselves."""
+
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Modes of ``torch.compile``."""
 
@@ -103,6 +106,9 @@ def check_sections(cfg: DictConfig) -> None:
     references = set(re.findall(r"\$\{\.*([^.:}[]+)", OmegaConf.to_yaml(cfg)))
     for key in map(str, cfg):
         if references and key not in known and key not in references:
+            if key in PACKAGES:
+                fix = "Start the option's file with the line # @package _global_"
+                raise invalid_value(key, cfg[key], "its keys at the top level", fix)
             hint = f" Remove it: ~{key}" if isinstance(cfg[key], DictConfig) else did_you_mean(key, known)
             raise ConfigError(f"{key}={format_value(cfg[key])} is invalid: no other key refers to {key}.{hint}")
     for name in COLLECTIONS:

@@ -219,6 +219,8 @@ def _from_hydra(error: BaseException) -> _Message | None:
         return f"{group}={value} is invalid: expected one of: {', '.join(sorted(error.options))}.", 2
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:  # of a list: augment=[crop_flip,cutuot]
         group, _, value = str(error.missing_cfg_file).rpartition("/")
+        if not group:  # -cn NAME
+            return f"--config-name={value} is invalid: expected train, or a .yaml file in the directory of -cd DIR.", 2
         return f"{group}={value} is invalid: no such option. alexnet train --help lists those of {group}.", 2
     if isinstance(error, InstantiationException):
         key = f"{found[1]}: " if (found := re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)) else ""
@@ -228,7 +230,10 @@ def _from_hydra(error: BaseException) -> _Message | None:
         return _unknown_key(str(error).rpartition(" +")[2], cause), 2
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
         wrong = "null" if str(error).endswith("NoneType") else "a number"
-        return f"A config group cannot be {wrong}. To leave one out, put a tilde before its name: ~scheduler", 2
+        return (
+            f"A config group cannot be {wrong}. To leave one out, put a tilde before its name, as in ~scheduler. In a "
+            "sweep that takes a second command."
+        ), 2
     if isinstance(error, HydraException) and (several := _several_values(str(error))):
         return several, 2
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -262,12 +267,21 @@ def _invalid_override(override: str) -> str:
     if value.startswith("~/"):
         fixed = shell_join([hydra_override(key, os.path.expanduser(value))])
         return f"{override} is invalid: expected a path without ~, which the shell does not expand here. Use {fixed}"
-    quoted = shell_join([hydra_override(key, value.strip("'\""))])
+    quoted = _quoted(key, value.strip("'\""))
     if value.startswith(("[", "{")):
         return f"{override} is invalid: expected a list or a mapping with closed brackets. Quote text: {quoted}"
     if value.startswith(("'", '"')):
         return f"{override} is invalid: expected text that ends with its quote. Quote it as {quoted}"
     return f"{override} is invalid: expected quotes around special characters. Use {quoted}"
+
+
+def _quoted(key: str, text: str) -> str:
+    """Return ``key="text"`` quoted for the shell and for Hydra; its interpolations stay interpolations."""
+    if "${" not in text or text.count("{") != text.count("}"):
+        return shell_join([hydra_override(key, text)])
+    text = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    trailing = len(text) - len(text.rstrip("\\"))
+    return shell_join([f'{key}="{text}{trailing * chr(92)}"'])
 
 
 def _several_values(text: str) -> str | None:

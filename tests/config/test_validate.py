@@ -220,7 +220,7 @@ PHOTOS = ["data=digits", "data.test_crops=1", "data.mean=[1,1,1]", "data.std=[1,
          "invalid: CosineAnnealingLR has no argument cycle_momentum. Available: ", None),
         ("scheduler=cosine +scheduler.cycle_momentum=true", "scheduler.cycle_momentum=true is invalid: "
          "CosineAnnealingLR has no argument cycle_momentum. Available: ", None),
-        ("experiment=record +scheduler.foo=1", "scheduler.foo=1 is invalid: OneCycleLR has no argument foo. Avail", None),
+        ("experiment=record +scheduler.foo=1", "scheduler.foo=1 is invalid: OneCycleLR has no argument foo.", None),
     ],
 )  # fmt: skip
 def test_what_is_left_of_an_experiment_is_named_with_the_override_that_removes_it(
@@ -242,6 +242,14 @@ def test_what_is_left_of_an_experiment_is_named_with_the_override_that_removes_i
     if removed:
         assert str(refused.value) == message + removed
         check(*removed.split())
+
+
+@pytest.mark.parametrize("group", ["experiment", "rung", "local"])
+def test_an_own_option_without_its_package_is_told_the_line_that_it_lacks(group, tmp_path):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "own.yaml").write_text("seed: 2\n")
+    with pytest.raises(ConfigError, match=f"^{group}=.*2.* is invalid: .* with the line # @package _global_$"):
+        validate(config(f"hydra.searchpath=['{tmp_path}']", f"{group}=own"))
 
 
 @pytest.mark.parametrize("name", ["best", "resume"])

@@ -135,6 +135,20 @@ def test_suggested_override_is_valid(tmp_path):
         assert composed(words.stdout).data.root == text
 
 
+@pytest.mark.parametrize("value", ["${scale_lr:0.01,${data.batch_size}}", '${data.split_seed}="a" b\\'])
+def test_suggested_override_keeps_interpolations(value):
+    found, _ = user_message(raised_by(composed, f"optimizer.lr={value}"))
+    words = shlex.split(found.rpartition("Use ")[2])
+    assert OmegaConf.to_container(composed(*words).optimizer, resolve=False)["lr"] == value
+
+
+def test_a_config_name_that_is_not_found():
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        found, status = user_message(raised_by(compose, "nonexist"))
+    assert found == "--config-name=nonexist is invalid: expected train, or a .yaml file in the directory of -cd DIR."
+    assert status == 2
+
+
 def test_home_directory_is_spelled_out(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     found, _ = user_message(raised_by(composed, "data.root=~/x"))
@@ -157,7 +171,7 @@ def test_home_directory_is_spelled_out(monkeypatch):
             "augment=[crop_flip,cutuot]",
             "augment=cutuot is invalid: no such option. alexnet train --help lists those of ",
         ),
-        ("scheduler=5", "A config group cannot be a number. To leave one out, put a tilde before its name: ~scheduler"),
+        ("scheduler=5", "A config group cannot be a number. To leave one out, put a tilde before its name, as in ~"),
         (
             "callbacks.mine={_target_:my.Callback}",
             "callbacks.mine={_target_:my.Callback}: key callbacks.mine not found. To add a key that conf/ does not "
@@ -175,7 +189,7 @@ def test_home_directory_is_spelled_out(monkeypatch):
             "\"model='lenet5,cnn4'\"",
         ),
         ("model=[lenet5,cnn4]", "model is invalid: expected one option, not several with a model/pool each. To train"),
-        ("scheduler=null", "A config group cannot be null. To leave one out, put a tilde before its name: ~scheduler"),
+        ("scheduler=null", "A config group cannot be null. To leave one out, put a tilde before its name, as in ~"),
     ],
 )
 def test_unknown_names_have_a_hint(override, message):
