@@ -3,15 +3,17 @@
 import difflib
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from alexnet_pl.config.compose import CONF, find_own_options, refuse_lists, refuse_same_steps
+from alexnet_pl.config.compose import CONF, add_or_set, find_own_options, refuse_lists, refuse_same_steps
 from alexnet_pl.config.hydra_versions import MAIN, option_parser, register_resolver
 from alexnet_pl.config.resolvers import register_resolvers
 from alexnet_pl.distributed.environment import get_world
@@ -57,7 +59,8 @@ def train(cfg: DictConfig) -> float | None:
         return run(cfg)
 
 
-_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir")
+_WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
+               "--experimental-rerun")  # fmt: skip
 """Options of Hydra that are followed by a value."""
 
 
@@ -68,27 +71,26 @@ def overrides_last(arguments: Sequence[str]) -> list[str]:
         for place, (before, word) in enumerate(pairwise(["", *arguments]))
         if before not in _WITH_VALUE and (word.startswith("~") or ("=" in word and not word.startswith("-")))
     }
-    options = [word for place, word in enumerate(arguments) if place not in overrides]
+    # Only the next word can be the value of --info, which needs none: behind it, an override would be taken for one.
+    bare = {place - 1 for place in {*overrides, len(arguments)}}
+    options = [
+        "--info=all" if word in ("-i", "--info") and place in bare else word
+        for place, word in enumerate(arguments)
+        if place not in overrides
+    ]
     return [*options, *(arguments[place] for place in sorted(overrides))]
-
-
-def add_or_set(override: str) -> str:
-    """Return ``+key.of.a.section=value`` with ``++``, which sets the key if it exists already.
-
-    Lightning's trainer keys are set that way in every recipe for Hydra, whether or not this project's config has them.
-    """
-    return re.sub(r"^\+(?=[\w-]+\.[^=/@]*=)", "++", override)
 
 
 def check_options(arguments: Sequence[str]) -> None:
     """Check the options that start with a dash, which Hydra refuses with a page of its own options.
 
     Raises:
-        ConfigError: names the option and the closest one, or how an override is written.
+        ConfigError: names the option and the closest one, how an override is written, or options that exclude another.
     """
     parser = option_parser()
     parser.error = _raise_config_error  # type: ignore[method-assign]
-    _, unknown = parser.parse_known_args([*arguments])
+    options, unknown = parser.parse_known_args([*arguments])
+    _check_combination(options)
     if not unknown:
         return
     name = unknown[0].partition("=")[0]
@@ -99,6 +101,40 @@ def check_options(arguments: Sequence[str]) -> None:
     key = name.lstrip("-") or "key"
     hint = f"Did you mean {near[0]}?" if near else f"Overrides have no dashes: {key}=VALUE."
     raise ConfigError(f"{printable(name)} is invalid: no such option. {hint} alexnet train --help lists what there is.")
+
+
+def _check_combination(options: Namespace) -> None:
+    """Check options of Hydra together, which it refuses with a traceback or with the name of an unknown key.
+
+    Raises:
+        ConfigError: says which options to leave out or to add.
+    """
+    if options.help or options.hydra_help:
+        return
+    given = [name for name in ("run", "multirun", "cfg", "info", "shell_completion") if getattr(options, name)]
+    if len(given) > 1:
+        shown = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{shown} are invalid together: expected one of them.")
+    if options.resolve and options.cfg is None:
+        raise ConfigError("--resolve is invalid without --cfg: expected --cfg job --resolve.")
+    if options.resolve and options.cfg == "hydra":
+        package = f" -p {options.package}" if options.package else ""
+        raise ConfigError(
+            "--resolve is invalid with --cfg hydra, which lacks the keys that Hydra's refer to: expected "
+            f"--cfg all --resolve{package}."
+        )
+    if options.shell_completion and not any(re.fullmatch(_COMPLETION, word) for word in options.overrides):
+        raise ConfigError("--shell-completion is invalid: expected install=SHELL or uninstall=SHELL with it, where "
+                          "SHELL is bash, fish or zsh.")  # fmt: skip
+    if options.experimental_rerun is not None and not Path(options.experimental_rerun).is_file():
+        raise ConfigError(
+            f"--experimental-rerun={options.experimental_rerun} not found: expected a job's config.pickle. To resume a "
+            "run: resume=DIR"
+        )
+
+
+_COMPLETION = r"(install|uninstall|query)=(bash|fish|zsh)"
+"""What ``--shell-completion`` takes."""
 
 
 def _raise_config_error(message: str) -> NoReturn:

@@ -77,6 +77,14 @@ def as_list(overrides: Sequence[str]) -> list[str]:
     return [*overrides]
 
 
+def add_or_set(override: str) -> str:
+    """Return ``+key.of.a.section=value`` with ``++``, which sets the key if it exists already.
+
+    Lightning's trainer keys are set that way in every recipe for Hydra, whether or not this project's config has them.
+    """
+    return re.sub(r"^\+(?=[\w-]+\.[^=/@]*=)", "++", override)
+
+
 _ONE_OPTION = re.compile(
     r"\+{0,2}((?:data|loss|model|optimizer|scale|scheduler|trainer)(?:/\w+)*)=(\[.*|.*,\s*\[.*)", re.DOTALL
 )
@@ -142,11 +150,10 @@ def to_overrides(settings: Mapping[str, Any]) -> list[str]:
     ``trainer.max_epochs=2`` and ``trust=[nets]``.
     """
     overrides: list[str] = []
-    for key, value in settings.items():
+    for key, given in settings.items():
+        value = _plain(given)
         if isinstance(value, Mapping):
             overrides += to_overrides({f"{key}.{name}": below for name, below in value.items()})
-        elif isinstance(value, list | tuple):
-            overrides.append(f"{key}=[{','.join(_value(each) for each in value)}]")
         else:
             overrides.append(f"{key}={_value(value)}")
     return overrides
@@ -155,7 +162,8 @@ def to_overrides(settings: Mapping[str, Any]) -> list[str]:
 def to_sweep(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as the overrides of a sweep: as :func:`to_overrides`, but over the values of each list."""
     overrides: list[str] = []
-    for key, value in settings.items():
+    for key, given in settings.items():
+        value = _plain(given)
         if isinstance(value, Mapping):
             overrides += to_sweep({f"{key}.{name}": below for name, below in value.items()})
         else:
@@ -168,11 +176,18 @@ def config_dir_arguments(config_dir: str | os.PathLike[str] | None) -> list[str]
     return [] if config_dir is None else ["--config-dir", os.fspath(config_dir)]
 
 
+def _plain(value: Any) -> Any:
+    """Return ranges, and the arrays and scalars of NumPy, torch and pandas, as lists and numbers; others unchanged."""
+    if isinstance(value, range):
+        return list(value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _value(value: Any) -> str:
-    """Return a value in Hydra's grammar; NumPy's and torch's scalars are numbers."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_value(each) for each in value)}]"
-    plain = value.item() if hasattr(value, "item") else value
+    """Return a value in Hydra's grammar."""
+    plain = _plain(value)
+    if isinstance(plain, list | tuple):
+        return f"[{','.join(map(_value, plain))}]"
     return hydra_override("", plain)[1:]
 
 
@@ -197,7 +212,7 @@ def compose(
         ConfigError: an unknown key or option, a list of options where one is expected, an override that cannot be
             parsed, or a directory that is not found.
     """
-    given = [*as_list(overrides), *to_overrides(settings)]
+    given = [*map(add_or_set, as_list(overrides)), *to_overrides(settings)]
     refuse_lists(given)
     with user_errors():
         refuse_same_steps(given)

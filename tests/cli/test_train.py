@@ -52,6 +52,10 @@ def test_a_study_records_the_command_that_was_given(tmp_path):
         ("model=a --config-dir x=y -m ~scheduler seed=1", "--config-dir x=y -m model=a ~scheduler seed=1"),
         ("a=1 --info defaults-tree b=2", "--info defaults-tree a=1 b=2"),
         ("-m model=a study=s", "-m model=a study=s"),
+        ("a=1 --info b=2", "--info=all a=1 b=2"),
+        ("-i ~scheduler", "--info=all ~scheduler"),
+        ("a=1 --info", "--info=all a=1"),
+        ("--experimental-rerun lr=1/config.pickle a=1", "--experimental-rerun lr=1/config.pickle a=1"),
     ],
 )
 def test_options_may_stand_between_overrides(arguments, sorted_):
@@ -96,9 +100,20 @@ def test_a_plus_before_a_key_of_a_section_also_sets_one_that_exists(override, pa
         ("--data.root /x", "--data.root is invalid: no such option. Overrides have no dashes: data.root=VALUE."),
         ("-x", "-x is invalid: no such option. Overrides have no dashes: x=VALUE."),
         ("--cfg jobs", "argument --cfg/-c: invalid choice: 'jobs'"),
+        ("-m model=lenet5 --cfg job", "--multirun and --cfg are invalid together: expected one of them."),
+        ("--run --cfg job", "--run and --cfg are invalid together: "),
+        ("--info seed=1 -m", "--multirun and --info are invalid together: "),
+        ("--resolve", "--resolve is invalid without --cfg: expected --cfg job --resolve."),
+        ("--cfg hydra --resolve", "--resolve is invalid with --cfg hydra, which lacks the keys that Hydra's refer to: "
+         "expected --cfg all --resolve."),
+        ("--cfg hydra -p hydra.sweep --resolve", "--resolve is invalid with --cfg hydra, which lacks the keys that "
+         "Hydra's refer to: expected --cfg all --resolve -p hydra.sweep."),
+        ("--shell-completion", "--shell-completion is invalid: expected install=SHELL or uninstall=SHELL with it"),
+        ("--shell-completion install=tcsh", "--shell-completion is invalid: expected install=SHELL"),
+        ("--experimental-rerun NOFILE", "--experimental-rerun=NOFILE not found: expected a job's config.pickle."),
         ("--config-dir", "argument --config-dir/-cd: expected one argument."),
     ],
-)
+)  # fmt: skip
 def test_an_unknown_option_is_one_line(words, message, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["alexnet"])
     with pytest.raises(SystemExit) as refused:
@@ -111,7 +126,7 @@ def test_an_unknown_option_is_one_line(words, message, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", ["-m model=a,b", "--cfg job --resolve a=1", "-cd x a=1", "--info", "--info=config -r"]
+    "words", ["-m model=a,b", "--cfg job --resolve a=1", "-cd x a=1", "--info", "--info a=1", "-sc install=bash"]
 )
 def test_hydras_own_options_are_known(words):
     check_options(overrides_last(words.split()))

@@ -118,6 +118,21 @@ def test_scalars_of_numpy_and_torch_are_numbers():
     assert to_overrides({"seed": np.int64(4), "optimizer": {"lr": torch.tensor(0.5)}}) == ["seed=4", "optimizer.lr=0.5"]
 
 
+def test_ranges_and_arrays_are_lists():
+    import numpy as np
+    import torch
+
+    values = {"data.mean": np.array([0.1, 0.2]), "model.channels": torch.tensor([[1, 2], [3, 4]]), "trust": range(2)}
+    assert to_overrides(values) == ["data.mean=[0.1,0.2]", "model.channels=[[1,2],[3,4]]", "trust=[0,1]"]
+    assert to_sweep({"seed": range(2), "optimizer": {"lr": np.array([0.1, 0.2])}, "data.mean": [np.ones(2)]}) == [
+        "seed=0,1", "optimizer.lr=0.1,0.2", "data.mean=[1.0,1.0]",
+    ]  # fmt: skip
+
+
+def test_a_plus_before_a_key_that_exists_sets_it_as_on_the_command_line():
+    assert compose(["+trainer.max_epochs=3"]).trainer.max_epochs == 3
+
+
 def test_lists_are_swept_in_a_study():
     assert to_sweep({"seed": [1, 2], "model": "lenet5", "data": {"root": ["a b", "c"]}}) == [
         "seed=1,2", "model=lenet5", "data.root='a b',c",
