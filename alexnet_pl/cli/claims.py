@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
     print(f"\n{summary(ledger)}")
+    if missing := _missing_evidence(args.results / EVIDENCE, args.multirun):
+        print(missing)
     for name in studies_of([claim for claim, _ in ledger]):
         if states := trial_states(args.multirun / name):
             print(f"study {name}: {', '.join(f'{count} {state}' for state, count in states.items())}")
@@ -152,11 +154,18 @@ def _check_evidence(evidence: Path, multirun: Path) -> None:
     Raises:
         UserError: there are neither CSV files nor studies.
     """
-    if not any(evidence.glob("*.csv")) and not any(multirun.glob("*/study.json")):
-        raise UserError(
-            f"{evidence.absolute()} has no results (*.csv), and {multirun.absolute()} has no studies. Run the command "
-            "in a checkout, give --results DIR, or measure first: alexnet claims run"
-        )
+    if missing := _missing_evidence(evidence, multirun):
+        raise UserError(missing)
+
+
+def _missing_evidence(evidence: Path, multirun: Path) -> str:
+    """Return what to do if there are neither CSV files nor studies, as outside of a checkout; "" if there are."""
+    if any(evidence.glob("*.csv")) or any(multirun.glob("*/study.json")):
+        return ""
+    return (
+        f"{evidence.absolute()} has no results (*.csv), and {multirun.absolute()} has no studies. Run the command in a "
+        "checkout, give --results DIR, or measure first: alexnet claims run"
+    )
 
 
 def _add_directories(parser: argparse.ArgumentParser) -> None:

@@ -138,3 +138,13 @@ def test_learning_curves_are_named_by_equals_unless_the_path_exists(tmp_path):
     run.mkdir()
     assert named_run(str(run)) == ("lr=0.01", run)
     assert named_run(f"slow={tmp_path}") == ("slow", tmp_path)
+
+
+def test_the_list_of_claims_says_where_nothing_has_been_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["claims"])
+    assert f"{tmp_path / 'multirun'} has no studies. Run the command in a checkout" in capsys.readouterr().out
+    (tmp_path / "multirun" / "study").mkdir(parents=True)
+    (tmp_path / "multirun" / "study" / "study.json").touch()
+    main(["claims"])
+    assert "has no studies" not in capsys.readouterr().out
