@@ -71,6 +71,9 @@ class SweepComposer:
         """Return True if an override replaces a scalar by another: no group, package, addition, deletion or mapping."""
         key, is_change = override.key_or_group, override.type == OverrideType.CHANGE and override.package is None
         is_option = key in master_config.hydra.runtime.choices or "/" in key or key.startswith("hydra")
+        if "." not in key and not is_option:  # Hydra lists no group in its choices whose options are a list
+            node = master_config._get_node(key, validate_access=False)
+            is_option = node is None or OmegaConf.is_config(node)
         return is_change and not is_option and not isinstance(override.value(), dict | list)
 
 

@@ -91,3 +91,26 @@ def test_hydra_load_sweep_config():
             expected = loader.load_sweep_config(config, overrides)
             assert OmegaConf.to_container(fast(config, overrides)) == OmegaConf.to_container(expected), overrides
         assert len(calls) == 2  # one per network
+
+
+@pytest.mark.skipif(IS_1_4, reason="Hydra 1.4 composes the trials itself")
+@pytest.mark.parametrize(
+    ("lists", "swept"),
+    [
+        (["rung=cutout"], [["rung=cutout", f"augment={option}"] for option in ("crop_flip", "crop", "none")]),
+        (["callbacks=[ema,early_stopping]"], [["callbacks=ema"], ["callbacks=default"]]),
+        (["logger=[tensorboard,csv]"], [["logger=csv"], ["logger=default"]]),
+    ],
+    ids=lambda value: value[0] if isinstance(value[0], str) else None,
+)
+def test_hydra_choices_of_a_list(lists: list[str], swept: list[list[str]]):
+    """Hydra's choices lack groups whose options an experiment lists; sweeping one is still a choice of options."""
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        config = compose("train", overrides=[*lists, "hydra.mode=MULTIRUN"], return_hydra_config=True)
+        group = swept[0][-1].partition("=")[0]
+        assert group not in config.hydra.runtime.choices
+        loader = GlobalHydra.instance().config_loader()
+        fast = SweepComposer(loader.load_sweep_config, OverridesParser.create(config_loader=loader))
+        for overrides in [*swept, *swept]:
+            expected = loader.load_sweep_config(config, overrides)
+            assert OmegaConf.to_container(fast(config, overrides)) == OmegaConf.to_container(expected), overrides
