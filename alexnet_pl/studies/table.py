@@ -6,6 +6,7 @@ here trains or loads torch.
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +104,13 @@ def read_study(root: Path) -> tuple[Study, list[Trial]]:
 
 def _read(study: Study, digits: str) -> Trial:
     known, run_dir = study.trials[digits], study.run_dir(digits)
-    trial = Trial(study.root.name, digits, run_dir, dict(known["overrides"]), known["choices"])
+    trial = Trial(study.root.name, digits, run_dir, dict(known["overrides"]), dict(known["choices"]))
     state, trial.result = study.state(digits), read_trial(run_dir)
     try:
         trial.config = read_config(run_dir)
     except UserError:  # settings that are missing here are looked up elsewhere
         trial.config = {}
+    trial.choices |= _lists_of_options(trial)
     if state == "finished":
         trial.excluded = _exclusion_reason(trial.result)
     elif state == "failed":
@@ -118,6 +120,20 @@ def _read(study: Study, digits: str) -> Trial:
     else:
         trial.excluded = {"running": "running", "stopped": "stopped, can be resumed"}.get(state, "not started")
     return trial
+
+
+def _lists_of_options(trial: Trial) -> dict[str, str]:
+    """Return the options of the config groups for which the trial's overrides list several: ``crop_flip, cutout``.
+
+    Hydra names none for such a group, and the section that they are merged into may hold the trial's own directory.
+    """
+    found = {}
+    for key, given in trial.settings.items():
+        names = [name.strip(" '\"") for name in given[1:-1].split(",")]
+        is_list = given.startswith("[") and all(re.fullmatch(r"[A-Za-z_][\w./-]*", name) for name in names)
+        if is_list and "." not in key and not isinstance(trial.config.get(key), list):
+            found[key] = ", ".join(names)
+    return found
 
 
 def _exclusion_reason(result: dict[str, Any]) -> str:
@@ -184,7 +200,21 @@ def _setting(trial: Trial, key: str) -> str:
             value = OmegaConf.from_dotlist([f"x={given}"]).x
         except Exception:  # of yaml or OmegaConf: not every override is YAML
             value = given
+    if isinstance(value, dict):
+        return _section(trial, value, is_given=trial.settings.get(key, "").startswith("{"))
     return str(value)
+
+
+def _section(trial: Trial, section: dict[str, Any], is_given: bool) -> str:
+    """Return a section as text: the names of its parts if an experiment lists them, otherwise its contents.
+
+    The trial's own directory is written as ``${run_dir}``, or no two trials would have the same section.
+    """
+    parts = [name for name, part in section.items() if isinstance(part, dict) and "_target_" in part]
+    if parts and not is_given:
+        return ", ".join(parts)
+    run_dir = str(trial.config.get("run_dir"))
+    return str(section).replace(run_dir, "${run_dir}") if Path(run_dir).is_absolute() else str(section)
 
 
 @dataclass

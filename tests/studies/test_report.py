@@ -18,7 +18,7 @@ from alexnet_pl.cli.study import main
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.studies.plots import curves_figure, results_figure
 from alexnet_pl.studies.report import report, write_report
-from alexnet_pl.studies.table import tabulate
+from alexnet_pl.studies.table import factors_of, read_study, tabulate
 
 # --- studies --------------------------------------------------------------------------------------------------------
 
@@ -269,6 +269,51 @@ def test_defaults_are_looked_up_and_what_belongs_together_is_one_factor(make_stu
     ]
     assert table.common["optimizer.lr"] == "0.001"
     assert "−1.4 / −1.2" in report(table)
+
+
+def merged(root: Path, group: str, *parts: str) -> None:
+    """Add the section of a group's options to the config of every trial, with the trial's own directory in it."""
+    for path in root.glob("*/config.yaml"):
+        section = {part: {"_target_": part, "folder": f"{path.parent}/checkpoints"} for part in parts}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"run_dir": str(path.parent), group: section}))
+
+
+def test_lists_of_options_are_settings_with_readable_levels(make_study):
+    """Hydra names no choice for them, and the section that they are merged into holds the run directory."""
+    trials = [({"callbacks": "[ema, early_stopping]", "seed": seed}, result(0.7, seed)) for seed in (1, 2)]
+    same = make_study("same", trials)
+    merged(same, "callbacks", "best", "ema", "early_stopping")
+    table = tabulate([same])
+    assert table.factors == []
+    assert table.common == {"callbacks": "ema, early_stopping"}
+    assert [len(cell) for cell in table.cells().values()] == [2]
+    options = ("[crop_flip,cutout]", "[crop_flip,mixup]")
+    swept = make_study("swept", [({"augment": option, "seed": 1}, result(0.7, 1)) for option in options])
+    merged(swept, "augment", "crop")
+    assert [factor.levels for factor in tabulate([swept]).factors] == [["crop_flip, cutout", "crop_flip, mixup"]]
+    other = make_study("other", [({"callbacks": "[ema]", "seed": seed}, result(0.8, seed)) for seed in (1, 2)])
+    merged(other, "callbacks", "best", "ema")
+    table = tabulate([same, other])
+    assert [factor.levels for factor in table.factors] == [["same", "other"]]
+    assert table.notes[0] == "the studies differ in callbacks (ema, early_stopping against ema)"
+    waiting = make_study("waiting", [*trials, ({"callbacks": "[ema,early_stopping]", "seed": 3}, None)])
+    assert tabulate([waiting]).factors == []
+
+
+def test_sections_that_no_override_names_hold_no_run_directory(make_study):
+    """An experiment lists the options of one study, and replaces a callback in the other."""
+    listed = make_study("listed", [({"seed": seed}, result(0.7, seed)) for seed in (1, 2)])
+    merged(listed, "callbacks", "best", "ema")
+    given = make_study("given", [({"callbacks": "[ema]", "callbacks.ema": "x", "seed": 1}, result(0.7, 1))])
+    factors = {factor.key: factor.levels for factor in factors_of(read_study(listed)[1] + read_study(given)[1], [])[0]}
+    ((key, levels),) = factors.items()
+    assert key == "callbacks + callbacks.ema"
+    assert levels == ["best, ema, {'_target_': 'ema', 'folder': '${run_dir}/checkpoints'}", "ema, x"]
+    mappings = [({"augment": f"{{crop:{{padding:{pad}}}}}", "seed": 1}, result(0.7, 1)) for pad in (2, 4)]
+    two = make_study("two", mappings)
+    for path, pad in zip(sorted(two.glob("*/config.yaml")), (2, 4), strict=True):
+        path.write_text(json.dumps({"augment": {"crop": {"_target_": "crop", "padding": pad}}}))
+    assert len(tabulate([two]).factors[0].levels) == 2
 
 
 def test_of_two_trials_with_the_same_settings_the_later_counts(make_study):
