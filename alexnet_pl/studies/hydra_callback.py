@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.runtime.commands import train_command
 from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors, printable
@@ -23,6 +23,9 @@ from alexnet_pl.studies.forecast import trial_costs
 from alexnet_pl.studies.internals import compose_sweeps_fast, expand_sweep
 from alexnet_pl.studies.session import RESUME_HINT, Session, current_session, print_line, print_resume_hint
 from alexnet_pl.studies.store import Study, config_hash, trial_entry
+
+TRIAL_DIRECTORIES = {"hydra.sweep.subdir": "${trial_dir:}", "run_dir": "${hydra:runtime.output_dir}"}
+"""Settings that make a trial run where its study looks for it, as ``conf/train.yaml`` has them."""
 
 
 class StudyCallback(Callback):
@@ -72,14 +75,14 @@ def register_trials(config: DictConfig) -> None:
     """Compose every trial of the sweep, record it in ``study.json``, and open the session.
 
     Raises:
-        ConfigError: two trials compute the same numbers, an override makes no sense in a sweep, or a trial has several
-            ranks.
+        ConfigError: two trials compute the same numbers, an override makes no sense in a sweep, trials would run
+            elsewhere than the study looks for them, or a trial has several ranks.
         UserError: ``study.json`` is corrupt.
     """
-    if config.get("resume") is not None:
-        raise ConfigError("resume is for a single run. Re-run a study's command to resume it.")
+    refuse_resume(config)
     if "ten_crop_of" in config:
         raise ConfigError("experiment=ten_crop evaluates the runs of one study and is not a sweep. Leave -m out.")
+    check_directories(config)
     check_launcher(config.hydra.launcher)
     check_slurm(config.hydra.launcher)
     study = Study(Path(config.hydra.sweep.dir))
@@ -116,6 +119,43 @@ def register_trials(config: DictConfig) -> None:
             print_line(line)
         if warning:
             print(warning, file=sys.stderr)
+
+
+def refuse_resume(config: DictConfig) -> None:
+    """Refuse ``resume`` in a sweep or one of its trials.
+
+    Raises:
+        ConfigError: it is given.
+    """
+    if config.get("resume") is not None:
+        raise ConfigError(
+            "resume is for a single run and cannot be swept. Resume each run with its own command, without -m. To "
+            "resume a study, re-run its command."
+        )
+
+
+def check_directories(config: DictConfig) -> None:
+    """Check that every trial will run in the directory where the study looks for it.
+
+    Raises:
+        ConfigError: an override moves the trials' directories or changes the current one.
+    """
+    given: dict[str, Any] = {
+        "run_dir": OmegaConf.to_container(OmegaConf.masked_copy(config, "run_dir")),
+        "hydra.sweep.subdir": OmegaConf.to_container(OmegaConf.masked_copy(config.hydra.sweep, "subdir")),
+    }
+    for key, section in given.items():
+        (value,) = section.values()
+        if value != TRIAL_DIRECTORIES[key]:
+            raise ConfigError(
+                f"{key}={value} is invalid in a sweep: expected no override, because the study names its trials' "
+                "directories. Set where they are with hydra.sweep.dir=DIR."
+            )
+    if config.hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir=true is invalid in a sweep: expected false, because hydra.sweep.dir and data_dir may be "
+            "relative to the current directory."
+        )
 
 
 def check_launcher(launcher: DictConfig) -> None:
@@ -156,7 +196,7 @@ def compose_trials(config: DictConfig) -> dict[str, DictConfig]:
     """Return the config of every trial of the sweep by its hash.
 
     Raises:
-        ConfigError: two trials have the same hash.
+        ConfigError: two trials have the same hash or different sweep directories, or one is to resume another run.
     """
     if config.hydra.launcher._target_.endswith(".BasicLauncher"):
         compose_sweeps_fast()  # other launchers send the loader to their workers
@@ -167,6 +207,12 @@ def compose_trials(config: DictConfig) -> dict[str, DictConfig]:
         for overrides in expand_sweep(config):
             cfg = loader.load_sweep_config(config, list(overrides))
             HydraConfig.instance().set_config(cfg)  # ${hydra:…} in the config refers to the trial
+            refuse_resume(cfg)
+            if cfg.hydra.sweep.dir != config.hydra.sweep.dir:
+                raise ConfigError(
+                    f"hydra.sweep.dir={cfg.hydra.sweep.dir} is invalid: expected one directory for all trials. Name "
+                    "the study with study=NAME, or set hydra.sweep.dir to a directory that no trial changes."
+                )
             digits = config_hash(cfg)
             if digits in configs:
                 same = " ".join(configs[digits].hydra.overrides.task)

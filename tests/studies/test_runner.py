@@ -201,6 +201,12 @@ def test_lost_study_json_is_rewritten_and_corrupt_one_refused(study, tmp_path):
     ("overrides", "message"),
     [
         (["-m", "study=s", "seed=1,2", "resume=."], "resume is for a single run"),
+        (["-m", "study=s", "seed=1", "resume=a,b"], "resume is for a single run and cannot be swept"),
+        (["-m", "study=s", "hydra.sweep.subdir=${hydra:job.num}"], "hydra.sweep.subdir=${hydra:job.num} is invalid in"),
+        (["-m", "hydra.sweep.dir=out/${seed}", "seed=1,2"], "hydra.sweep.dir=out/2 is invalid: expected one directory"),
+        (["-m", "experiment=dropout,augmentation"], "hydra.sweep.dir=multirun/dropout is invalid: expected one"),
+        (["-m", "study=s", "run_dir=x", "seed=1,2"], "run_dir=x is invalid in a sweep: expected no override, because"),
+        (["-m", "hydra.sweep.dir=s", "hydra.job.chdir=true"], "hydra.job.chdir=true is invalid in a sweep: expected"),
         (["-m", "study=s", "data.root=a,b", "data=cifar10"], "are the same trial: they compute the same numbers"),
         (["-m", "study=../s", "seed=1,2"], "study=../s is invalid"),
         (["study=s"], "study=s is invalid: expected a sweep. Put -m before the overrides."),
