@@ -243,6 +243,18 @@ def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
     assert all(found == {1, 2, 3} for found in rows.groupby("rung")["seed"].agg(set))
 
 
+def test_what_a_step_of_the_ladder_costs_is_that_of_its_file() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/ladder/speed.csv", keep_default_na=False)
+    rates = frame.set_index(["rung", "compile"])[["images_per_second 2", "images_per_second 3"]]
+    means = rates.groupby(level=[0, 1]).mean().mean(axis=1)
+    page = text("docs/ladder.md").partition("## What it costs")[2].partition("## The search")[0]
+    for rung, rate in means.xs("null", level="compile").items():
+        assert f"| `{rung}` | {round(rate, -2):,.0f} | {16 * 45_000 / rate:.0f} s |" in page
+    compiled = means.xs("default", level="compile").round(-2)
+    said = f"{compiled['tutorial']:,.0f} images/s for `tutorial`, and {compiled['regularization']:,.0f} for"
+    assert said in page
+
+
 def test_the_results_of_a_ladder_are_those_of_its_trials(tmp_path: Path) -> None:
     for name in ("h100", "record"):
         folder = REPOSITORY / "docs/results/ladder" / name
