@@ -343,7 +343,7 @@ def test_the_log_reads_well_and_without_control_characters(tmp_path):
         (["model.widht=8"], "error: model.widht=8: key model.widht not found. Did you mean model.fc_width?"),
         (["mdoel=lenet5"], "error: mdoel=lenet5: key mdoel not found. Did you mean model?"),
         (["model/nrom=batch"], "error: model/nrom=batch: key model/nrom not found. Did you mean model/norm?"),
-        (["scheduler=null"], "error: A config group cannot be null. To leave one out, put a tilde before its name, as in ~"),
+        (["scheduler=null"], "error: A config group cannot be null. To leave one out, put a tilde before its name"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(tmp_path, overrides, message):
