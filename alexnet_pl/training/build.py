@@ -147,7 +147,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path, position: Position) -> tuple[l
 def build_trainer(cfg: DictConfig, callbacks: dict[str, Callback], loggers: list[Logger]) -> "Trainer":
     """Build the trainer with the callbacks that every run has, and a progress bar on a terminal or in a notebook."""
     bar = make_progress_bar()
-    bars = [callback for callback in callbacks.values() if isinstance(callback, ProgressBar)]
+    bars: list[Callback] = [callback for callback in callbacks.values() if isinstance(callback, ProgressBar)]
     bar = bars if bar and bars else bar  # configured ones stand in for ours, where one is shown
     # The resume checkpoint comes last, so that it saves what the other callbacks do after the same step.
     resume = cast(ResumeCheckpoint, callbacks["resume"])
