@@ -245,14 +245,21 @@ def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
 
 def test_what_a_step_of_the_ladder_costs_is_that_of_its_file() -> None:
     frame = pd.read_csv(REPOSITORY / "docs/results/ladder/speed.csv", keep_default_na=False)
-    rates = frame.set_index(["rung", "compile"])[["images_per_second 2", "images_per_second 3"]]
-    means = rates.groupby(level=[0, 1]).mean().mean(axis=1)
+    frame["device"] = frame["device"].str.partition(" ")[0]
+    rates = frame.set_index(["device", "rung", "compile"])[["images_per_second 2", "images_per_second 3"]]
+    means = rates.groupby(level=[0, 1, 2]).mean().mean(axis=1)
     page = text("docs/ladder.md").partition("## What it costs")[2].partition("## The search")[0]
-    for rung, rate in means.xs("null", level="compile").items():
-        assert f"| `{rung}` | {round(rate, -2):,.0f} | {16 * 45_000 / rate:.0f} s |" in page
-    compiled = means.xs("default", level="compile").round(-2)
-    said = f"{compiled['tutorial']:,.0f} images/s for `tutorial`, and {compiled['regularization']:,.0f} for"
-    assert said in page
+    cpu, gpu = (means[device].xs("null", level="compile") for device in ("cpu", "cuda"))
+    assert set(cpu.index) == set(gpu.index)
+    for rung, rate in gpu.items():
+        on_gpu = f"| `{rung}` | {round(rate, -2):,.0f} | {16 * 45_000 / rate:.0f} s |"
+        assert f"{on_gpu} {round(cpu[rung], -1):,.0f} | {16 * 45_000 / cpu[rung] / 60:.0f} min |" in page
+    cpu, gpu = (means[device].xs("default", level="compile") for device in ("cpu", "cuda"))
+    assert (
+        f"{round(gpu['tutorial'], -2):,.0f} images/s for `tutorial`, and {round(gpu['regularization'], -2):,.0f}"
+        in page
+    )
+    assert f"on the CPU {round(cpu['tutorial'], -1):,.0f} for `tutorial` and {round(cpu['width'], -1):,.0f}" in page
 
 
 def test_the_results_of_a_ladder_are_those_of_its_trials(tmp_path: Path) -> None:
