@@ -1,5 +1,7 @@
 """Documentation: examples work when pasted; links, commands, make targets and config keys exist."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import REPOSITORY, config
@@ -271,6 +274,28 @@ def test_the_results_of_a_ladder_are_those_of_its_trials(tmp_path: Path) -> None
         trials = [json.loads(path.read_text(encoding="utf-8")) for path in study.glob("*/result.json")]
         rows = pd.read_csv(folder / "results.csv")
         assert sorted(rows[rows["counts"]]["test/acc"]) == pytest.approx(sorted(trial["test/acc"] for trial in trials))
+
+
+def test_what_the_ladder_says_of_training_is_so() -> None:
+    """Training accuracy and learning rate after the last epoch, from the trials."""
+    last: dict[str, list[dict[str, str]]] = {}
+    with tarfile.open(REPOSITORY / "docs/results/ladder/h100/trials.tar.gz") as archive:
+        study = json.load(archive.extractfile("ladder/study.json") or io.BytesIO())
+        for trial in study["trials"].values():
+            file = archive.extractfile(f"ladder/{trial['run_dir']}/metrics.csv") or io.BytesIO()
+            rows = [*csv.DictReader(io.TextIOWrapper(file, encoding="utf-8"))]
+            last.setdefault(trial["overrides"]["rung"], []).append(rows[-1])
+
+    def accuracies(rung: str) -> list[float]:
+        return [float(row["train/acc"]) for row in last[rung]]
+
+    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    assert accuracies("unaugmented_full_resolution") == [1.0] * 3
+    assert "which without them classifies all of its training images" in page
+    assert [float(row["lr"]) for row in last["plateau_full_resolution"]] == pytest.approx([1e-6] * 3)
+    assert "there the plateau schedule had reached 10⁻⁶ by itself" in page
+    less = 100 * (np.mean(accuracies("late_pooling")) - np.mean(accuracies("regularization")))
+    assert f"has {less:.1f} points less of training accuracy than `late_pooling`" in page
 
 
 def test_the_accuracy_of_the_run_that_had_the_gpu_to_itself_is_that_of_its_file() -> None:
