@@ -18,7 +18,9 @@ import pytest
 from helpers import REPOSITORY, config
 
 from alexnet_pl.__main__ import COMMANDS
+from alexnet_pl.studies.report import report, results_frame
 from alexnet_pl.studies.statistics import estimate
+from alexnet_pl.studies.table import tabulate
 
 PAGES = sorted(
     path.relative_to(REPOSITORY)
@@ -271,9 +273,12 @@ def test_the_results_of_a_ladder_are_those_of_its_trials(tmp_path: Path) -> None
         with tarfile.open(folder / "trials.tar.gz") as archive:
             archive.extractall(tmp_path / name, filter="data")
         (study,) = (tmp_path / name).iterdir()
-        trials = [json.loads(path.read_text(encoding="utf-8")) for path in study.glob("*/result.json")]
-        rows = pd.read_csv(folder / "results.csv")
-        assert sorted(rows[rows["counts"]]["test/acc"]) == pytest.approx(sorted(trial["test/acc"] for trial in trials))
+        table = tabulate([study])
+        assert report(table) == (folder / "report.md").read_text(encoding="utf-8")
+        found, committed = results_frame(table), pd.read_csv(folder / "results.csv")
+        places = ["run_dir", "data_source"]  # where they were trained, and without directories in the file
+        made = pd.read_csv(io.StringIO(found.drop(columns=places).to_csv(index=False)))
+        pd.testing.assert_frame_equal(made, committed.drop(columns=places))
 
 
 def test_what_the_ladder_says_of_training_is_so() -> None:

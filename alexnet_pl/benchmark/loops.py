@@ -34,7 +34,7 @@ from torchvision import datasets, transforms
 from alexnet_pl.benchmark.timing import note, synchronize, wall_seconds
 from alexnet_pl.config.compose import CONF, compose
 from alexnet_pl.config.hydra_versions import instantiate
-from alexnet_pl.config.optimizers import optimizer_factory
+from alexnet_pl.config.optimizers import convolution_groups, optimizer_factory
 from alexnet_pl.config.resolve import resolve_auto
 from alexnet_pl.data.cifar10 import CLASS_NAMES, CIFAR10DataModule
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages
@@ -205,7 +205,8 @@ class HandwrittenLoop:
             self.net.to(memory_format=torch.channels_last)
         if cfg.compile is not None:
             self.net.compile(mode=cfg.compile)
-        self.optimizer = optimizer_factory(instantiate(cfg.optimizer))(self.net.named_parameters())
+        make_optimizer = optimizer_factory(instantiate(cfg.optimizer))
+        self.optimizer = make_optimizer(self.net.named_parameters(), convolution_groups(self.net))
         self.images, self.labels = train.images, train.labels
         self.train, self.val = train.indices.to(device), val.indices.to(device)
 

@@ -67,6 +67,12 @@ def matches(name: str, pattern: str) -> bool:
     return any(fnmatchcase(end, pattern) for end in ends)
 
 
+def convolution_groups(net: nn.Module) -> dict[torch.Tensor, int]:
+    """Return the number of groups of each convolution that has several, by its weight."""
+    found = (module for module in net.modules() if isinstance(module, nn.Conv2d))
+    return {module.weight: module.groups for module in found if module.groups > 1}
+
+
 def parameter_groups(
     named: NamedParameters, lr: float, weight_decay: float, grouping: Grouping, weights_apart: bool = False
 ) -> list[dict[str, Any]]:
@@ -132,8 +138,12 @@ class OptimizerFactory:
     make: Any  # a class or functools.partial: typed calls are impossible because each optimizer has its own arguments
     grouping: Grouping = Grouping()
 
-    def __call__(self, named: NamedParameters) -> Optimizer:
+    def __call__(self, named: NamedParameters, parts: Mapping[torch.Tensor, int] | None = None) -> Optimizer:
         """Create the optimizer for named parameters. With the default grouping it receives them as a plain list.
+
+        Args:
+            named: names and parameters.
+            parts: :func:`convolution_groups` of the network, for an optimizer that takes weights for matrices.
 
         Raises:
             ConfigError: a pattern that matches no parameter.
@@ -146,6 +156,8 @@ class OptimizerFactory:
             defaults = self.make([nn.Parameter(torch.zeros(1, 1))]).defaults
             decay = defaults.get("weight_decay", 0.0)
             optimizer = self.make(parameter_groups(named, defaults["lr"], decay, self.grouping, weights_apart))
+        if weights_apart and parts:
+            optimizer.parts = dict(parts)  # type: ignore[attr-defined]  # Muon's
         return optimizer
 
 

@@ -73,7 +73,8 @@ class ScheduleFactory:
 
         Raises:
             ConfigError: a plateau schedule per step, a per-step schedule per epoch, a schedule shorter than the run, a
-                cycle whose warm-up is a single step, a cycle of the momentum that its own value has no part in.
+                cycle whose warm-up is a single step, a cycle of the momentum that its own value has no part in, a
+                final rate above the first.
         """
         total = REHEARSED if length is None else length.steps if self.interval == "step" else length.epochs
         before = [dict(group) for group in optimizer.param_groups]
@@ -86,6 +87,7 @@ class ScheduleFactory:
                 "more than one of them. Set a larger one, or train longer."
             ) from error
         check_momentum(optimizer, scheduler, before)
+        check_final_rate(optimizer, scheduler)
         name = type(scheduler).__name__
         if self.interval == "step" and isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigError(
@@ -125,6 +127,22 @@ def check_momentum(optimizer: Optimizer, scheduler: LRScheduler, before: list[di
                 f"optimizer.{key}={value} is invalid with a schedule that moves it between {low} and {high}: to keep "
                 "it, set scheduler.cycle_momentum=false"
             )
+
+
+def check_final_rate(optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Check that ``eta_min``, the rate at which a cosine ends in every parameter group, is not above a group's first.
+
+    Raises:
+        ConfigError: names the key, its value and the group, whose rate would rise.
+    """
+    final = getattr(scheduler, "eta_min", None)
+    if not isinstance(final, int | float):
+        return
+    for group in optimizer.param_groups:
+        first = float(group["initial_lr"])
+        if final > first > 0:
+            named = f", the learning rate of {group['name']}" if group.get("name") else ", the learning rate"
+            raise invalid_value("scheduler.eta_min", final, f"at most {first:g}{named}")
 
 
 def schedule_factory(configured: Any) -> ScheduleFactory | None:

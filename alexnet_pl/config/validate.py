@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import os
 import re
 import tempfile
@@ -80,7 +81,7 @@ def validate(cfg: DictConfig) -> None:
     check_ranges(settings)
     check_trainer(settings["trainer"])
     check_augment(settings.get("augment") or {})
-    check_warmup(settings.get("scheduler") or {}, settings["trainer"].get("max_epochs"))
+    check_warmup(settings.get("scheduler") or {}, settings["optimizer"], settings["trainer"].get("max_epochs"))
     # The data section borrows values of others: an error in those is reported with its original key.
     for section in sorted((*SECTIONS, *COLLECTIONS), key=lambda name: name == "data"):
         check_arguments(section, settings.get(section))
@@ -161,6 +162,11 @@ PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 3
 
 SEEDS = "a whole number from 0 to 4294967295"
 
+
+def _is_positive(value: Any) -> bool:
+    return bool(0 < value < math.inf)
+
+
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_is_seed, SEEDS),
     "split_seed": (_is_seed, SEEDS),
@@ -176,10 +182,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.split_seed": (_is_seed, SEEDS),
     "data.mean": (lambda values: len(values) == 3, "three numbers, one per channel"),
     "data.std": (lambda values: len(values) == 3 and min(values) > 0, "three numbers above 0, one per channel"),
+    **dict.fromkeys(("augment.mixup.alpha", "augment.cutmix.alpha"), (_is_positive, "a number above 0")),
     "loss.label_smoothing": (lambda weight: 0 <= weight < 1, "a number from 0 to below 1"),
     "loss.reduction": (lambda name: name == "mean", "mean, or no such key"),
     "optimizer.betas": (lambda betas: len(betas) == 2, "a list of two numbers"),
-    "optimizer.lr": (lambda rate: 0 < rate < float("inf"), "a number above 0"),
+    "optimizer.lr": (_is_positive, "a number above 0"),
     "scheduler.factor": (lambda factor: 0 < factor <= 1, "a number above 0 and up to 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),
     "scheduler.step_size": (_is_count, "a number of intervals ≥ 1"),
@@ -318,16 +325,19 @@ def check_augment(augment: Settings) -> None:
         )
 
 
-def check_warmup(scheduler: Settings, max_epochs: int | None) -> None:
+def check_warmup(scheduler: Settings, optimizer: Settings, max_epochs: int | None) -> None:
     """Check that the linear warm-up of a schedule ends within the run, which would never reach ``optimizer.lr``.
 
-    ``WarmupPlateau`` has a warm-up of its own, which depends on the learning rate as well.
+    ``WarmupPlateau``'s begins at ``warmup_lr``, and an optimizer whose learning rate is not above that has none.
 
     Raises:
         ConfigError: names the key and the number of epochs.
     """
     epochs = scheduler.get("warmup_epochs")
-    if not isinstance(epochs, int | float) or "warmup_lr" in scheduler:  # its type is checked with the others
+    if not isinstance(epochs, int | float):  # its type is checked with the others
+        return
+    start, rate = scheduler.get("warmup_lr", 0), optimizer.get("lr")
+    if not (isinstance(start, int | float) and isinstance(rate, int | float) and start < rate):
         return
     if max_epochs is not None and 1 <= max_epochs < epochs:
         raise invalid_value("scheduler.warmup_epochs", epochs, f"at most {max_epochs}, the trainer.max_epochs")

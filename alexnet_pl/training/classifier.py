@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from alexnet_pl.config.optimizers import OptimizerFactory, optimizer_factory
+from alexnet_pl.config.optimizers import OptimizerFactory, convolution_groups, optimizer_factory
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory, schedule_factory
 from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.data.transforms import CENTERS, SHIFTED_MIRROR_WEIGHTS, VIEW_NAMES
@@ -160,7 +160,7 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:  # Lightning accepts many types
         """Create the optimizer and the schedule."""
-        optimizer = self.make_optimizer(self.net.named_parameters())
+        optimizer = self.make_optimizer(self.net.named_parameters(), convolution_groups(self.net))
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.make_scheduler is not None:
             scheduler = self.make_scheduler(optimizer, self.run_length)

@@ -20,7 +20,8 @@ class Muon(Optimizer):
 
     The rest are vectors, biases of any shape in a group of their own (``parameter_groups``), and weights with other
     than two or four dimensions, such as those of locally connected layers. Convolutions count as matrices with one row
-    per output channel. ``torch.optim.Muon`` takes matrices only and no other parameters. With momentum buffer
+    per output channel, those with several groups as one matrix per group, whose rows read the same inputs.
+    ``torch.optim.Muon`` takes matrices only and no other parameters. With momentum buffer
     ``B ← momentum · B + (1 − momentum) · G``, the update of a weight is
     ``W ← W − lr · (weight_decay · W + √max(1, rows / columns) · orthogonal(B))``, where Nesterov's variant takes
     ``momentum · B + (1 − momentum) · G`` instead of B. Source: kellerjordan.github.io/posts/muon.
@@ -36,6 +37,9 @@ class Muon(Optimizer):
             a CPU with bf16 instructions.
         adamw_lr: learning rate of the rest; groups and schedules scale it as they scale ``lr``.
         betas, eps: of AdamW.
+
+    Attributes:
+        parts: number of groups of the convolutions that have several, by weight.
 
     Raises:
         ConfigError: a value out of range.
@@ -71,6 +75,7 @@ class Muon(Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
                     "newton_schulz_steps": newton_schulz_steps}  # fmt: skip
         self._bfloat16 = bfloat16
+        self.parts: dict[Tensor, int] = {}
         adamw = {"betas": tuple(betas), "eps": eps}
         super().__init__(_by_shape(params, lr, adamw_lr / lr, adamw), defaults)
         self._adamw = AdamW([group for group in self.param_groups if not group["is_muon"]] or [{"params": []}])
@@ -100,8 +105,13 @@ class Muon(Optimizer):
         update = gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
         is_fast = weight.device.type == "cuda" or has_bf16_instructions()
         dtype = torch.bfloat16 if (is_fast if self._bfloat16 is None else self._bfloat16) else torch.float32
-        matrix = orthogonalize(update.flatten(1).to(dtype), group["newton_schulz_steps"])
-        scale = math.sqrt(max(1, matrix.shape[0] / matrix.shape[1]))
+        matrix, steps, parts = update.flatten(1).to(dtype), group["newton_schulz_steps"], self.parts.get(weight, 1)
+        scale = math.sqrt(max(1, matrix.shape[0] / parts / matrix.shape[1]))
+        if parts == 1:
+            matrix = orthogonalize(matrix, steps)
+        else:
+            stacked = matrix.view(parts, -1, matrix.shape[1])
+            matrix = torch.vmap(orthogonalize, in_dims=(0, None))(stacked, steps)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(matrix.view(weight.shape).to(weight.dtype), alpha=-group["lr"] * scale)
 

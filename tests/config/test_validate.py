@@ -125,6 +125,8 @@ def test_a_function_of_the_users_own_creates_the_network():
         ("~trainer", "trainer not found"),
         ("~model.num_classes", "model.num_classes not found"),
         ("optimizer._target_=torch.optim.Adamm", "optimizer._target_=torch.optim.Adamm cannot be imported"),
+        ("augment=mixup augment.mixup.alpha=0", "augment.mixup.alpha=0 is invalid: expected a number above 0"),
+        ("augment=[crop_flip,cutmix] augment.cutmix.alpha=-1", "augment.cutmix.alpha=-1 is invalid: expected a num"),
         ("model.norm=batch", "model.norm=batch is invalid: expected a mapping with _target_. Choose an option: "
          "model/norm=batch"),
         ("data.augment=flip", "data.augment=flip is invalid: .* Choose an option: augment=flip$"),

@@ -190,8 +190,11 @@ def test_randaugment_applies_operations_of_its_own_to_each_image(monkeypatch):
 
 
 def test_randaugment_rounds_floating_point():
-    torch.manual_seed(0)
-    rounded = RandAugment(num_ops=1, magnitude=0)(images(dtype=torch.float32) + 0.25)
+    for shift in (-0.4, 0.4):  # truncation would take the lower number for the first
+        torch.manual_seed(0)
+        rounded = RandAugment(num_ops=1, magnitude=0)(images(dtype=torch.float32).clamp(1, 254) + shift)
+        torch.manual_seed(0)
+        assert torch.equal(rounded, RandAugment(num_ops=1, magnitude=0)(images().clamp(1, 254)))
     assert rounded.dtype == torch.uint8
 
 
@@ -260,15 +263,18 @@ def test_options_of_a_list_run_in_its_order(option, steps):
 
 def test_crop_and_flip_are_the_parts_of_crop_flip():
     torch.manual_seed(0)
-    mirrored = RandomCropFlip()(images(100, side=4))
+    flip, crop = (data_module(f"augment={option}").augment for option in ("flip", "crop"))
+    mirrored = flip(images(100, side=4))
     either = [
         torch.equal(a, b) or torch.equal(a, b.flip(-1)) for a, b in zip(mirrored, images(100, side=4), strict=True)
     ]
     assert all(either)
     assert 30 < sum(not torch.equal(a, b) for a, b in zip(mirrored, images(100, side=4), strict=True)) < 70
-    ramp = torch.arange(8).expand(50, 3, 8, 8).to(torch.uint8)
-    cropped = RandomCropFlip(size=6, flip=False)(ramp)
-    assert (cropped.diff(dim=-1) == 1).all()
+    ramp = torch.arange(100, 132).expand(400, 3, 32, 32).to(torch.uint8)
+    cropped = crop(ramp)
+    inside = cropped[:, 0, 6:-6, 6:-6].int()  # at most 6 columns of a side are the zeros around the image
+    assert (inside.diff(dim=-1) == 1).all()  # never mirrored
+    assert set((inside[:, 0, 0] - 106).tolist()) == {*range(-6, 7)}
 
 
 @pytest.mark.parametrize(

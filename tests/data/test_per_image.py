@@ -1,6 +1,7 @@
 """Augmentations draw for each image: copies of one image in a batch come out different."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from alexnet_pl.data import BatchTransform, Compose, DigitsDataModule, PCAColor, PerImage, RandomCropFlip
+from alexnet_pl.data.augmentations import Cutout, RandAugment
 from alexnet_pl.data.draws import draws_for
 from alexnet_pl.data.transforms import per_image
 from alexnet_pl.runtime.errors import ConfigError
@@ -40,6 +42,8 @@ TRANSFORMS = {
     "v1.RandomChoice": v1.RandomChoice([v1.RandomHorizontalFlip(p=1), v1.RandomVerticalFlip(p=1), nn.Identity()]),
     "a function": lambda image: image.roll(random.randrange(30), -1).roll(int(np.random.randint(30)), -2),
     "ours: crop": RandomCropFlip(padding=6),
+    "ours: cutout": Cutout(size=12),
+    "ours: RandAugment": RandAugment(),
     "ours: color": PCAColor(torch.eye(3).tolist(), (0.4, 0.1, 0.05)),
     "ours: Compose of both": Compose(erase=v2.RandomErasing(p=0.9), crop=RandomCropFlip(padding=6)),
 }
@@ -53,7 +57,8 @@ def copies(count: int = 16) -> torch.Tensor:
 def assert_acts_per_image(augment: nn.Module) -> None:
     torch.manual_seed(1)
     first = augment(copies())
-    assert len({image.numpy().tobytes() for image in first}) > 1
+    counts = Counter(image.numpy().tobytes() for image in first)
+    assert max(counts.values()) <= 0.9 * len(first)  # half of them alike if all it does is mirror
     random.seed(5)  # only torch's generator counts
     np.random.seed(5)
     torch.manual_seed(1)

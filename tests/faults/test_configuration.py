@@ -84,6 +84,26 @@ def test_gradients_are_clipped_in_mixed_precision(tmp_path, algorithm):
     assert finished_result(tmp_path / "run")
 
 
+@pytest.mark.fault("gradient clipping with accumulation", "the averaged gradient is clipped")
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_the_optimizer_gets_clipped_gradients(algorithm, tmp_path, monkeypatch):
+    """A limit far below the gradients, so that every step is at it."""
+    seen = []
+
+    def step(self, closure):
+        closure()
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norm = torch.cat([gradient.flatten() for gradient in gradients])
+        seen.append(float(norm.norm() if algorithm == "norm" else norm.abs().max()))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    run(config(*SMALL, "trainer=smoke", "optimizer=sgd", "trainer.precision=32-true", "trainer.gradient_clip_val=0.001",
+               "trainer.accumulate_grad_batches=2", f"trainer.gradient_clip_algorithm={algorithm}",
+               run_dir=tmp_path / "run"))  # fmt: skip
+    assert seen == pytest.approx([0.001] * len(seen), rel=1e-3)
+    assert seen
+
+
 @pytest.mark.fault("callbacks and loggers of the user's own, or no logger", "the run finishes")
 @pytest.mark.parametrize(
     "overrides",

@@ -68,13 +68,15 @@ def test_a_run_with_averaged_weights_resumes_bit_for_bit(step, uninterrupted_run
                            theirs["state_dict"]["net.classifier.fc6.weight"])  # fmt: skip
 
 
-def test_the_average_is_the_recursion_with_warm_up(tmp_path):
-    """Against the recursion in float64 on the weights after every step."""
+@pytest.mark.parametrize("decay", [0.3, 0.9])  # reached after 3 of 30 updates, and not within them
+def test_the_average_is_the_recursion_with_warm_up(decay, tmp_path):
+    """Against the recursion in float64 on weights and BatchNorm's statistics after every step."""
     seen = []
 
     class Recorder(Callback):
         def on_train_batch_end(self, trainer, pl_module, *rest):
-            seen.append(pl_module.net.classifier.fc6.weight.detach().double().clone())
+            state = pl_module.net.state_dict()
+            seen.append({name: value.double().clone() for name, value in state.items() if value.is_floating_point()})
 
     import alexnet_pl.training.run as module
 
@@ -87,13 +89,15 @@ def test_the_average_is_the_recursion_with_warm_up(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "build", build)
-        run(config(*RUN, "callbacks=ema", "callbacks.ema.decay=0.8", run_dir=tmp_path / "run"))
+        run(config(*RUN, "callbacks=ema", f"callbacks.ema.decay={decay}", run_dir=tmp_path / "run"))
+    assert len(seen) == 30
     average = seen[0]
     for updates, current in enumerate(seen[1:], 1):
-        decay = min(0.8, (1 + updates) / (10 + updates))
-        average = decay * average + (1 - decay) * current
+        weight = min(decay, (1 + updates) / (10 + updates))
+        average = {name: weight * average[name] + (1 - weight) * value for name, value in current.items()}
     saved = read_checkpoint(tmp_path / "run" / "checkpoints" / "latest.ckpt")["state_dict"]
-    torch.testing.assert_close(saved["net.classifier.fc6.weight"].double(), average, rtol=1e-4, atol=1e-6)
+    for name, value in average.items():
+        torch.testing.assert_close(saved[f"net.{name}"].double(), value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from helpers import SHORT_RUN, assert_same_run, config, metric_rows, run_until_s
 from hydra.utils import instantiate
 from torch import nn
 
-from alexnet_pl.config.optimizers import optimizer_factory
+from alexnet_pl.config.optimizers import convolution_groups, optimizer_factory
 from alexnet_pl.runtime.run_folder import finished_result, read_config
 from alexnet_pl.training.callbacks.checkpoint import TrainingEnd
+from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.optimizers import Muon, orthogonalize
 from alexnet_pl.training.run import run
 
@@ -57,6 +58,42 @@ def test_steps_on_a_convolution_follow_the_formula(nesterov):
         update = newton_schulz(0.8 * buffer + 0.2 * g if nesterov else buffer)
         expected = expected * (1 - 0.1 * 0.01) - 0.1 * max(1, 6 / 18) ** 0.5 * update
     np.testing.assert_allclose(weight.detach().numpy().reshape(6, 18), expected, atol=1e-5)
+
+
+def test_the_groups_of_a_convolution_are_matrices_of_their_own():
+    """A grouped convolution is updated like separate ones, each of which reads its part of the inputs."""
+    cfg = config("optimizer=muon", "optimizer.bfloat16=false")
+    net = nn.Sequential(nn.Conv2d(6, 12, 3, groups=3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(2, 4, 1))
+    apart = nn.ModuleList(
+        nn.Conv2d(conv.in_channels // conv.groups, conv.out_channels // conv.groups, conv.kernel_size)
+        for conv in net
+        for _ in range(conv.groups)
+    )
+    chunks = [chunk for conv in net for chunk in conv.weight.chunk(conv.groups)]
+    gradients = [torch.randn(chunk.shape, generator=torch.Generator().manual_seed(i)) for i, chunk in enumerate(chunks)]
+    with torch.no_grad():
+        for part, chunk in zip(apart, chunks, strict=True):
+            part.weight.copy_(chunk)
+    start = 0
+    for conv in net:
+        conv.weight.grad = torch.cat(gradients[start : start + conv.groups])
+        start += conv.groups
+    for part, gradient in zip(apart, gradients, strict=True):
+        part.weight.grad = gradient
+    make = optimizer_factory(instantiate(cfg.optimizer))
+    make(net.named_parameters(), convolution_groups(net)).step()
+    make(apart.named_parameters()).step()
+    updated = [chunk for conv in net for chunk in conv.weight.chunk(conv.groups)]
+    for part, chunk in zip(apart, updated, strict=True):
+        torch.testing.assert_close(chunk, part.weight, rtol=0, atol=1e-6)
+
+
+def test_a_run_tells_its_optimizer_the_groups_of_convolutions():
+    cfg = config("optimizer=muon", "model=alexnet_paper", "data.image_size=96", "model.channels=[8,16,24,24,16]",
+                 "model.fc_width=16")  # fmt: skip
+    model = ImageClassifier(instantiate(cfg.model), 10, instantiate(cfg.optimizer))
+    parts = model.configure_optimizers()["optimizer"].parts
+    assert parts == {model.net.get_parameter(f"features.conv{number}.weight"): 2 for number in (2, 4, 5)}
 
 
 def test_a_tall_matrix_moves_further():
