@@ -18,8 +18,9 @@ import pytest
 from helpers import REPOSITORY, config
 
 from alexnet_pl.__main__ import COMMANDS
+from alexnet_pl.studies.claims_evidence import read_evidence
 from alexnet_pl.studies.report import report, results_frame
-from alexnet_pl.studies.statistics import estimate
+from alexnet_pl.studies.statistics import SEED, estimate
 from alexnet_pl.studies.table import tabulate
 
 PAGES = sorted(
@@ -166,6 +167,14 @@ def test_accuracies_of_single_runs_are_those_of_their_logs(name: str, command: s
         assert table_row("README.md", command)[1:4] == [length[2], val, test]
 
 
+def test_the_front_page_has_the_five_seeds_of_the_claim() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/claims/tutorial-full.csv")
+    val, test = estimate(frame["val/acc"]), estimate(frame["test/acc"])
+    cells = table_row("README.md", "the same, five seeds")
+    measured = f"{val.mean:.4f} [{val.low:.4f}, {val.high:.4f}]"
+    assert cells[1:4] == ["30", measured, f"{test.mean:.4f}, n = {test.n}"]
+
+
 def test_accuracies_in_the_tutorials_time_are_those_of_their_results() -> None:
     frame = pd.read_csv(REPOSITORY / "docs/results/ladder/record_16_epochs/results.csv")
     frame = frame[frame["counts"]]
@@ -205,7 +214,7 @@ def test_accuracies_of_the_record_are_those_of_its_results() -> None:
     cells = table_row("README.md", "experiment=record")
     tested = f"{center.mean:.4f}; six views {views.mean:.4f} {interval}, n = {views.n}"
     assert cells[1:4] == ["18", f"{val.mean:.4f}", tested]
-    assert f"{alone['seconds']:.0f} s" in cells[0]
+    assert f"{alone['seconds']:.0f} s" in cells[-1]
 
 
 def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
@@ -362,3 +371,36 @@ def test_the_run_of_ten_epochs_is_the_committed_one():
     page = re.sub(r"\s+", " ", text("docs/ladder.md"))
     assert f"{100 * frame['val/acc'].iloc[-1]:.2f}% of the validation images after ten epochs" in page
     assert f"It took {frame['epoch_seconds'].sum() / 60:.0f} minutes of one thread" in page
+
+
+def test_the_results_page_has_the_intervals_of_its_files() -> None:
+    page = re.sub(r"\s+", " ", text("docs/results/README.md"))
+
+    def errors(study: str) -> pd.DataFrame:
+        frame = read_evidence(REPOSITORY / f"docs/results/claims/{study}.csv")
+        return 100 * frame.pivot_table("test/error", SEED, ["factor model/norm", "factor model/pool"])
+
+    full = errors("norm_x_pool-full")
+    pool = full.xs("overlapping", axis=1, level=1) - full.xs("non_overlapping", axis=1, level=1)
+    gains = [-(full["batch"] - full[other]).mean(axis=1) for other in ("lrn", "none")] + [-pool.mean(axis=1)]
+    against_lrn, against_none, overlapping = (
+        f"{found.mean:.2f}{words} [{found.low:.2f}, {found.high:.2f}]"
+        for found, words in zip(map(estimate, gains), (" points against LRN", " against none", ""), strict=True)
+    )
+    said = f"by {against_lrn} and by {against_none}, and overlapping pooling by {overlapping}."
+    assert f"Over the three seeds BatchNorm lowers the error {said}" in page
+
+    lab = errors("norm_x_pool-lab")
+    pool = lab.xs("overlapping", axis=1, level=1) - lab.xs("non_overlapping", axis=1, level=1)
+    parts = [
+        f"{found.mean:.2f}{' points' * (norm == 'batch')} [{found.low:.2f}, {found.high:.2f}]".replace("-", "−")
+        for norm in ("batch", "lrn", "none")
+        for found in [estimate(pool[norm])]
+    ]
+    assert f"BatchNorm ({parts[0]}) than to those with LRN ({parts[1]}) and without ({parts[2]})" in page
+
+    for study, words in (("relu_vs_tanh_2012", "it takes tanh"), ("relu_vs_tanh", "tanh takes")):
+        frame = read_evidence(REPOSITORY / f"docs/results/claims/{study}.csv")
+        epochs = frame.pivot_table("epochs_to(train/error, 0.25)", SEED, "factor model/activation")
+        ratio = estimate(np.log(epochs["tanh"] / epochs["relu"])).transformed(np.exp)
+        assert f"{words} {ratio.mean:.2f} times as many epochs [{ratio.low:.2f}, {ratio.high:.2f}], n = 5" in page

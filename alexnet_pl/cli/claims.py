@@ -36,14 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         studies_of,
         trial_states,
     )  # here for start-up time: pandas and scipy
-    from alexnet_pl.studies.claims_report import EVIDENCE, effect_text, summary, verdict_text
+    from alexnet_pl.studies.claims_report import EVIDENCE, effect_text, seeds_text, summary, verdict_text
 
     ledger = findings(load_claims(args.claims), args.results / EVIDENCE)
     rows = [("claim", "verdict", "measured", "seeds", "published")]
     for claim, found in ledger:
         best = headline(found)
         seeds = ", ".join(f"{count} {scale}" for scale, count in claim.seeds.items())
-        measured = "–" if best is None else f"{best.n} of {best.planned} {best.scale}"
+        measured = "–" if best is None else f"{seeds_text(best)}, {best.scale}"
         effect = "–" if best is None else str(effect_text(best))
         rows.append((claim.id, verdict_text(best), effect, measured if best else f"0 of {seeds}", claim.published.text))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

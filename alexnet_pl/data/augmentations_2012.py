@@ -63,7 +63,7 @@ class ShrinkingPCAColor(BatchTransform):
     Args:
         components, std, alpha_std: see :class:`PCAColor`.
         mean: color that stays as it is, on the [0, 1] pixel scale: the one that normalization subtracts.
-        epochs: epochs with noise, from the first on; 68 in 2012, null for all.
+        epochs: epochs with noise, from the first on; 67 or 68 in 2012, null for all.
     """
 
     takes_draws = True

@@ -52,12 +52,14 @@ class Published:
     Attributes:
         text: in words.
         value: in the claim's unit (points, percent, a ratio); None if no number was published.
+        span: lowest and highest value that the words allow, as ``about 6`` allows 5.5 to 6.5; None for a plain number.
         direction: −1 or +1, the side of zero (of 1 for a ratio) on which the effect is claimed to be.
     """
 
     text: str
     value: float | None
     direction: int
+    span: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -194,9 +196,10 @@ def load_claim(path: Path) -> Claim:
         raise published.invalid("value", value, "a ratio above 0")
     if test == "level" and value is None:
         raise published.invalid("value", value, "the value that is to be reached, in percent")
+    direction = DIRECTIONS[published.choice("direction", DIRECTIONS)]
     claim = Claim(
         path.stem, top.text("statement"), top.text("source"), top.text("section"),
-        Published(published.text("text"), value, DIRECTIONS[published.choice("direction", DIRECTIONS)]),
+        Published(published.text("text"), value, direction, _span(published, value)),
         top.text("stands_in", optional=True), study.text("experiment"), tuple(study.texts("overrides")),
         test, _contrast(contrast, test), _measure(top, test), margin, _seeds(top.section("seeds")),
         _pilot(top.section("pilot")), path, top.text("changed") if "changed" in top.content else None,
@@ -204,6 +207,16 @@ def load_claim(path: Path) -> Claim:
     for section in (top, study, published):
         section.refuse_others()
     return claim
+
+
+def _span(published: "_Section", value: float | None) -> tuple[float, float] | None:
+    if "span" not in published.content:
+        return None
+    found, expected = published.required("span"), "two numbers, the published value between them"
+    are_numbers = isinstance(found, list) and len(found) == 2 and all(type(end) in (int, float) for end in found)
+    if value is None or not are_numbers or not found[0] <= value <= found[1]:
+        raise published.invalid("span", found, expected)
+    return float(found[0]), float(found[1])
 
 
 def _contrast(section: "_Section", test: str) -> Contrast:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from alexnet_pl.runtime.errors import UserError, printable
 from alexnet_pl.runtime.files import fill_section, write_atomic
-from alexnet_pl.studies.claims import OWN, Claim
+from alexnet_pl.studies.claims import OWN, Claim, Published
 from alexnet_pl.studies.claims_evidence import (
     Finding,
     Ledger,
@@ -146,7 +146,7 @@ def verdict_text(finding: Finding | None) -> str:
     shown = finding.shown
     differs = False
     if test != "level" and shown is not None and published is not None:
-        differs = _is_inside(published, shown) is False
+        differs = _is_inside(finding.claim.published, shown) is False
         if name == CONFIRMED and differs:
             return f"{DIRECTION}, {_size(shown.mean, published, test)} than published"
     if name != OPEN:
@@ -162,11 +162,12 @@ def _size(found: float, published: float, test: str) -> str:
     return "larger" if found > published else "smaller"
 
 
-def _is_inside(value: float, estimate: Estimate | None) -> bool | None:
-    """Return if a value lies in an estimate's interval; None if there is no interval yet."""
-    if estimate is None or estimate.low is None or estimate.high is None:
+def _is_inside(published: Published, estimate: Estimate | None) -> bool | None:
+    """Return if what was published overlaps an estimate's interval; None if there is no number or no interval yet."""
+    if published.value is None or estimate is None or estimate.low is None or estimate.high is None:
         return None
-    return estimate.low <= value <= estimate.high
+    low, high = published.span or (published.value, published.value)
+    return estimate.low <= high and low <= estimate.high
 
 
 def scale_text(scale: str) -> str:
@@ -199,7 +200,8 @@ def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
         trained = "–"
         if best is not None and best.n:
             trained = f"{seeds_text(best)}, {scale_text(best.scale)}, {epochs_text(best)}"
-        rows.append([statement, claim.published.text, measured, trained, verdict_text(best)])
+        verdict = verdict_text(best) + _verdicts_at_other_scales(found, best)
+        rows.append([statement, claim.published.text, measured, trained, verdict])
     return text_table(rows, ["claim", "published", "measured", "seeds, scale, epochs", "verdict"])
 
 
@@ -210,8 +212,18 @@ def _at_other_scales(found: Sequence[Finding], quoted: Finding) -> Markup:
     return Markup("".join(text))
 
 
+def _verdicts_at_other_scales(found: Sequence[Finding], quoted: Finding | None) -> str:
+    """Return the verdicts of the claim's other scales where they are others than the quoted one."""
+    others = [finding for finding in found if quoted is not None and finding is not quoted and finding.n]
+    differ = [finding for finding in others if finding.verdict.name != quoted.verdict.name] if quoted else []
+    return "".join(f"; {scale_text(finding.scale)}: {verdict_text(finding).partition(',')[0]}" for finding in differ)
+
+
 def summary(ledger: Ledger) -> str:
-    """Return how many claims have which verdict, and which verdicts are interim: on fewer seeds than planned."""
+    """Return how many claims have which verdict, which verdicts are interim, and which planned scales lack one.
+
+    A verdict is interim on fewer seeds than planned.
+    """
     best = {claim.id: headline(found) for claim, found in ledger}
     verdicts = Counter(verdict_text(finding).partition(",")[0] for finding in best.values())
     counts = f"{len(ledger)} claims: {', '.join(f'{count} {name}' for name, count in sorted(verdicts.items()))}."
@@ -220,16 +232,35 @@ def summary(ledger: Ledger) -> str:
         for name, finding in best.items()
         if finding is not None and 0 < finding.n < finding.planned and finding.verdict.name != OPEN
     ]
-    return f"{counts} Interim, on fewer seeds than planned: {', '.join(interim)}." if interim else counts
+    quoted = {id(finding) for finding in best.values()}
+    others = [(claim.id, finding) for claim, found in ledger for finding in found if id(finding) not in quoted]
+    left_open = [f"{name} ({at.scale})" for name, at in others if at.n and at.verdict.name == OPEN]
+    measured = {(claim.id, finding.scale) for claim, found in ledger for finding in found if finding.n}
+    missing = [
+        f"{claim.id} ({scale})"
+        for claim, found in ledger
+        for scale in claim.seeds
+        if any(finding.n for finding in found) and (claim.id, scale) not in measured
+    ]
+    parts = {
+        "Interim, on fewer seeds than planned": interim,
+        "Settled at one scale and open at the other": left_open,
+        "Measured at one scale, planned at the other as well": missing,
+    }
+    return " ".join([counts, *(f"{words}: {', '.join(names)}." for words, names in parts.items() if names)])
 
 
 def level(ledger: Ledger) -> str:
     """Return at what level the verdicts hold, each and together: effects, and equivalences for themselves.
 
-    All effects were tested for both, so both families have all of them, whatever came out. A level to be reached is no
-    effect and is not among them.
+    All effects at all scales were tested for both, so both families have all of them, whatever came out. A level to be
+    reached is no effect and is not among them.
     """
-    tested = {claim.id: best.verdict for claim, found in ledger if (best := headline(found)) and claim.test != "level"}
+    tested = {}
+    for claim, found in ledger:
+        measured = [finding for finding in found if finding.n and claim.test != "level"]
+        for finding in measured:
+            tested[claim.id + f" ({finding.scale})" * (len(measured) > 1)] = finding.verdict
     known = {name: found.p for name, found in tested.items() if found.p is not None}
     if not known:
         return "Each verdict is at a level of 5%."
@@ -237,6 +268,8 @@ def level(ledger: Ledger) -> str:
         f"Each verdict is at a level of 5%: if none of the {len(known)} effects existed, {LEVEL * len(known):.1f} "
         "would be confirmed or reversed by chance on average."
     ]
+    if len(known) > len({name.partition(" ")[0] for name in known}):
+        parts.append("An effect that was measured at two scales counts twice.")
     settled = [name for name in known if tested[name].name in (CONFIRMED, REVERSED)]
     parts.append(f"At 5% for all of them together (Holm's method), {_holding(known, settled)}.")
     equivalences = {name: found.p_equivalence for name, found in tested.items() if found.p_equivalence is not None}
@@ -348,11 +381,15 @@ def notes(finding: Finding) -> list[str]:
         if len(groups) > 1:
             parts = [f"{value} ({_effect_of(finding, rows, column)})" for value, rows in groups]
             found.append(f"{scale} scale: mixed {name}: {'; '.join(parts)}")
-    value = finding.claim.published.value
-    inside = None if value is None else _is_inside(value, finding.shown)
-    if inside is not None:
-        place = "inside" if inside else "outside"
-        found.append(f"{scale} scale: the published {value:g} is {place} the interval".replace("-", "−"))
+    published = finding.claim.published
+    if (inside := _is_inside(published, finding.shown)) is not None:
+        what = f"the published {published.value:g}"
+        if published.span:
+            what += ", in words " + " to ".join(f"{end:g}" for end in published.span) + ","
+        found.append(f"{scale} scale: {what} is {'inside' if inside else 'outside'} the interval".replace("-", "−"))
+    equivalence = finding.verdict.p_equivalence
+    if finding.verdict.name in (CONFIRMED, REVERSED) and equivalence is not None and equivalence < LEVEL:
+        found.append(f"{scale} scale: the effect is shown to be smaller than the margin as well")
     return found
 
 
@@ -362,10 +399,10 @@ MIXED = {"devices": "device", "precisions": "precision", "copies of the data": "
 
 
 def _effect_of(finding: Finding, rows: pd.DataFrame, column: str) -> str:
-    """Return the seeds of some of a finding's rows, and for a device the effect that they alone have."""
+    """Return the seeds of some of a finding's rows, and for a device or version the effect that they alone have."""
     seeds = sorted(rows[SEED].unique())
     text = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    part = find(finding.claim, finding.scale, rows) if column == "device" else None
+    part = find(finding.claim, finding.scale, rows) if column in ("device", "numerics") else None
     return f"{text}: {effect_text(part)}" if part and part.n > 1 else text
 
 

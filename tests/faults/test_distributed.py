@@ -92,6 +92,35 @@ def test_two_ranks_train_like_one(two_ranks, tmp_path):
     assert finished_result(two_ranks)["device"].startswith("2 × cpu (")
 
 
+AVERAGED = (
+    *("scheduler=one_cycle", "callbacks=ema", "callbacks.ema.decay=0.7", "loss.label_smoothing=0.1"),
+    *("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0"),
+)
+
+
+@pytest.mark.fault("two ranks with today's training", "the same metrics and weights for the same batch")
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ("optimizer=adamw", "augment=[crop,alternating_flip,cutout]"),
+        ("optimizer=muon", "optimizer.bfloat16=false", "augment=none"),  # amplifies how gradients were rounded
+    ],
+)
+def test_two_ranks_accumulate_clip_average_and_augment_like_one(recipe, tmp_path):
+    """Each image is augmented by its place in the dataset, not by its rank."""
+    assert Run(*RUN[:-1], *recipe, *AVERAGED, run_dir=tmp_path / "one").wait() == 0
+    pair = Pair(*DDP[:-1], *recipe, *AVERAGED, run_dir=tmp_path / "two")
+    assert pair.wait() == [0, 0], pair.text
+    assert_same(tmp_path / "two", tmp_path / "one", tolerance=2e-4)
+
+
+@pytest.mark.fault("two ranks that mix images", "the run finishes, and has learned")
+def test_two_ranks_mix_images(tmp_path):
+    pair = Pair(*DDP[:-1], "augment=mixup", "callbacks=ema", run_dir=tmp_path / "run")
+    assert pair.wait() == [0, 0], pair.text
+    assert finished_result(tmp_path / "run")["test/acc"] > 0.15
+
+
 @pytest.mark.fault("two ranks on shards", "the same metrics and weights for the same batch")
 def test_two_ranks_share_shards(tmp_path):
     make_shards(list_splits(make_image_folder(tmp_path / "tree", train=30, val=7)), tmp_path / "out", 16, per_shard=20)

@@ -67,10 +67,20 @@ def test_the_committed_report_says_what_its_csv_files_say():
         (-1.4, "confirmed"),
         (-6.0, "direction confirmed, smaller than published"),
         (None, "confirmed"),
+        (Published("about −2", -2.0, -1, (-2.5, -1.5)), "confirmed"),
+        (Published("about −2", -2.0, -1, (-2.5, -1.6)), "direction confirmed, smaller than published"),
     ],
 )
 def test_a_confirmed_effect_is_compared_with_the_published_one(published, expected):
     """Measured: −1.38 [−1.56, −1.21] points."""
+    if isinstance(published, Published):
+        found = find(claim(published=published), "lab", errors({"none": NONE, "lrn": LRN}))
+        assert verdict_text(found) == expected
+        (said,) = notes(found)
+        low, high = published.span
+        place = "inside" if expected == "confirmed" else "outside"
+        assert said == f"lab scale: the published −2, in words −{-low:g} to −{-high:g}, is {place} the interval"
+        return
     found = find(claim(published=Published("x", published, -1)), "lab", errors({"none": NONE, "lrn": LRN}))
     assert verdict_text(found) == expected
 
@@ -117,6 +127,29 @@ def test_the_other_scale_stands_beside_the_one_that_is_quoted(results, tmp_path)
     assert (lab.scale, full.scale) == ("lab", "full")
     (measured,) = overview(ledger)["measured"]
     assert measured == f"{effect_text(full)}; lab: −1.80 [−2.05, −1.55] points (3 seeds)"
+    assert list(overview(ledger)["verdict"]) == ["reversed; lab: direction confirmed"]
+
+
+def test_what_is_open_or_missing_at_a_scale_is_told(results, tmp_path):
+    plan = {"seeds": {"lab": 3, "full": 3}, "margin": 0.1}
+    claims = [load_claim(written(tmp_path, plan)), load_claim(written(tmp_path, plan | {"study.experiment": "x"}, "b"))]
+    alone = findings(claims, results / "claims")
+    assert summary(alone).endswith("1 not measured yet. Measured at one scale, planned at the other as well: a (full).")
+    evidence(results, "dropout-full", effect=-0.0015)
+    both = findings(claims, results / "claims")
+    assert summary(both).endswith("1 not measured yet. Settled at one scale and open at the other: a (full).")
+    assert overview(both)["verdict"][0] == "direction confirmed, larger than published; full: open"
+    # The p-values are 0.001 and 0.4 before Holm's method.
+    assert "none of the 2 effects existed, 0.1 would be confirmed or reversed by chance on average. An" in level(both)
+    assert "An effect that was measured at two scales counts twice." in level(both)
+    assert level(both).endswith("(Holm's method), these hold: a (lab).")
+
+
+def test_a_confirmed_effect_below_the_margin_is_noted():
+    found = find(claim(margin=2.0), "lab", errors({"none": NONE, "lrn": LRN}))
+    assert found.verdict.name == "confirmed"
+    assert notes(found)[-1] == "lab scale: the effect is shown to be smaller than the margin as well"
+    assert "smaller than the margin" not in " ".join(notes(find(claim(), "lab", found.trials)))
 
 
 @pytest.mark.parametrize(
@@ -184,13 +217,14 @@ def test_mixed_conditions_are_noted(results):
     table = pd.read_csv(path).rename(columns={"factor model.dropout": "factor norm"})
     table["factor norm"] = ["none"] * 3 + ["lrn"] * 3
     table["device"] = ["cpu (x)", "cpu (x)", "cuda (y)"] * 2
-    table["numerics"] = [1, None, 2] * 2
+    table["numerics"] = [1, 1, 2] * 2
     table.to_csv(path, index=False)
     ((_, (found,)),) = findings([dropout], results / "claims")
     on_cpu = find(dropout, "lab", found.trials[found.trials["seed"] < 3])
     shown = notes(found)
     assert f"lab scale: mixed devices: cpu (x) (seeds 1, 2: {effect_text(on_cpu)}); cuda (y) (seed 3)" in shown
-    assert "lab scale: mixed versions of what a config computes: 1 (seed 1); 2 (seed 3)" in shown
+    numerics = f"1 (seeds 1, 2: {effect_text(on_cpu)}); 2 (seed 3)"
+    assert f"lab scale: mixed versions of what a config computes: {numerics}" in shown
 
 
 def test_the_level_of_all_claims_together_is_stated(results):
@@ -215,7 +249,7 @@ def test_the_level_of_all_claims_together_is_stated(results):
 
 def test_equivalences_have_a_level_of_their_own_together(results, monkeypatch):
     def found(known_as, test="difference", **verdict):
-        return claim(id=known_as, test=test), [SimpleNamespace(n=3, planned=3, verdict=Verdict(**verdict))]
+        return claim(id=known_as, test=test), [SimpleNamespace(n=3, planned=3, scale="lab", verdict=Verdict(**verdict))]
 
     ledger = [
         found("a", name="confirmed", p=0.001, p_equivalence=1.0), found("b", name="confirmed", p=0.04),
