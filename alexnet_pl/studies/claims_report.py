@@ -138,7 +138,8 @@ def _interval(value: Estimate, sign: str = "") -> str:
 def verdict_text(finding: Finding | None) -> str:
     """Return the verdict, with what the interval says about the published value, and the seeds that an open one takes.
 
-    If the published value lies outside the interval, a confirmed claim is confirmed in its direction only.
+    If the published value lies outside the interval, a confirmed claim is confirmed in its direction only. An effect
+    that is both shown to be there and shown to be smaller than the margin is ``below the margin``.
     """
     if finding is None or finding.n == 0:
         return UNMEASURED
@@ -148,12 +149,19 @@ def verdict_text(finding: Finding | None) -> str:
     if test != "level" and shown is not None and published is not None:
         differs = _is_inside(finding.claim.published, shown) is False
         if name == CONFIRMED and differs:
-            return f"{DIRECTION}, {_size(shown.mean, published, test)} than published"
+            name = f"{DIRECTION}, {_size(shown.mean, published, test)} than published"
     if name != OPEN:
-        return name
+        return name + ", below the margin" * _is_below_the_margin(finding)
     more = finding.verdict.more_seeds
     seeds = "" if more is None else f", about {more} more seed{'s' * (more != 1)}"
     return f"{OPEN}{', published value excluded' * differs}{seeds}"
+
+
+def _is_below_the_margin(finding: Finding) -> bool:
+    """Return if an effect that is shown to be there is also shown to be too small to matter."""
+    verdict = finding.verdict
+    is_settled = verdict.name in (CONFIRMED, REVERSED)
+    return is_settled and verdict.p_equivalence is not None and verdict.p_equivalence < LEVEL
 
 
 def _size(found: float, published: float, test: str) -> str:
@@ -387,9 +395,6 @@ def notes(finding: Finding) -> list[str]:
         if published.span:
             what += ", in words " + " to ".join(f"{end:g}" for end in published.span) + ","
         found.append(f"{scale} scale: {what} is {'inside' if inside else 'outside'} the interval".replace("-", "−"))
-    equivalence = finding.verdict.p_equivalence
-    if finding.verdict.name in (CONFIRMED, REVERSED) and equivalence is not None and equivalence < LEVEL:
-        found.append(f"{scale} scale: the effect is shown to be smaller than the margin as well")
     return found
 
 
@@ -479,5 +484,5 @@ def _row(claim: Claim, finding: Finding | None) -> ForestRow:
     label = claim.id if finding is None else f"{claim.id} ({finding.scale}, n = {finding.n})"
     return ForestRow(
         label, None if finding is None else finding.shown, claim.published.value, verdict_text(finding),
-        OPEN if finding is None else finding.verdict.name, margin,
+        OPEN if finding is None else finding.verdict.name, margin, claim.published.span,
     )  # fmt: skip

@@ -92,6 +92,7 @@ class ForestRow:
         verdict: in words, in the color of ``kind``.
         kind: a key of ``VERDICT_COLORS``.
         margin: ends of the range that counts as no effect; None without one.
+        span: lowest and highest value that the published words allow; None for a plain number.
     """
 
     label: str
@@ -100,10 +101,13 @@ class ForestRow:
     verdict: str
     kind: str
     margin: tuple[float, float] | None
+    span: tuple[float, float] | None = None
 
 
 def forest_figure(panels: Mapping[str, Sequence[ForestRow]]) -> Figure:
-    """Plot claims as intervals beside the published values, one panel per unit: a diamond is what was published.
+    """Plot claims as intervals beside the published values, one panel per unit.
+
+    A diamond is what was published, a line through it what its words allow.
 
     Args:
         panels: label of the axis → rows; a label that contains ``ratio`` has a logarithmic axis around 1.
@@ -142,6 +146,8 @@ def _forest_row(axes: Axes, place: int, row: ForestRow) -> None:
         if row.measured.low is not None and row.measured.high is not None:
             axes.plot([row.measured.low, row.measured.high], [place, place], color=color, linewidth=2.4, zorder=2)
         axes.plot(row.measured.mean, place, "o", color=color, markersize=6, zorder=3)
+    if row.span is not None:
+        axes.plot(row.span, (place, place), color="black", linewidth=1, zorder=2)
     if row.published is not None:
         axes.plot(row.published, place, "D", color="black", fillstyle="none", markersize=7, zorder=4)
     axes.annotate(

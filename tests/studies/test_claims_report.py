@@ -145,11 +145,13 @@ def test_what_is_open_or_missing_at_a_scale_is_told(results, tmp_path):
     assert level(both).endswith("(Holm's method), these hold: a (lab).")
 
 
-def test_a_confirmed_effect_below_the_margin_is_noted():
-    found = find(claim(margin=2.0), "lab", errors({"none": NONE, "lrn": LRN}))
-    assert found.verdict.name == "confirmed"
-    assert notes(found)[-1] == "lab scale: the effect is shown to be smaller than the margin as well"
-    assert "smaller than the margin" not in " ".join(notes(find(claim(), "lab", found.trials)))
+def test_an_effect_that_is_there_but_too_small_to_matter_is_told():
+    """Measured: −1.38 [−1.56, −1.21] points."""
+    rows = errors({"none": NONE, "lrn": LRN})
+    assert verdict_text(find(claim(margin=2.0), "lab", rows)) == "confirmed, below the margin"
+    distant = claim(margin=2.0, published=Published("x", -3.0, -1))
+    assert verdict_text(find(distant, "lab", rows)) == ("direction confirmed, smaller than published, below the margin")
+    assert verdict_text(find(claim(), "lab", rows)) == "confirmed"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_the_forest_plot_shows_intervals_and_published_values(monkeypatch, resul
     monkeypatch.setattr(
         "alexnet_pl.studies.claims_report.forest_figure", lambda panels: shown.append(panels) or forest_figure(panels)
     )
-    other = written(tmp_path, {"study.experiment": "other"}, "b")
+    other = written(tmp_path, {"study.experiment": "other", "published.span": [-1.25, -0.75]}, "b")
     write_claims([load_claim(written(tmp_path, {})), load_claim(other)], results)
     (panels,) = shown
     measured, planned = panels["difference in points"]
@@ -292,6 +294,7 @@ def test_the_forest_plot_shows_intervals_and_published_values(monkeypatch, resul
     bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
     assert [list(bar) for bar in bars] == [pytest.approx([-2.048, -1.552], abs=1e-3)]
     assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "D"] == [[-1.0], [-1.0]]
+    assert [-1.25, -0.75] in [list(line.get_xdata()) for line in axes.lines]
 
 
 def test_a_power_calculation_is_written_once_and_keeps_the_comments(results, tmp_path, capsys):
