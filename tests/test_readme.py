@@ -38,6 +38,10 @@ def text(page: Path | str) -> str:
     return (REPOSITORY / page).read_text(encoding="utf-8")
 
 
+def ladder_pages() -> str:
+    return text("docs/ladder.md") + text("docs/ladder-search.md")
+
+
 def code_blocks(page: Path | str) -> list[str]:
     """Return the bash blocks of a page with continued lines joined."""
     return [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", text(page), re.DOTALL)]
@@ -252,7 +256,7 @@ def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
     assert tutorial.n == 5
     assert f"with all 30 epochs five seeds have {tutorial.mean:.2%} on" in page
     assert f"gains {100 * (means['norm_everywhere'] - means['tutorial']):.1f} points" in prose
-    assert f"the ladder above has it at {first['late_pooling'].split()[0][1:4]} points (n = 3)" in page
+    assert f"the [ladder](ladder.md) has it at {first['late_pooling'].split()[0][1:4]} points (n = 3)" in ladder_pages()
     assert len(means) == 19
     assert all(found == {1, 2, 3} for found in rows.groupby("rung")["seed"].agg(set))
 
@@ -262,7 +266,7 @@ def test_what_a_step_of_the_ladder_costs_is_that_of_its_file() -> None:
     frame["device"] = frame["device"].str.partition(" ")[0]
     rates = frame.set_index(["device", "rung", "compile"])[["images_per_second 2", "images_per_second 3"]]
     means = rates.groupby(level=[0, 1, 2]).mean().mean(axis=1)
-    page = text("docs/ladder.md").partition("## What it costs")[2].partition("## The search")[0]
+    page = text("docs/ladder.md").partition("## What it costs")[2]
     cpu, gpu = (means[device].xs("null", level="compile") for device in ("cpu", "cuda"))
     assert set(cpu.index) == set(gpu.index)
     for rung, rate in gpu.items():
@@ -303,7 +307,7 @@ def test_what_the_ladder_says_of_training_is_so() -> None:
     def accuracies(rung: str) -> list[float]:
         return [float(row["train/acc"]) for row in last[rung]]
 
-    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    page = re.sub(r"\s+", " ", ladder_pages())
     assert accuracies("unaugmented_full_resolution") == [1.0] * 3
     assert "which without them classifies all of its training images" in page
     assert [float(row["lr"]) for row in last["plateau_full_resolution"]] == pytest.approx([1e-6] * 3)
@@ -316,7 +320,7 @@ def test_the_accuracy_of_the_run_that_had_the_gpu_to_itself_is_that_of_its_file(
     frame = pd.read_csv(REPOSITORY / "docs/results/ladder/search-h100.csv")
     (run,) = (row for _, row in frame.iterrows() if not pd.isna(row["test/acc"]))
     said = f"({run['seconds']:.0f} seconds; {run['test/acc_shifted_mirror']:.2%} of the test images with six views, "
-    assert f"{said}{run['test/acc']:.2%} with one)" in re.sub(r"\s+", " ", text("docs/ladder.md"))
+    assert f"{said}{run['test/acc']:.2%} with one)" in re.sub(r"\s+", " ", ladder_pages())
 
 
 @pytest.mark.parametrize(("file", "epochs"), [("search", (4, 8, 12, 16)), ("search-h100", (8, 16, 24, 30))])
@@ -324,13 +328,13 @@ def test_the_search_for_the_record_recipe_is_that_of_its_files(file: str, epochs
     for _, run in pd.read_csv(REPOSITORY / f"docs/results/ladder/{file}.csv").iterrows():
         shown = ["" if pd.isna(run[f"val/acc {epoch}"]) else f"{run[f'val/acc {epoch}']:.2%}" for epoch in epochs]
         row = [run["recipe"], f"{run['length']} epochs", *shown, f"{run['train/acc']:.2%}"]
-        assert f"| {' | '.join(row)} |" in text("docs/ladder.md")
+        assert f"| {' | '.join(row)} |" in ladder_pages()
 
 
 def test_the_limits_of_the_copy_are_those_of_their_file() -> None:
     frame = pd.read_csv(REPOSITORY / "docs/results/ladder/airbench-recipe.csv").dropna(subset="val_acc_six_views")
     (theirs, ours) = zip(frame["val_acc"], frame["val_acc_six_views"], strict=True)
-    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    page = re.sub(r"\s+", " ", ladder_pages())
     said = f"{theirs[0]:.2%} of the validation images of the JPEG copy with one view and {theirs[1]:.2%} with six"
     assert said in page
     assert f"comes to {ours[0]:.2%}, and {ours[1]:.2%} with six views (n = 1)" in page
@@ -368,7 +372,7 @@ def test_the_front_page_is_short() -> None:
 
 def test_the_run_of_ten_epochs_is_the_committed_one():
     frame = pd.read_csv(REPOSITORY / "docs/results/ladder/late-pooling-10-epochs.csv")
-    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    page = re.sub(r"\s+", " ", ladder_pages())
     assert f"{100 * frame['val/acc'].iloc[-1]:.2f}% of the validation images after ten epochs" in page
     assert f"It took {frame['epoch_seconds'].sum() / 60:.0f} minutes of one thread" in page
 
