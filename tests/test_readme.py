@@ -272,6 +272,9 @@ def test_what_a_step_of_the_ladder_costs_is_that_of_its_file() -> None:
     for rung, rate in gpu.items():
         on_gpu = f"| `{rung}` | {round(rate, -2):,.0f} | {16 * 45_000 / rate:.0f} s |"
         assert f"{on_gpu} {round(cpu[rung], -1):,.0f} | {16 * 45_000 / cpu[rung] / 60:.0f} min |" in page
+    earlier = pd.read_csv(REPOSITORY / "docs/results/ladder/record_16_epochs/results.csv")["images_per_second"]
+    said = f"trained {earlier.min():.0f} to {earlier.max():.0f} images/s on one thread each, two at a time, against"
+    assert f"{said} {round(cpu['batch_size'], -1):,.0f} on two threads in this table" in page
     cpu, gpu = (means[device].xs("default", level="compile") for device in ("cpu", "cuda"))
     assert (
         f"{round(gpu['tutorial'], -2):,.0f} images/s for `tutorial`, and {round(gpu['regularization'], -2):,.0f}"
