@@ -68,9 +68,9 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def convolution_groups(net: nn.Module) -> dict[torch.Tensor, int]:
-    """Return the number of groups of each convolution that has several, by its weight."""
+    """Return the number of groups of each convolution that has several, by its weight, if that is a parameter."""
     found = (module for module in net.modules() if isinstance(module, nn.Conv2d))
-    return {module.weight: module.groups for module in found if module.groups > 1}
+    return {each.weight: each.groups for each in found if each.groups > 1 and isinstance(each.weight, nn.Parameter)}
 
 
 def parameter_groups(

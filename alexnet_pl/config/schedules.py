@@ -139,8 +139,8 @@ def check_final_rate(optimizer: Optimizer, scheduler: LRScheduler) -> None:
     if not isinstance(final, int | float):
         return
     for group in optimizer.param_groups:
-        first = float(group["initial_lr"])
-        if final > first > 0:
+        first = float(group.get("initial_lr", group["lr"]))
+        if final > first and not math.isclose(final, first):
             named = f", the learning rate of {group['name']}" if group.get("name") else ", the learning rate"
             raise invalid_value("scheduler.eta_min", final, f"at most {first:g}{named}")
 

@@ -187,6 +187,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.reduction": (lambda name: name == "mean", "mean, or no such key"),
     "optimizer.betas": (lambda betas: len(betas) == 2, "a list of two numbers"),
     "optimizer.lr": (_is_positive, "a number above 0"),
+    "scheduler.eta_min": (lambda rate: 0 <= rate < math.inf, "a number ≥ 0"),
     "scheduler.factor": (lambda factor: 0 < factor <= 1, "a number above 0 and up to 1"),
     "scheduler.patience": (lambda epochs: epochs >= 0, "a number of epochs, 0 or more"),
     "scheduler.step_size": (_is_count, "a number of intervals ≥ 1"),
@@ -325,10 +326,14 @@ def check_augment(augment: Settings) -> None:
         )
 
 
+WARMUP_PLATEAU = "alexnet_pl.training.WarmupPlateau"
+
+
 def check_warmup(scheduler: Settings, optimizer: Settings, max_epochs: int | None) -> None:
     """Check that the linear warm-up of a schedule ends within the run, which would never reach ``optimizer.lr``.
 
-    ``WarmupPlateau``'s begins at ``warmup_lr``, and an optimizer whose learning rate is not above that has none.
+    ``WarmupPlateau``'s begins at ``warmup_lr``, and an optimizer whose learning rate is not above that has none. A run
+    that ``trainer.max_steps`` ends is not checked.
 
     Raises:
         ConfigError: names the key and the number of epochs.
@@ -336,9 +341,10 @@ def check_warmup(scheduler: Settings, optimizer: Settings, max_epochs: int | Non
     epochs = scheduler.get("warmup_epochs")
     if not isinstance(epochs, int | float):  # its type is checked with the others
         return
-    start, rate = scheduler.get("warmup_lr", 0), optimizer.get("lr")
-    if not (isinstance(start, int | float) and isinstance(rate, int | float) and start < rate):
-        return
+    if scheduler.get("_target_") == WARMUP_PLATEAU:
+        start, rate = scheduler.get("warmup_lr", 0.01), optimizer.get("lr")
+        if not (isinstance(start, int | float) and isinstance(rate, int | float) and start < rate):
+            return
     if max_epochs is not None and 1 <= max_epochs < epochs:
         raise invalid_value("scheduler.warmup_epochs", epochs, f"at most {max_epochs}, the trainer.max_epochs")
 

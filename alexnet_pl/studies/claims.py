@@ -199,7 +199,7 @@ def load_claim(path: Path) -> Claim:
     direction = DIRECTIONS[published.choice("direction", DIRECTIONS)]
     claim = Claim(
         path.stem, top.text("statement"), top.text("source"), top.text("section"),
-        Published(published.text("text"), value, direction, _span(published, value)),
+        Published(published.text("text"), value, direction, _span(published, value, test)),
         top.text("stands_in", optional=True), study.text("experiment"), tuple(study.texts("overrides")),
         test, _contrast(contrast, test), _measure(top, test), margin, _seeds(top.section("seeds")),
         _pilot(top.section("pilot")), path, top.text("changed") if "changed" in top.content else None,
@@ -209,12 +209,16 @@ def load_claim(path: Path) -> Claim:
     return claim
 
 
-def _span(published: "_Section", value: float | None) -> tuple[float, float] | None:
+def _span(published: "_Section", value: float | None, test: str) -> tuple[float, float] | None:
     if "span" not in published.content:
         return None
-    found, expected = published.required("span"), "two numbers, the published value between them"
+    found = published.required("span")
+    expected = "two numbers on one side of no effect, the published value between them"
     are_numbers = isinstance(found, list) and len(found) == 2 and all(type(end) in (int, float) for end in found)
-    if value is None or not are_numbers or not found[0] <= value <= found[1]:
+    if value is None or test == "level" or not are_numbers or not found[0] <= value <= found[1]:
+        raise published.invalid("span", found, expected)
+    none = 1 if test == "ratio" else 0
+    if not all(map(math.isfinite, found)) or found[0] <= none <= found[1] or (test == "ratio" and found[0] <= 0):
         raise published.invalid("span", found, expected)
     return float(found[0]), float(found[1])
 

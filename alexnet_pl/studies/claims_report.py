@@ -129,10 +129,12 @@ def effect_text(finding: Finding) -> Markup:
 
 
 def _interval(value: Estimate, sign: str = "") -> str:
-    text = f"{value.mean:{sign}.2f}"
-    if value.low is not None and value.high is not None:
-        text += f" [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
-    return text
+    if value.low is None or value.high is None:
+        return f"{value.mean:{sign}.2f}"
+    is_close = any(0 < abs(end) < 0.005 for end in (value.low, value.high))  # 0.00 hides the side of zero
+    digits = 3 if is_close else 2
+    mean, low, high = (f"{each:{sign}.{digits}f}" for each in (value.mean, value.low, value.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def verdict_text(finding: Finding | None) -> str:
@@ -147,7 +149,9 @@ def verdict_text(finding: Finding | None) -> str:
     shown = finding.shown
     differs = False
     if test != "level" and shown is not None and published is not None:
-        differs = _is_inside(finding.claim.published, shown) is False
+        differs = _overlaps(finding.claim.published, shown) is False
+        if finding.bound:  # which supports only what lies beyond it
+            differs = differs and (finding.bound == "at least") == (shown.mean > published)
         if name == CONFIRMED and differs:
             name = f"{DIRECTION}, {_size(shown.mean, published, test)} than published"
     if name != OPEN:
@@ -160,7 +164,7 @@ def verdict_text(finding: Finding | None) -> str:
 def _is_below_the_margin(finding: Finding) -> bool:
     """Return if an effect that is shown to be there is also shown to be too small to matter."""
     verdict = finding.verdict
-    is_settled = verdict.name in (CONFIRMED, REVERSED)
+    is_settled = verdict.name in (CONFIRMED, REVERSED) and not finding.bound
     return is_settled and verdict.p_equivalence is not None and verdict.p_equivalence < LEVEL
 
 
@@ -170,7 +174,7 @@ def _size(found: float, published: float, test: str) -> str:
     return "larger" if found > published else "smaller"
 
 
-def _is_inside(published: Published, estimate: Estimate | None) -> bool | None:
+def _overlaps(published: Published, estimate: Estimate | None) -> bool | None:
     """Return if what was published overlaps an estimate's interval; None if there is no number or no interval yet."""
     if published.value is None or estimate is None or estimate.low is None or estimate.high is None:
         return None
@@ -190,7 +194,9 @@ def epochs_text(finding: Finding) -> str:
 
 
 def _p(value: float | None) -> str:
-    return "–" if value is None else "below 0.001" if value < 0.001 else f"{value:.3f}"
+    if value is None or value < 0.001:
+        return "–" if value is None else "below 0.001"
+    return f"{value:.4f}" if abs(value - LEVEL) < 0.0005 else f"{value:.3f}"
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -222,9 +228,9 @@ def _at_other_scales(found: Sequence[Finding], quoted: Finding) -> Markup:
 
 def _verdicts_at_other_scales(found: Sequence[Finding], quoted: Finding | None) -> str:
     """Return the verdicts of the claim's other scales where they are others than the quoted one."""
-    others = [finding for finding in found if quoted is not None and finding is not quoted and finding.n]
-    differ = [finding for finding in others if finding.verdict.name != quoted.verdict.name] if quoted else []
-    return "".join(f"; {scale_text(finding.scale)}: {verdict_text(finding).partition(',')[0]}" for finding in differ)
+    others = [finding for finding in found if finding is not quoted and finding.n]
+    differ = [finding for finding in others if verdict_text(finding) != verdict_text(quoted)]
+    return "".join(f"; {scale_text(finding.scale)}: {verdict_text(finding)}" for finding in differ)
 
 
 def summary(ledger: Ledger) -> str:
@@ -240,9 +246,15 @@ def summary(ledger: Ledger) -> str:
         for name, finding in best.items()
         if finding is not None and 0 < finding.n < finding.planned and finding.verdict.name != OPEN
     ]
-    quoted = {id(finding) for finding in best.values()}
-    others = [(claim.id, finding) for claim, found in ledger for finding in found if id(finding) not in quoted]
-    left_open = [f"{name} ({at.scale})" for name, at in others if at.n and at.verdict.name == OPEN]
+    known = {name: finding for name, finding in best.items() if finding is not None and finding.n}
+    small = [name for name, finding in known.items() if _is_below_the_margin(finding)]
+    settled = {name: finding for name, finding in known.items() if finding.verdict.name != OPEN}
+    left_open = [
+        f"{claim.id} ({finding.scale})"
+        for claim, found in ledger
+        for finding in found
+        if claim.id in settled and finding.n and finding.verdict.name == OPEN
+    ]
     measured = {(claim.id, finding.scale) for claim, found in ledger for finding in found if finding.n}
     missing = [
         f"{claim.id} ({scale})"
@@ -251,6 +263,7 @@ def summary(ledger: Ledger) -> str:
         if any(finding.n for finding in found) and (claim.id, scale) not in measured
     ]
     parts = {
+        "Shown to be smaller than the margin": small,
         "Interim, on fewer seeds than planned": interim,
         "Settled at one scale and open at the other": left_open,
         "Measured at one scale, planned at the other as well": missing,
@@ -272,12 +285,14 @@ def level(ledger: Ledger) -> str:
     known = {name: found.p for name, found in tested.items() if found.p is not None}
     if not known:
         return "Each verdict is at a level of 5%."
+    claims = len({name.partition(" ")[0] for name in known})
+    tests = f"{len(known)} tests"
+    if len(known) > claims:
+        tests += f", of {claims} claim{'s' * (claims != 1)}, some at two scales,"
     parts = [
-        f"Each verdict is at a level of 5%: if none of the {len(known)} effects existed, {LEVEL * len(known):.1f} "
+        f"Each verdict is at a level of 5%: if there were no effect in any of the {tests} {LEVEL * len(known):g} "
         "would be confirmed or reversed by chance on average."
     ]
-    if len(known) > len({name.partition(" ")[0] for name in known}):
-        parts.append("An effect that was measured at two scales counts twice.")
     settled = [name for name in known if tested[name].name in (CONFIRMED, REVERSED)]
     parts.append(f"At 5% for all of them together (Holm's method), {_holding(known, settled)}.")
     equivalences = {name: found.p_equivalence for name, found in tested.items() if found.p_equivalence is not None}
@@ -390,11 +405,13 @@ def notes(finding: Finding) -> list[str]:
             parts = [f"{value} ({_effect_of(finding, rows, column)})" for value, rows in groups]
             found.append(f"{scale} scale: mixed {name}: {'; '.join(parts)}")
     published = finding.claim.published
-    if (inside := _is_inside(published, finding.shown)) is not None:
-        what = f"the published {published.value:g}"
+    if (overlaps := _overlaps(published, finding.shown)) is not None:
+        what, inside = f"the published {published.value:g}", "is inside" if overlaps else "is outside"
         if published.span:
-            what += ", in words " + " to ".join(f"{end:g}" for end in published.span) + ","
-        found.append(f"{scale} scale: {what} is {'inside' if inside else 'outside'} the interval".replace("-", "−"))
+            low, high = published.span
+            what = f"the published range {low:g} to {high:g} ({published.value:g} in words)"
+            inside = "overlaps" if overlaps else "is outside"
+        found.append(f"{scale} scale: {what} {inside} the interval".replace("-", "−"))
     return found
 
 

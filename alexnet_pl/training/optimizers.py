@@ -110,10 +110,10 @@ class Muon(Optimizer):
         if parts == 1:
             matrix = orthogonalize(matrix, steps)
         else:
-            stacked = matrix.view(parts, -1, matrix.shape[1])
+            stacked = matrix.reshape(parts, -1, matrix.shape[1])
             matrix = torch.vmap(orthogonalize, in_dims=(0, None))(stacked, steps)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(matrix.view(weight.shape).to(weight.dtype), alpha=-group["lr"] * scale)
+        weight.add_(matrix.reshape(weight.shape).to(weight.dtype), alpha=-group["lr"] * scale)
 
 
 def _by_shape(

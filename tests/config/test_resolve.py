@@ -47,6 +47,13 @@ def test_fast_dev_run_shortens_and_never_lengthens():
     assert resolved("+trainer.fast_dev_run=false").trainer.max_epochs == 30
 
 
+def test_a_warm_up_fits_the_shortened_run():
+    """Otherwise the saved config would be refused when the run is resumed."""
+    large = ("optimizer=sgd", "optimizer.lr=0.08", "scheduler=warmup_plateau")
+    assert resolved("trainer=smoke", *large).scheduler.warmup_epochs == 2
+    assert resolved(*large).scheduler.warmup_epochs == 5
+
+
 def test_a_schedule_follows_the_shortened_run():
     cfg = resolved("trainer=smoke", "~scheduler", "+scheduler.T_max=${trainer.max_epochs}")
     assert cfg.scheduler.T_max == 2

@@ -85,6 +85,7 @@ def test_a_list_in_place_of_named_objects_is_refused(section):
         "scheduler=cosine scheduler.interval=step",
         "~scheduler.factor",
         "optimizer=sgd scheduler=warmup_plateau",
+        "optimizer=sgd scheduler=warmup_plateau ~scheduler.warmup_lr trainer.max_epochs=2",
         "trainer.max_epochs=-1 +trainer.max_steps=3",
         "+trainer.val_check_interval=1.0 +trainer.check_val_every_n_epoch=2 trainer.accumulate_grad_batches=4",
         "+trainer.fast_dev_run=true",

@@ -63,28 +63,32 @@ def test_steps_on_a_convolution_follow_the_formula(nesterov):
 def test_the_groups_of_a_convolution_are_matrices_of_their_own():
     """A grouped convolution is updated like separate ones, each of which reads its part of the inputs."""
     cfg = config("optimizer=muon", "optimizer.bfloat16=false")
-    net = nn.Sequential(nn.Conv2d(6, 12, 3, groups=3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(2, 4, 1))
+    layers = (nn.Conv2d(6, 12, 3, groups=3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(4, 24, 1, groups=2))
+    net = nn.Sequential(*layers, nn.Conv2d(2, 4, 1))
     apart = nn.ModuleList(
         nn.Conv2d(conv.in_channels // conv.groups, conv.out_channels // conv.groups, conv.kernel_size)
         for conv in net
         for _ in range(conv.groups)
     )
-    chunks = [chunk for conv in net for chunk in conv.weight.chunk(conv.groups)]
-    gradients = [torch.randn(chunk.shape, generator=torch.Generator().manual_seed(i)) for i, chunk in enumerate(chunks)]
-    with torch.no_grad():
-        for part, chunk in zip(apart, chunks, strict=True):
-            part.weight.copy_(chunk)
-    start = 0
-    for conv in net:
-        conv.weight.grad = torch.cat(gradients[start : start + conv.groups])
-        start += conv.groups
-    for part, gradient in zip(apart, gradients, strict=True):
-        part.weight.grad = gradient
     make = optimizer_factory(instantiate(cfg.optimizer))
-    make(net.named_parameters(), convolution_groups(net)).step()
-    make(apart.named_parameters()).step()
-    updated = [chunk for conv in net for chunk in conv.weight.chunk(conv.groups)]
-    for part, chunk in zip(apart, updated, strict=True):
+    whole, separate = make(net.named_parameters(), convolution_groups(net)), make(apart.named_parameters())
+
+    def parts() -> list[torch.Tensor]:
+        return [chunk for conv in net for chunk in conv.weight.chunk(conv.groups)]
+
+    with torch.no_grad():
+        for part, chunk in zip(apart, parts(), strict=True):
+            part.weight.copy_(chunk)
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        for conv in net:
+            conv.weight.grad = torch.randn(conv.weight.shape, generator=generator)
+        gradients = [chunk for conv in net for chunk in conv.weight.grad.chunk(conv.groups)]
+        for part, gradient in zip(apart, gradients, strict=True):
+            part.weight.grad = gradient
+        whole.step()
+        separate.step()
+    for part, chunk in zip(apart, parts(), strict=True):
         torch.testing.assert_close(chunk, part.weight, rtol=0, atol=1e-6)
 
 
