@@ -93,9 +93,9 @@ def shorten(cfg: DictConfig) -> None:
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
         limit = trainer.get(key)
         trainer[key] = min(limit, batches) if type(limit) is int else batches  # a fraction may leave no batch
-    scheduler = cfg.get("scheduler") or {}
-    if isinstance(scheduler.get("warmup_epochs"), int | float):
-        scheduler.warmup_epochs = min(scheduler.warmup_epochs, trainer.max_epochs)
+    warmup = (cfg.get("scheduler") or {}).get("warmup_epochs")
+    if isinstance(warmup, int | float):
+        cfg.scheduler.warmup_epochs = min(warmup, trainer.max_epochs)
     for callback in (cfg.get("callbacks") or {}).values():
         if callback.get("num_neighbor_images"):
             callback.num_neighbor_images = min(callback.num_neighbor_images, batches * cfg.data.batch_size)
