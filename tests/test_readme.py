@@ -222,6 +222,19 @@ def test_accuracies_of_the_record_are_those_of_its_results() -> None:
     assert f"{alone['seconds']:.0f} s" in cells[-1]
 
 
+def test_the_record_on_two_cores_is_that_of_its_file() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/ladder/record-two-cores.csv")
+    views, center = frame["test/acc_shifted_mirror"].mean(), frame["test/acc"].mean()
+    seconds, epochs, n = frame["seconds"].max(), frame["epochs"].max(), len(frame)
+    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    assert f"{epochs:.0f} of the 18 epochs (`trainer.max_epochs={epochs:.0f}`) take {seconds / 60:.0f} minutes" in page
+    assert f"{views:.2%} of the test images with six views, {center:.2%} with one (n = {n}, [file]" in page
+    assert f"{100 * (0.925 - views):.1f} points short" in page
+    assert f"All 18 epochs would take {seconds / epochs * 18 / 60:.0f} minutes at that speed" in page
+    header = text("conf/experiment/record.yaml").replace("\n# ", " ")
+    assert f"{epochs:.0f} epochs take {seconds / 60:.0f} minutes: {views:.2%} with six views, {center:.2%}" in header
+
+
 def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
     page, report = text("docs/ladder.md"), text("docs/results/ladder/h100/report.md")
     tables = report.partition("## Ladder")[2].partition("![")[0].strip().split("\n\n")[1:]
