@@ -31,6 +31,7 @@ def test_resume_says_which_directory_a_checkpoint_belongs_to(tmp_path):
             run_folder(wrong, "runs/new")
 
 
+@pytest.mark.slow
 def test_a_study_records_the_command_that_was_given(tmp_path):
     overrides = ["-m", "model=lenet5", "trainer=smoke", "callbacks.dashboard.figures=false", "study=s", "seed=1"]
     for _ in range(2):

@@ -211,6 +211,7 @@ class Net(nn.Sequential):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.security
 def test_a_network_of_the_users_own_needs_trust_by_name(tmp_path, monkeypatch):
     (tmp_path / "my_nets.py").write_text(OWN_NET)

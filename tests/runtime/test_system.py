@@ -84,6 +84,7 @@ def test_help_survives_an_ascii_locale(command):
     assert len(done.stdout) > 200
 
 
+@pytest.mark.slow
 def test_run_survives_an_ascii_locale(tmp_path):
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "train.py"), "model=lenet5", "data=digits", "trainer=smoke",

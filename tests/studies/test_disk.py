@@ -27,6 +27,7 @@ def test_parameters_are_counted_without_memory():
     assert parameter_count(config("model._target_=nowhere.Net")) is None
 
 
+@pytest.mark.slow
 def test_estimate_counts_best_weights_per_trial_and_resume_checkpoints_of_one(monkeypatch, tmp_path):
     free(monkeypatch, 50e9)
     configs = {str(seed): config(f"seed={seed}", "callbacks.resume.keep=false") for seed in range(18)}

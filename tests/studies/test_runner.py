@@ -80,6 +80,7 @@ def study(finished: Path, tmp_path: Path) -> Path:
 # --- studies --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trials_match_single_runs(finished, tmp_path):
     """The first, second and last trial of one process, bit for bit, with as many threads as the study had."""
     threads = torch.get_num_threads()
@@ -94,6 +95,7 @@ def test_trials_match_single_runs(finished, tmp_path):
     assert metrics(one) != metrics(other)
 
 
+@pytest.mark.slow
 def test_rerunning_a_command_runs_only_new_values(study, tmp_path):
     before = results_untouched(study)
     same = Command(*TRIALS, "seed=1,2", "study=s", cwd=tmp_path)
@@ -111,6 +113,7 @@ def test_rerunning_a_command_runs_only_new_values(study, tmp_path):
     assert "study s: 6 done, 0 running, 0 failed, 0 left; 0:00:" in more.text
 
 
+@pytest.mark.slow
 def test_failed_trials_are_recorded_and_retried_and_the_others_run(tmp_path):
     rates = ("-m", "study=f", *DIGITS, PLAIN, "trainer=smoke", "optimizer.lr=1e-3,1e25,1e-4")
     first = Command(*rates, cwd=tmp_path)
@@ -129,6 +132,7 @@ def test_failed_trials_are_recorded_and_retried_and_the_others_run(tmp_path):
     assert again.text.count("trial   ") == again.text.count("start   from scratch") == 1
 
 
+@pytest.mark.slow
 def test_retry_starts_from_scratch_unless_the_disk_was_at_fault(study, finished, tmp_path):
     """Two trials made to look failed after their first epoch: one for a bad number, one for a full disk."""
     blamed = {"overlapping": False, "non_overlapping": True}
@@ -224,6 +228,7 @@ def test_invalid_studies_are_refused(overrides, message, tmp_path):
     assert not [path for path in tmp_path.glob("**/config.yaml") if path.parent.name != ".hydra"]
 
 
+@pytest.mark.slow
 def test_study_resumes_with_another_copy_of_the_data(class_folders, tmp_path):
     """The first epoch with one copy, the second with another: ``data.root`` is not part of a trial's identity."""
     root = class_folders()
@@ -267,6 +272,7 @@ def test_signal_in_a_destructor_is_not_lost():
     raise_if_interrupted()  # the signal is forgotten with its handlers
 
 
+@pytest.mark.slow
 def test_stop_at_training_error_also_after_a_resume(tmp_path):
     """Figure 1's stopping rule, and a kill between the last epoch and the test.
 

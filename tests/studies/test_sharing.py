@@ -126,6 +126,7 @@ def test_a_trial_that_a_neighbor_is_running_is_left_to_it(cfg, make_source, own)
         assert running_elsewhere(cfg, study, run_dir) == "a"
 
 
+@pytest.mark.slow
 def test_a_second_study_takes_over_the_trials_of_the_first(tmp_path):
     trial = ("-m", *DIGITS, "trainer=smoke", "callbacks.dashboard.figures=false", "seed=1,2")
     first = Command(*trial, "study=a", cwd=tmp_path)

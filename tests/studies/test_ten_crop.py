@@ -28,6 +28,7 @@ def results(study: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in study.glob("*/result.json")}
 
 
+@pytest.mark.slow
 def test_stopped_evaluation_continues_and_finished_one_is_skipped(trained):
     """Every finished trial by the center crop and by ten-crop, paired by seed."""
     root = trained / "multirun" / "s_ten_crop"

@@ -54,6 +54,7 @@ def test_the_best_checkpoint_holds_the_validated_weights(case, tmp_path):
     assert accuracy == pytest.approx(result["val/acc"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 10, 17, 30])
 def test_a_run_with_averaged_weights_resumes_bit_for_bit(step, uninterrupted_run, tmp_path, monkeypatch):
     settings = (*RUN, "callbacks=ema", "callbacks.ema.decay=0.9")

@@ -39,6 +39,7 @@ def resume_with(monkeypatch, run_dir: Path, *overrides: str) -> None:
 # --- accumulated gradients ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 20, 170, 199])
 def test_accumulated_gradients_survive_a_stop(batch, uninterrupted_run, tmp_path, monkeypatch):
     """161 batches of 8 per epoch, 16 per step: a stop waits for the optimizer step. Issue: 0.9616 instead of 0.9554."""
@@ -51,6 +52,7 @@ def test_accumulated_gradients_survive_a_stop(batch, uninterrupted_run, tmp_path
 # --- batch size -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "stop", "left"),
     [
@@ -103,6 +105,7 @@ def test_another_batch_size_with_open_accumulation_is_refused(tmp_path, monkeypa
 PLATEAU = (*RUN, "optimizer.lr=0.02", "scheduler.patience=0", "+scheduler.threshold=0.9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [4, 5])
 def test_an_extended_run_is_the_longer_run(epochs, tmp_path, monkeypatch):
     """Issue: the plateau schedule was reset, learning rate .02 in epoch 4 instead of .002."""
@@ -135,6 +138,7 @@ def test_extending_needs_the_training_state(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosine", "one_cycle"])
 def test_a_schedule_of_the_runs_length_cannot_be_extended(name, tmp_path, monkeypatch):
     run(config(*RUN, f"scheduler={name}", run_dir=tmp_path / "run"))

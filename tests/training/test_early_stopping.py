@@ -22,6 +22,7 @@ def epochs(run_dir: Path) -> int:
     return json.loads((run_dir / "result.json").read_text())["epochs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callbacks", ["early_stopping", "[ema,early_stopping]"])
 def test_a_run_ends_after_its_patience_also_if_it_is_resumed(callbacks, tmp_path, monkeypatch):
     settings = (f"callbacks={callbacks}", *STOPPING)

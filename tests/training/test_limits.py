@@ -42,6 +42,7 @@ def test_a_run_ends_after_max_steps_with_a_validation(steps, tmp_path):
     assert_the_best_is_what_was_validated(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [2, 20, 22])
 def test_a_run_with_max_steps_resumes_bit_for_bit(stop, uninterrupted_run, tmp_path, monkeypatch):
     settings = (*RUN, "+trainer.max_steps=23")
@@ -60,6 +61,7 @@ def test_a_run_stopped_after_its_last_step_is_only_tested(phase, uninterrupted_r
     assert_same_run(tmp_path / "run", uninterrupted_run(*settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [23, 40])
 def test_more_steps_continue_inside_the_epoch(number, uninterrupted_run, tmp_path, monkeypatch):
     """Training continues with the images that the epoch has left, as one run of that length does."""
@@ -91,6 +93,7 @@ def test_the_plateau_counts_validations_not_epochs(tmp_path):
     assert rates == pytest.approx([1e-7] * 6 + [1e-8] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [15, 20, 25, 40])
 def test_validation_every_second_epoch_resumes_bit_for_bit(step, uninterrupted_run, tmp_path, monkeypatch):
     settings = (*RUN, "+trainer.check_val_every_n_epoch=2", "scheduler.patience=0", "+scheduler.threshold=0.5")

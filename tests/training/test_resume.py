@@ -64,6 +64,7 @@ def test_resumed_many_times_is_uninterrupted(uninterrupted, tmp_path, monkeypatc
     ]
 
 
+@pytest.mark.slow
 def test_a_run_with_warm_up_resumes_bit_for_bit(tmp_path, monkeypatch):
     """The paper's recipe with a larger batch, stopped on the way up, after it, and after the rate has fallen."""
     recipe = (

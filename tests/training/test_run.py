@@ -210,6 +210,7 @@ def test_a_progress_bar_of_ones_own_stands_in_for_ours_where_one_is_shown(shown,
     assert [type(bar) for bar in bars] == [TQDMProgressBar if shown else type(None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["disabled", "stdout", "none"])
 def test_every_option_of_hydras_job_logging_works(option, tmp_path):
     done = train("model=lenet5", "trainer=smoke", f"hydra/job_logging={option}", "hydra.run.dir=run", cwd=tmp_path)
@@ -240,6 +241,7 @@ def test_the_learning_rate_falls_when_the_validation_loss_stands_still(tmp_path)
     assert rates == pytest.approx([1e-6, 1e-6, 1e-6, 1e-6, 1e-7])
 
 
+@pytest.mark.slow
 def test_a_network_overfits_one_batch(tmp_path):
     """AlexNet itself, through the LightningModule: 20 digits learned by heart."""
     settings = ("data.batch_size=20", "model.dropout=0", "model.fc_width=128", "optimizer.lr=3e-4")
@@ -303,6 +305,7 @@ def test_a_gpu_run_in_16_bits_learns(tmp_path):
 # --- from the command line ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_complete_runs_in_separate_directories(tmp_path):
     done = train("-m", "model=lenet5", "model/pool=overlapping,non_overlapping", "data=digits", "trainer=smoke",
                  f"hydra.sweep.dir={tmp_path}/sweep", cwd=tmp_path)  # fmt: skip

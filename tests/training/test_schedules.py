@@ -51,6 +51,7 @@ def one_cycle(step: int, total: int, peak: float) -> float:
     return cosine(start, peak, step / rise) if step <= rise else cosine(peak, end, (step - rise) / (total - 1 - rise))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -141,6 +142,7 @@ def test_every_option_states_its_interval():
         assert config(f"scheduler={name}").scheduler.interval in ("epoch", "step")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
