@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         studies_of,
         trial_states,
     )  # here for start-up time: pandas and scipy
-    from alexnet_pl.studies.claims_report import EVIDENCE, effect_text, seeds_text, summary, verdict_text
+    from alexnet_pl.studies.claims_report import EVIDENCE, counts, effect_text, reservations, seeds_text, verdict_text
 
     ledger = findings(load_claims(args.claims), args.results / EVIDENCE)
     rows = [("claim", "verdict", "measured", "seeds", "published")]
@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
-    print(f"\n{summary(ledger)}")
+    print(f"\n{counts(ledger)}")
+    for words, names in reservations(ledger).items():
+        print(f"{words}: {names}.")
     if missing := _missing_evidence(args.results / EVIDENCE, args.multirun):
         print(missing)
     for name in studies_of([claim for claim, _ in ledger]):

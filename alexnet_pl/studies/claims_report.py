@@ -108,8 +108,7 @@ def check_claims(claims: Sequence[Claim], results: Path, readme: Path | None = N
 def with_table(readme: Path, ledger: Ledger) -> str | None:
     """Return a README with the table of the claims between the markers, or None if it has no markers."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    table = render("claims_readme.md.j2", overview=overview(ledger, measured_only=True), summary=summary(ledger),
-                   level=level(ledger))  # fmt: skip
+    table = render("claims_readme.md.j2", overview=overview(ledger, measured_only=True), counts=counts(ledger))
     return fill_section(text, SECTION, table)
 
 
@@ -233,46 +232,47 @@ def _verdicts_at_other_scales(found: Sequence[Finding], quoted: Finding | None) 
     return "".join(f"; {scale_text(finding.scale)}: {verdict_text(finding)}" for finding in differ)
 
 
-def summary(ledger: Ledger) -> str:
-    """Return how many claims have which verdict, which verdicts are interim, and which planned scales lack one.
+def counts(ledger: Ledger) -> str:
+    """Return how many claims have which verdict."""
+    verdicts = Counter(verdict_text(headline(found)).partition(",")[0] for _, found in ledger)
+    return f"{len(ledger)} claims: {', '.join(f'{count} {name}' for name, count in sorted(verdicts.items()))}."
 
-    A verdict is interim on fewer seeds than planned.
+
+def reservations(ledger: Ledger) -> dict[str, str]:
+    """Return what to keep in mind about verdicts: those on small effects or few seeds, and scales that are open.
+
+    Returns:
+        The reservation in words → the claims it is about. A verdict is interim on fewer seeds than planned.
     """
     best = {claim.id: headline(found) for claim, found in ledger}
-    verdicts = Counter(verdict_text(finding).partition(",")[0] for finding in best.values())
-    counts = f"{len(ledger)} claims: {', '.join(f'{count} {name}' for name, count in sorted(verdicts.items()))}."
-    interim = [
-        name
-        for name, finding in best.items()
-        if finding is not None and 0 < finding.n < finding.planned and finding.verdict.name != OPEN
-    ]
     known = {name: finding for name, finding in best.items() if finding is not None and finding.n}
-    small = [name for name, finding in known.items() if _is_below_the_margin(finding)]
     settled = {name: finding for name, finding in known.items() if finding.verdict.name != OPEN}
-    left_open = [
-        f"{claim.id} ({finding.scale})"
-        for claim, found in ledger
-        for finding in found
-        if claim.id in settled and finding.n and finding.verdict.name == OPEN
-    ]
     measured = {(claim.id, finding.scale) for claim, found in ledger for finding in found if finding.n}
-    missing = [
-        f"{claim.id} ({scale})"
-        for claim, found in ledger
-        for scale in claim.seeds
-        if any(finding.n for finding in found) and (claim.id, scale) not in measured
-    ]
-    parts = {
-        "Shown to be smaller than the margin": small,
-        "Interim, on fewer seeds than planned": interim,
-        "Settled at one scale and open at the other": left_open,
-        "Measured at one scale, planned at the other as well": missing,
+    names = {
+        "Shown to be smaller than the margin": [
+            name for name, finding in known.items() if _is_below_the_margin(finding)
+        ],
+        "Interim, on fewer seeds than planned": [
+            name for name, finding in settled.items() if finding.n < finding.planned
+        ],
+        "Settled at one scale and open at the other": [
+            f"{claim.id} ({finding.scale})"
+            for claim, found in ledger
+            for finding in found
+            if claim.id in settled and finding.n and finding.verdict.name == OPEN
+        ],
+        "Measured at one scale, planned at the other as well": [
+            f"{claim.id} ({scale})"
+            for claim, _ in ledger
+            for scale in claim.seeds
+            if claim.id in known and (claim.id, scale) not in measured
+        ],
     }
-    return " ".join([counts, *(f"{words}: {', '.join(names)}." for words, names in parts.items() if names)])
+    return {words: ", ".join(claims) for words, claims in names.items() if claims}
 
 
-def level(ledger: Ledger) -> str:
-    """Return at what level the verdicts hold, each and together: effects, and equivalences for themselves.
+def level(ledger: Ledger) -> list[str]:
+    """Return sentences on the level of the verdicts, each and together: effects, and equivalences for themselves.
 
     All effects at all scales were tested for both, so both families have all of them, whatever came out. A level to be
     reached is no effect and is not among them.
@@ -284,7 +284,7 @@ def level(ledger: Ledger) -> str:
             tested[claim.id + f" ({finding.scale})" * (len(measured) > 1)] = finding.verdict
     known = {name: found.p for name, found in tested.items() if found.p is not None}
     if not known:
-        return "Each verdict is at a level of 5%."
+        return ["Each verdict is at a level of 5%."]
     claims = len({name.partition(" ")[0] for name in known})
     tests = f"{len(known)} tests"
     if len(known) > claims:
@@ -301,7 +301,7 @@ def level(ledger: Ledger) -> str:
             "Of the verdicts of no effect beyond the margin, by the same method over the tests of equivalence of all "
             f"{len(equivalences)}, {_holding(equivalences, equal)}."
         )
-    return " ".join(parts)
+    return parts
 
 
 def _holding(p_values: Mapping[str, float], verdicts: Sequence[str]) -> str:
@@ -469,8 +469,8 @@ def html_page(ledger: Ledger, directory: Path, forest: bytes) -> str:
 def _content(ledger: Ledger, directory: Path) -> dict[str, Any]:
     studies, behind = studies_table(ledger, directory)
     return {
-        "summary": summary(ledger), "overview": overview(ledger), "level": level(ledger), "claims": details(ledger),
-        "studies": studies, "provenance": behind,
+        "counts": counts(ledger), "reservations": reservations(ledger), "overview": overview(ledger),
+        "level": level(ledger), "claims": details(ledger), "studies": studies, "provenance": behind,
     }  # fmt: skip
 
 

@@ -108,17 +108,23 @@ def test_levels_are_compared_as_the_study_shows_them(tmp_path):
     assert (claim.scale_for("lab"), other.scale_for("lab")) == ("lab", "own")
 
 
+def swept(experiment: str) -> dict[str, object]:
+    """Return what a preset varies, with what it inherits from other presets."""
+    preset = yaml.safe_load((REPOSITORY / "conf/experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    params: dict[str, object] = {}
+    for parent in preset.get("defaults", []):
+        if isinstance(parent, str) and parent != "_self_":
+            params |= swept(parent)
+    return params | (preset.get("hydra", {}).get("sweeper", {}).get("params") or {})
+
+
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: claim.id)
 def test_each_claim_can_be_tested_by_its_study(claim: Claim):
     """Its preset exists and varies the factor between the levels that are compared."""
-    preset = REPOSITORY / "conf" / "experiment" / f"{claim.experiment}.yaml"
-    params = (
-        (yaml.safe_load(preset.read_text(encoding="utf-8")).get("hydra") or {}).get("sweeper", {}).get("params", {})
-    )
+    params = swept(claim.experiment)
     cfg = config(f"experiment={claim.experiment}", *claim.overrides)
     if claim.contrast.factor is not None:
-        values = str(params.get(claim.contrast.factor, "lrn,none")).split(",")  # inherited
-        levels = [str(yaml.safe_load(value)) for value in values]
+        levels = [str(yaml.safe_load(value)) for value in str(params[claim.contrast.factor]).split(",")]
         assert {claim.contrast.base, claim.contrast.level} <= set(levels)
     if "final" in claim.measure or "gap" in claim.measure:
         assert cfg.final_evaluation

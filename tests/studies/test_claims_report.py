@@ -17,6 +17,7 @@ from alexnet_pl.studies.claims_evidence import find, findings
 from alexnet_pl.studies.claims_report import (
     OutdatedReportError,
     check_claims,
+    counts,
     effect_text,
     epochs_text,
     facts,
@@ -24,7 +25,7 @@ from alexnet_pl.studies.claims_report import (
     notes,
     overview,
     power_text,
-    summary,
+    reservations,
     verdict_text,
     write_claims,
 )
@@ -123,7 +124,8 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
         "| A is better than B. | −1 point | −1.80 [−2.05, −1.55] points | 3 of 5, lab, 10 | direction confirmed, larger"
     )
     assert f"{row} than published |" in text.splitlines()
-    assert "2 claims: 1 direction confirmed, 1 not measured yet. Interim, on fewer seeds than planned: a." in text
+    assert "2 claims: 1 direction confirmed, 1 not measured yet." in text.splitlines()
+    assert "- Interim, on fewer seeds than planned: a." in text.splitlines()
     found = (
         "0 32.00; 0.5 30.20 | −1.80 [−2.05, −1.55] points | 0.001 | 0.999 | direction confirmed, larger than published"
     )
@@ -155,18 +157,18 @@ def test_what_is_open_or_missing_at_a_scale_is_told(results, tmp_path):
     plan = {"seeds": {"lab": 3, "full": 3}, "margin": 0.1}
     claims = [load_claim(written(tmp_path, plan)), load_claim(written(tmp_path, plan | {"study.experiment": "x"}, "b"))]
     alone = findings(claims, results / "claims")
-    assert summary(alone).endswith("1 not measured yet. Measured at one scale, planned at the other as well: a (full).")
+    assert reservations(alone) == {"Measured at one scale, planned at the other as well": "a (full)"}
     evidence(results, "dropout-full", effect=-0.0015)
     both = findings(claims, results / "claims")
-    assert summary(both).endswith("1 not measured yet. Settled at one scale and open at the other: a (full).")
+    assert reservations(both) == {"Settled at one scale and open at the other": "a (full)"}
     shown = overview(both)["verdict"][0]
     assert shown.startswith("direction confirmed, larger than published; full: open, published value excluded, about ")
     # The p-values are 0.001 and 0.4 before Holm's method.
     said = "if there were no effect in any of the 2 tests, of 1 claim, some at two scales, 0.1 would be confirmed"
-    assert said in level(both)
-    assert level(both).endswith("(Holm's method), these hold: a (lab).")
+    assert said in level(both)[0]
+    assert level(both)[-1].endswith("(Holm's method), these hold: a (lab).")
     evidence(results, effect=-0.0015)
-    assert "Settled" not in summary(findings(claims, results / "claims"))
+    assert reservations(findings(claims, results / "claims")) == {}
 
 
 def test_an_effect_that_is_there_but_too_small_to_matter_is_told():
@@ -276,9 +278,9 @@ def test_the_level_of_all_claims_together_is_stated(results):
     ]
     ledger = findings(claims, results / "claims")
     # Two claims have been tested: 0.05 · 2. The p-values are 0.001 and 0.4 before Holm's method.
-    assert "no effect in any of the 2 tests 0.1 would be confirmed or reversed by chance" in level(ledger)
-    assert level(ledger).endswith("(Holm's method), these hold: a.")
-    assert summary(ledger) == "3 claims: 1 direction confirmed, 1 not measured yet, 1 open."
+    assert "no effect in any of the 2 tests 0.1 would be confirmed or reversed by chance" in level(ledger)[0]
+    assert level(ledger)[-1].endswith("(Holm's method), these hold: a.")
+    assert counts(ledger) == "3 claims: 1 direction confirmed, 1 not measured yet, 1 open."
     assert re.fullmatch(r"open, published value excluded, about \d+ more seeds", overview(ledger)["verdict"][1])
 
 
@@ -293,16 +295,16 @@ def test_equivalences_have_a_level_of_their_own_together(results, monkeypatch):
         found("e", name="no effect beyond the margin", p=0.9, p_equivalence=0.01),
         found("reached", test="level", name="confirmed", p=0.03),
     ]  # fmt: skip
-    text = level(ledger)
+    text = " ".join(level(ledger))
     assert "no effect in any of the 5 tests" in text
     assert "(Holm's method), these hold: a and these do not: b. Of the verdicts" in text
     assert text.endswith(
         "over the tests of equivalence of all 4, these hold: e and these do not: c, d."
     )  # of a, c, d, e
     ledger[3] = found("d", name="open", p=0.06, p_equivalence=0.06)  # which way it came out changes no other verdict
-    assert level(ledger).endswith("of all 4, these hold: e and these do not: c.")
+    assert level(ledger)[-1].endswith("of all 4, these hold: e and these do not: c.")
     ledger[4] = found("e", name="no effect beyond the margin", p=0.9, p_equivalence=0.04)
-    assert level(ledger).endswith("of all 4, these do not: c, e.")
+    assert level(ledger)[-1].endswith("of all 4, these do not: c, e.")
 
 
 def test_a_plan_that_was_changed_after_a_look_is_told(tmp_path):

@@ -52,6 +52,28 @@ def test_rates_of_figure_1_by_the_recipe_of_2012():
         assert {value for name, value in found.items() if name.endswith("bias")} == {(2 * rate, 0)}
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_figure_1_on_unit_variance_starts_as_the_same_function(activation):
+    """The scale of the input moves into conv1's weights; a step of SGD then moves them 63² times less on outputs."""
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    outputs, steps = [], []
+    for experiment in ("relu_vs_tanh_2012", "relu_vs_tanh_unit_variance"):
+        cfg = config(f"experiment={experiment}", f"model/activation={activation}")
+        mean, std = (torch.tensor(list(values)).view(3, 1, 1) for values in (cfg.data.mean, cfg.data.std))
+        assert torch.equal(std, std[0].expand(3, 1, 1))
+        torch.manual_seed(1)
+        net = instantiate(cfg.model).double()
+        inputs = ((images - mean) / std).double()
+        outputs.append(net(inputs))
+        nn.functional.cross_entropy(outputs[-1], torch.arange(8)).backward()
+        with torch.no_grad():
+            weight = net.features.conv1.weight
+            steps.append(nn.functional.conv2d(inputs, weight.grad, padding=2))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-6, atol=1e-12)
+    largest = steps[0].abs().max().item()
+    torch.testing.assert_close(steps[0], (0.247 * 255) ** 2 * steps[1], rtol=0, atol=1e-5 * largest)
+
+
 def test_rates_and_decays_of_the_network_of_2012_over_91_epochs():
     """layer-params-145.cfg and its comments for ILSVRC-2012."""
     _, optimizer, cfg = network_and_optimizer("experiment=imagenet_2012", *SMALL)
