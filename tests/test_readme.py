@@ -286,6 +286,11 @@ def test_what_a_step_of_the_ladder_costs_is_that_of_its_file() -> None:
     for rung, rate in gpu.items():
         on_gpu = f"| `{rung}` | {round(rate, -2):,.0f} | {16 * 45_000 / rate:.0f} s |"
         assert f"{on_gpu} {round(cpu[rung], -1):,.0f} | {16 * 45_000 / cpu[rung] / 60:.0f} min |" in page
+    slower = cpu["full_resolution"] / cpu["late_pooling"]
+    assert (
+        f"it grows by a factor of {439 / 53:.1f} per image, and the images per second fall by one of {slower:.1f}."
+        in page
+    )
     earlier = pd.read_csv(REPOSITORY / "docs/results/ladder/record_16_epochs/results.csv")["images_per_second"]
     assert f"two at a time, trained {earlier.min():.0f} to {earlier.max():.0f} images/s on one thread each" in page
     cpu, gpu = (means[device].xs("default", level="compile") for device in ("cpu", "cuda"))
