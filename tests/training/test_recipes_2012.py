@@ -46,8 +46,10 @@ def test_rates_and_decays_of_the_networks_for_cifar10(experiment, decays):
 
 
 def test_rates_of_figure_1_by_the_recipe_of_2012():
-    for activation, rate in (("relu", 0.002), ("tanh", 0.016)):
-        found = rules("experiment=relu_vs_tanh_2012", f"model/activation={activation}")
+    rates = {("2012", "relu"): 0.002, ("2012", "tanh"): 0.016,
+             ("unit_variance", "relu"): 0.02, ("unit_variance", "tanh"): 0.04}  # fmt: skip
+    for (name, activation), rate in rates.items():
+        found = rules(f"experiment=relu_vs_tanh_{name}", f"model/activation={activation}")
         assert {value for name, value in found.items() if name.endswith("weight")} == {(rate, 0)}
         assert {value for name, value in found.items() if name.endswith("bias")} == {(2 * rate, 0)}
 
