@@ -423,6 +423,21 @@ def test_the_results_page_has_the_effects_of_norm_and_pooling() -> None:
     assert f"with BatchNorm {said} ({interval(reduction['none'])})" in page
 
 
+def test_errors_of_the_authors_networks_are_those_of_their_files() -> None:
+    page = "docs/paper-network.md"
+    for row in pd.read_csv(REPOSITORY / "docs/results/cuda_convnet.csv").to_dict("records"):
+        views = row["test/error_ten_crop"]
+        measured = f"{row['test/error']:.1%} after {row['epochs']} epochs"
+        if not np.isnan(views):
+            measured = f"{views:.1%} after {row['epochs']} epochs, ten crops"
+        assert table_row(page, f"`{row['network']}`")[3:] == [measured, f"{row['parameters']:,}"]
+    frame = read_evidence(REPOSITORY / "docs/results/claims/lrn_cuda_convnet.csv")
+    errors = frame.loc[frame["factor model/norm"] == "lrn_cifar", "test/error_ten_crop"]
+    found = estimate(100 * errors)
+    measured = f"{found.mean:.1f}% [{found.low:.1f}, {found.high:.1f}] after 30 epochs, ten crops, n = {found.n}"
+    assert table_row(page, "`cuda_convnet_11pct`")[3] == measured
+
+
 @pytest.mark.parametrize(("study", "words"), [("relu_vs_tanh_2012", "it takes tanh"), ("relu_vs_tanh", "tanh takes")])
 def test_the_results_page_has_the_ratios_of_tanh_to_relu(study: str, words: str) -> None:
     frame = read_evidence(REPOSITORY / f"docs/results/claims/{study}.csv")
