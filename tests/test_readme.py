@@ -438,10 +438,35 @@ def test_errors_of_the_authors_networks_are_those_of_their_files() -> None:
     assert table_row(page, "`cuda_convnet_11pct`")[3] == measured
 
 
-@pytest.mark.parametrize(("study", "words"), [("relu_vs_tanh_2012", "it takes tanh"), ("relu_vs_tanh", "tanh takes")])
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ("relu_vs_tanh_2012", "it takes tanh"),
+        ("relu_vs_tanh_unit_variance", "tanh takes"),
+        ("relu_vs_tanh", "tanh takes"),
+    ],
+)
 def test_the_results_page_has_the_ratios_of_tanh_to_relu(study: str, words: str) -> None:
     frame = read_evidence(REPOSITORY / f"docs/results/claims/{study}.csv")
     epochs = frame.pivot_table("epochs_to(train/error, 0.25)", SEED, "factor model/activation")
     ratio = estimate(np.log(epochs["tanh"] / epochs["relu"])).transformed(np.exp)
     said = f"{words} {ratio.mean:.2f} times as many epochs [{ratio.low:.2f}, {ratio.high:.2f}], n = {ratio.n}"
     assert said in re.sub(r"\s+", " ", text("docs/results/README.md"))
+
+
+def test_the_results_page_has_the_ratios_of_tanh_to_relu_at_several_errors() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/relu_vs_tanh_unit_variance/thresholds.csv")
+    epochs = frame.pivot_table("epochs", ["study", "training_error", "seed"], "activation")
+    ratios = np.log(epochs["tanh"] / epochs["relu"])
+    for error in (0.5, 0.4, 0.3, 0.25):
+        unit, raw = (estimate(ratios[study, error]).transformed(np.exp) for study in
+                     ("relu_vs_tanh_unit_variance", "relu_vs_tanh_2012"))  # fmt: skip
+        assert (unit.n, raw.n) == (5, 2)
+        assert table_row("docs/results/README.md", f"| {error:.0%} | ")[1:] == [
+            f"{unit.mean:.2f} times [{unit.low:.2f}, {unit.high:.2f}]", f"{raw.mean:.2f} times"
+        ]  # fmt: skip
+    for study in ("relu_vs_tanh_unit_variance", "relu_vs_tanh_2012"):
+        claimed = read_evidence(REPOSITORY / f"docs/results/claims/{study}.csv")
+        claimed = claimed.pivot_table("epochs_to(train/error, 0.25)", SEED, "factor model/activation")
+        for seed, found in epochs.loc[study, 0.25].iterrows():
+            assert dict(found) == pytest.approx(dict(claimed.loc[seed]), abs=1e-4)
