@@ -426,6 +426,31 @@ def test_the_results_page_has_the_effects_of_norm_and_pooling() -> None:
     assert f"with BatchNorm {said} ({interval(reduction['none'])})" in page
 
 
+def test_the_plateau_of_the_papers_initialization_is_that_of_its_files() -> None:
+    page = text("docs/paper-network.md")
+    start = pd.read_csv(REPOSITORY / "docs/results/plateau/start.csv").groupby(["initialization", "input"])
+    logits, units = (start[name].mean() for name in
+                     ("std of a logit", "std of a unit of fc7, relative to the mean"))  # fmt: skip
+    frame = pd.read_csv(REPOSITORY / "docs/results/plateau/steps.csv")
+    assert set(frame["seed"]) == {1, 2, 3}
+    keys = ["experiment", "initialization", "input", "lr", "steps"]
+    means = frame.groupby(keys)[["train/loss", "train/acc"]].mean()
+    loss, accuracy = means["train/loss"], means["train/acc"]
+    for initialization, scale in logits.index:
+        row = f"| `{initialization}` | {scale.replace('0-255', '0–255, less the mean')} |"
+        assert f"{row} {logits[initialization, scale]:.2g} | {units[initialization, scale]:.2g} |\n" in page
+        run = ("paper_imagenet", initialization, scale, 0.001)
+        cells = [f"loss {loss[*run, steps]:.3f}, acc {accuracy[*run, steps]:.3f}" for steps in (100, 160)]
+        assert f"{row} {' | '.join(cells)} |\n" in page
+    page = re.sub(r"\s+", " ", page)
+    fast, slow = (("paper_imagenet", "released_code", "0-255", rate) for rate in (0.01, 0.001))
+    assert f"the first 20 steps is {loss[*fast, 20]:.1f}, where 0.001 has {loss[*slow, 20]:.1f}, and" in page
+    assert f"at a loss of {loss[*fast, 160]:.2f} and an accuracy of {accuracy[*fast, 160]:.3f}, behind 0.001" in page
+    assert loss[*slow, 160] < loss[*fast, 160]
+    learned = [f"{value:.3f}" for value in loss["imagenet_2012"]]
+    assert f"training loss {', '.join(learned[:-1])} and {learned[-1]} in steps 1–60, 61–120, … 241–300" in page
+
+
 def test_errors_of_the_authors_networks_are_those_of_their_files() -> None:
     page = "docs/paper-network.md"
     for row in pd.read_csv(REPOSITORY / "docs/results/cuda_convnet.csv").to_dict("records"):
