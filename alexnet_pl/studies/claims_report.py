@@ -38,6 +38,9 @@ SECTION = "claims"
 
 UNMEASURED = "not measured yet"
 
+SMALL, INTERIM = "Shown to be smaller than the margin", "Interim, on fewer seeds than planned"
+"""Reservations about verdicts that a README has, too, see :func:`reservations`."""
+
 DIRECTION = "direction confirmed"
 """Verdict on a confirmed claim whose published size the interval excludes."""
 
@@ -108,7 +111,9 @@ def check_claims(claims: Sequence[Claim], results: Path, readme: Path | None = N
 def with_table(readme: Path, ledger: Ledger) -> str | None:
     """Return a README with the table of the claims between the markers, or None if it has no markers."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    table = render("claims_readme.md.j2", overview=overview(ledger, measured_only=True), counts=counts(ledger))
+    kept = {words: names for words, names in reservations(ledger).items() if words in (SMALL, INTERIM)}
+    table = render("claims_readme.md.j2", overview=overview(ledger, measured_only=True), counts=counts(ledger),
+                   reservations=kept, level=level(ledger))  # fmt: skip
     return fill_section(text, SECTION, table)
 
 
@@ -249,12 +254,8 @@ def reservations(ledger: Ledger) -> dict[str, str]:
     settled = {name: finding for name, finding in known.items() if finding.verdict.name != OPEN}
     measured = {(claim.id, finding.scale) for claim, found in ledger for finding in found if finding.n}
     names = {
-        "Shown to be smaller than the margin": [
-            name for name, finding in known.items() if _is_below_the_margin(finding)
-        ],
-        "Interim, on fewer seeds than planned": [
-            name for name, finding in settled.items() if finding.n < finding.planned
-        ],
+        SMALL: [name for name, finding in known.items() if _is_below_the_margin(finding)],
+        INTERIM: [name for name, finding in settled.items() if finding.n < finding.planned],
         "Settled at one scale and open at the other": [
             f"{claim.id} ({finding.scale})"
             for claim, found in ledger

@@ -362,6 +362,9 @@ def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer
     log.info(
         f"model   {type(objects.model.net).__name__}, {_num_parameters(objects):,} parameters, input {side}×{side}"
     )
+    classes, logits = len(data.class_names), cfg.model.num_classes
+    if logits > classes:  # allowed, but rarely meant: the presets for ImageNet have 1,000
+        log.info(f"        {logits:,} logits for {classes} classes; model.num_classes={classes} has one for each")
     threads = torch.get_num_threads()
     log.info(f"device  {_devices(trainer)}, precision {cfg.trainer.precision}, {threads} thread{'s' * (threads > 1)}")
     log.info(f"start   {start.description}")

@@ -136,6 +136,7 @@ def test_the_report_has_the_numbers_of_the_csv_files(results, tmp_path):
     assert readme.startswith("before\n<!-- claims -->\n| claim |")
     assert readme.endswith("<!-- /claims -->\nafter\n")
     assert row in readme
+    assert "1 not measured yet. Interim, on fewer seeds than planned: a. Each verdict is at a level of 5%: " in readme
     assert readme.count("\n| ") == 3  # only what has been measured
     page = ReportPage((results / "claims.html").read_text(encoding="utf-8"))
     assert page.fetched == []

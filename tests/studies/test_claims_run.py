@@ -47,7 +47,7 @@ def test_overrides_that_change_numbers_make_a_rehearsal(override, is_rehearsal):
 
 
 def test_studies_run_in_order_of_cost():
-    claims = load_claims(CLAIMS, ["relu_vs_tanh", "lrn_unit_variance", "weight_decay", "two_groups"])
+    claims = load_claims(CLAIMS, ["relu_vs_tanh", "lrn_unit_scale", "weight_decay", "two_groups"])
     jobs = estimate_costs(jobs_of(claims, "lab"))
     seeds = {claim.study: claim.seeds.get("lab") or claim.seeds["own"] for claim in claims}
     per_seed = {job.name: job.trials / seeds[job.name.removesuffix("-lab")] for job in jobs}

@@ -56,7 +56,7 @@ def test_rates_of_figure_1_by_the_recipe_of_2012():
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_figure_1_on_unit_variance_starts_as_the_same_function(activation):
-    """The scale of the input moves into conv1's weights; a step of SGD then moves them 63² times less on outputs."""
+    """The scale of the input moves into conv1's weights; a step of SGD then changes its outputs 63² times less."""
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     outputs, steps = [], []
     for experiment in ("relu_vs_tanh_2012", "relu_vs_tanh_unit_variance"):
@@ -73,6 +73,7 @@ def test_figure_1_on_unit_variance_starts_as_the_same_function(activation):
             steps.append(nn.functional.conv2d(inputs, weight.grad, padding=2))
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-6, atol=1e-12)
     largest = steps[0].abs().max().item()
+    assert largest > 0
     torch.testing.assert_close(steps[0], (0.247 * 255) ** 2 * steps[1], rtol=0, atol=1e-5 * largest)
 
 

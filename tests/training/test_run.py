@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import NO_FIGURES, REPOSITORY, config, train
+from helpers import NO_FIGURES, REPOSITORY, SHORT_RUN, config, train
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -334,6 +334,15 @@ def test_the_log_reads_well_and_without_control_characters(tmp_path):
         assert " val acc " in line
     assert done.stdout.splitlines()[-1] == f"run directory {tmp_path}/run"
     assert "epoch 2/2" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("logits", [10, 12])
+def test_logits_that_no_class_has_are_told(tmp_path, caplog, logits):
+    """The presets for ImageNet have 1,000, and a dataset of ten classes is trained with them."""
+    caplog.set_level("INFO", logger="alexnet_pl")
+    run(config(*SHORT_RUN, NO_FIGURES, f"model.num_classes={logits}", run_dir=tmp_path / "run"))
+    told = "12 logits for 10 classes; model.num_classes=10 has one for each"
+    assert (told in caplog.text) == (logits == 12)
 
 
 @pytest.mark.parametrize(
