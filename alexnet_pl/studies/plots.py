@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from alexnet_pl.figures.charts import COLORS
-from alexnet_pl.studies.statistics import CONFIRMED, NO_EFFECT, OPEN, REVERSED, Estimate, estimate
+from alexnet_pl.studies.statistics import CONFIRMED, NO_EFFECT, OPEN, REVERSED, Cell, Estimate, estimate
 from alexnet_pl.studies.table import Table, curves_of, measured, target_of
 
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -45,7 +45,7 @@ def curves_figure(table: Table) -> Figure:
     """
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     cells, target = table.cells(), target_of(table)
-    looks = dict(zip(cells, itertools.cycle(itertools.product(LINE_STYLES, COLORS)), strict=False))
+    looks = _looks([*cells])
     curves = {cell: [curves_of(trial) for trial in trials] for cell, trials in cells.items()}
     left, right = figure.subplots(1, 2)
     for axes, name, label in (
@@ -76,6 +76,18 @@ def curves_figure(table: Table) -> Figure:
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
+
+
+def _looks(cells: Sequence[Cell]) -> dict[Cell, tuple[str, str]]:
+    """Return line style and color of each configuration.
+
+    A color for each, as long as there are enough. Then a style per level of the first factor and a color for the rest,
+    so that both can be followed through the plot, if there are enough of these.
+    """
+    first, rest = ([*dict.fromkeys(part)] for part in ((cell[:1] for cell in cells), (cell[1:] for cell in cells)))
+    if len(cells) > len(COLORS) and len(first) <= len(LINE_STYLES) and len(rest) <= len(COLORS):
+        return {cell: (LINE_STYLES[first.index(cell[:1])], COLORS[rest.index(cell[1:])]) for cell in cells}
+    return dict(zip(cells, itertools.cycle(itertools.product(LINE_STYLES, COLORS)), strict=False))
 
 
 VERDICT_COLORS = {CONFIRMED: COLORS[0], REVERSED: COLORS[1], NO_EFFECT: COLORS[2], OPEN: "0.45"}
@@ -122,6 +134,7 @@ def forest_figure(panels: Mapping[str, Sequence[ForestRow]]) -> Figure:
         is_ratio = "ratio" in label
         if is_ratio:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))  # all nine would collide beside a power of ten
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")
         if "%" not in label:

@@ -1,5 +1,6 @@
 """Report on the claims: what it says, that it is safe, and that the committed one says what its CSV files say."""
 
+import itertools
 import os
 import re
 from dataclasses import replace
@@ -331,6 +332,13 @@ def test_the_forest_plot_shows_intervals_and_published_values(monkeypatch, resul
     assert [list(bar) for bar in bars] == [pytest.approx([-2.048, -1.552], abs=1e-3)]
     assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "D"] == [[-1.0], [-1.0]]
     assert [-1.25, -0.75] in [list(line.get_xdata()) for line in axes.lines]
+    figure = forest_figure({"ratio of epochs": [replace(measured, measured=None, margin=(0.9, 1.1), published=6)]})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    labels = axes.xaxis.get_ticklabels(which="both")
+    places = sorted(text.get_position()[0] for text in labels if text.get_text())
+    assert len(places) > 2
+    assert all(after / before > 1.3 for before, after in itertools.pairwise(places))  # labels do not touch
 
 
 def test_a_power_calculation_is_written_once_and_keeps_the_comments(results, tmp_path, capsys):

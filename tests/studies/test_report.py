@@ -403,6 +403,18 @@ def test_figures_show_the_numbers(make_study):
         assert len(axes.collections) == 2  # a band each
 
 
+def test_many_configurations_are_told_apart_by_factor(make_study):
+    """More than there are colors: a line style per level of the first factor, a color per level of the second."""
+    levels = [(act, norm) for act in ("relu", "tanh") for norm in "abcde"]
+    trials = [({"model/activation": act, "model/norm": norm, "seed": 1}, result(0.7, 1)) for act, norm in levels]
+    lines = curves_figure(tabulate([make_study("s", trials)])).axes[0].lines
+    looks = [(line.get_linestyle(), line.get_color()) for line in lines]
+    assert [style for style, _ in looks] == ["-"] * 5 + ["--"] * 5
+    colors = [color for _, color in looks]
+    assert colors[:5] == colors[5:]
+    assert len(set(colors)) == 5
+
+
 def test_a_report_waits_for_nothing_that_trains():
     code = (
         "import sys, alexnet_pl.studies.report, alexnet_pl.studies.plots, alexnet_pl.studies.runner\n"
