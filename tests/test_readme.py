@@ -21,7 +21,7 @@ from helpers import REPOSITORY, config
 from alexnet_pl.__main__ import COMMANDS
 from alexnet_pl.studies.claims_evidence import read_evidence
 from alexnet_pl.studies.report import report, results_frame
-from alexnet_pl.studies.statistics import SEED, estimate
+from alexnet_pl.studies.statistics import SEED, epochs_to, estimate
 from alexnet_pl.studies.table import tabulate
 
 PAGES = sorted(
@@ -496,7 +496,12 @@ def test_the_results_page_has_the_ratios_of_tanh_to_relu(study: str, words: str)
 
 def test_the_results_page_has_the_ratios_of_tanh_to_relu_at_several_errors() -> None:
     folder = REPOSITORY / "docs/results/relu_vs_tanh_unit_variance"
-    frame = pd.read_csv(folder / "thresholds.csv")
+    curves = pd.read_csv(folder / "epochs.csv").groupby(["study", "activation", "lr", "seed"])["train/error"].agg(list)
+    frame = pd.DataFrame([
+        {**dict(zip(curves.index.names, run, strict=True)), "training_error": error,
+         "epochs": epochs_to(errors, error, start=0.9)}
+        for run, errors in curves.items() for error in (0.5, 0.4, 0.3, 0.25)
+    ])  # fmt: skip
     fastest = frame.groupby(["study", "training_error", "activation"])["epochs"].min().unstack()
     searched = (fastest["tanh"] / fastest["relu"])["relu_vs_tanh_unit_variance_rates"]
     frame = frame[frame["study"] != "relu_vs_tanh_unit_variance_rates"]
