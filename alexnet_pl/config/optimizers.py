@@ -29,10 +29,11 @@ class Grouping:
     Attributes:
         decay_biases_and_norms: False exempts biases and normalization layers from weight decay.
         bias_lr_multiplier: learning rate of the biases relative to ``optimizer.lr``, above 0; 2 in 2012.
-        layers: pattern → ``lr_multiplier`` (0 or more) and ``weight_decay`` of the weights of the matching layers. A
-            pattern (:mod:`fnmatch`) matches the name of a layer or parameter or the end of one after a dot: ``conv1``,
-            ``features.conv1`` and ``conv[12]`` match ``features.conv1.weight``. The last matching pattern counts. An
-            empty entry changes nothing, but gives the layer groups of its own, for ``scheduler.layers``.
+        layers: pattern → ``lr_multiplier`` (0 or more) and ``weight_decay`` of the matching layers, of their weights
+            only if biases and normalization are exempt. A pattern (:mod:`fnmatch`) matches the name of a layer or
+            parameter or the end of one after a dot: ``conv1``, ``features.conv1`` and ``conv[12]`` match
+            ``features.conv1.weight``. The last matching pattern counts. An empty entry changes nothing, but gives the
+            layer groups of its own, for ``scheduler.layers``.
     """
 
     decay_biases_and_norms: bool = True
@@ -89,15 +90,24 @@ def parameter_groups(
         ``named``. ``name`` is unique and joins what the group holds: ``weights``, ``biases, norms``, ``conv1 weights``.
 
     Raises:
-        ConfigError: a pattern that matches no parameter.
+        ConfigError: a pattern that matches no parameter, or a weight decay of parameters that are exempt.
     """
     named = list(named)
-    for pattern in grouping.layers:
-        if not any(matches(name, pattern) for name, _ in named):
+    for pattern, settings in grouping.layers.items():
+        found = {kind(name, parameter) for name, parameter in named if matches(name, pattern)}
+        if settings.get("weight_decay") and found and "weights" not in found and not grouping.decay_biases_and_norms:
+            raise invalid_value(
+                f"optimizer.layers.{pattern}.weight_decay",
+                settings["weight_decay"],
+                "weights, but only biases or normalization match, which optimizer.decay_biases_and_norms=false exempts",
+            )
+        if not found:
             layers = dict.fromkeys(name.split(".")[-2] for name, _ in named if "." in name)
             raise ConfigError(
                 f"optimizer.layers.{pattern} is invalid: no layer matches.{did_you_mean(pattern, layers)}"
             )
+    # Weights that do not decay either stay apart, so that the groups are the same after a change of the decay.
+    separate = weights_apart or not grouping.decay_biases_and_norms
     groups: dict[tuple[float, float, str, bool], dict[str, Any]] = {}
     for name, parameter in named:
         label, multiplier, decay = _rule(name, parameter, weight_decay, grouping)
@@ -106,7 +116,7 @@ def parameter_groups(
         if weights_apart:
             empty["are_weights"] = is_weight
         own = label if grouping.layers.get(label.rpartition(" ")[0]) == {} else ""
-        group = groups.setdefault((multiplier, decay, own, weights_apart and is_weight), empty)
+        group = groups.setdefault((multiplier, decay, own, separate and is_weight), empty)
         group["params"].append(parameter)
         group["name"] += [label] * (label not in group["name"])
     ordered = sorted(groups.items(), key=lambda item: item[0][0] != 1)

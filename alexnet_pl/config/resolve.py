@@ -44,7 +44,7 @@ def resolve_auto(cfg: DictConfig) -> None:
         if cfg.trainer.precision == "auto":
             cfg.trainer.precision = default_precision(cfg.trainer.accelerator)
         if cfg.channels_last == "auto":
-            cfg.channels_last = cfg.trainer.precision in ("16-mixed", "bf16-mixed") and on_cuda(cfg.trainer.accelerator)
+            cfg.channels_last = cfg.trainer.precision in MIXED_PRECISION and on_cuda(cfg.trainer.accelerator)
         unfuse_if_clipped(cfg)
 
 

@@ -35,7 +35,7 @@ from alexnet_pl.training.checkpoint_io import SafeCheckpointIO
 from alexnet_pl.training.classifier import ImageClassifier
 from alexnet_pl.training.lightning_internals import EpochProgressBar, disable_sigterm_broadcast, inductor_options
 from alexnet_pl.training.loggers import MetricsCSV
-from alexnet_pl.training.resume import Position
+from alexnet_pl.training.resume import START, Position
 
 log = logging.getLogger(__name__)
 
@@ -204,16 +204,24 @@ def images_used(trainer: "Trainer", data: ImageDataModule) -> dict[str, Any]:
     return {**used, "limits": set_ones} if set_ones else used
 
 
-def run_length(trainer: "Trainer", loader: BatchLoader) -> RunLength:
-    """Return the epochs and optimizer steps of a whole run, with accumulation, limits and ``max_steps``."""
+def run_length(trainer: "Trainer", loader: BatchLoader, position: Position = START, batch: int = 0) -> RunLength:
+    """Return the epochs and optimizer steps that are left of a run, with accumulation, limits and ``max_steps``.
+
+    Args:
+        position: where it continues; the whole run by default.
+        batch: batches of the epoch at ``position`` that are done, of the size that they have now.
+    """
     per_epoch = -(-num_batches(loader, trainer.limit_train_batches) // trainer.accumulate_grad_batches)
-    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-    steps = None if epochs is None else epochs * per_epoch
+    done = batch // trainer.accumulate_grad_batches
+    limits = []
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        limits.append((trainer.max_epochs - position.epoch) * per_epoch - done)
     if trainer.max_steps > 0:
-        steps = trainer.max_steps if steps is None else min(steps, trainer.max_steps)
-    if steps is None:
+        limits.append(trainer.max_steps - position.step)
+    if not limits:
         raise ConfigError("trainer.max_epochs=-1 is invalid: expected 1 or more, or a trainer.max_steps.")
-    return RunLength(-(-steps // per_epoch), steps)
+    steps = max(1, min(limits))
+    return RunLength(-(-(steps + done) // per_epoch), steps)
 
 
 class Trainer(lightning.Trainer):
@@ -328,5 +336,6 @@ def quiet_lightning() -> None:
         ".*smaller than the logging interval",  # nothing is logged per step
         ".*your dataloader is not resumable",  # start_image resumes it
         ".*loading a checkpoint outside the 'fit' stage",  # the test loads averaged weights, as intended
+        "Be aware that when using `ckpt_path`",  # a callback was removed with allow_changes
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -34,7 +34,7 @@ class ImageClassifier(LightningModule):
     prediction is correct if it is the class with the largest.
 
     Args:
-        net: the network; ``net.*`` are the only keys in the state dict.
+        net: the network; ``net.*`` are the only keys in the state dict, beside ``loss.*`` of a loss that has buffers.
         num_classes: number of logits. With fewer than five classes, top-5 is top-``num_classes``.
         optimizer: creates the optimizer from the parameters; see :func:`optimizer_factory`.
         scheduler: creates the learning-rate scheduler from the optimizer; see :func:`schedule_factory`. A
@@ -158,9 +158,13 @@ class ImageClassifier(LightningModule):
             setattr(self.train_metrics, state, value.to(self.train_metrics.device))
         mark_updated(self.train_metrics)
 
+    def create_optimizer(self) -> Optimizer:
+        """Create the optimizer of the network's parameters, without a schedule."""
+        return self.make_optimizer(self.net.named_parameters(), convolution_groups(self.net))
+
     def configure_optimizers(self) -> Any:  # Lightning accepts many types
         """Create the optimizer and the schedule."""
-        optimizer = self.make_optimizer(self.net.named_parameters(), convolution_groups(self.net))
+        optimizer = self.create_optimizer()
         configured: dict[str, Any] = {"optimizer": optimizer}
         if self.make_scheduler is not None:
             scheduler = self.make_scheduler(optimizer, self.run_length)

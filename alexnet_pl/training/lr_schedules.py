@@ -95,7 +95,8 @@ class Milestones(LRScheduler):
         epochs: increasing numbers of epochs (or steps, with ``interval: step``) after which the rate changes.
         factors: one per milestone: the rate after it as a multiple of the first one.
         hold_biases: keep the rate of the biases, which then need parameter groups of their own
-            (``optimizer.bias_lr_multiplier`` or ``optimizer.decay_biases_and_norms=false``).
+            (``optimizer.bias_lr_multiplier``; in a network without normalization layers also
+            ``optimizer.decay_biases_and_norms=false``).
         layers: pattern with an empty entry in ``optimizer.layers`` → ``epochs`` and ``factors`` of what it matches;
             ``conv1 weights`` and ``conv1 biases`` instead of ``conv1`` concern one of the two.
 
@@ -124,9 +125,9 @@ class Milestones(LRScheduler):
         self.tables = []
         for name in named:
             pattern = next((pattern for pattern in tables if pattern and _concerns(pattern, name)), "")
-            held = hold_biases and not pattern and "weights" not in name
-            if hold_biases and (not name or ("biases" in name and "weights" in name)):
-                fix = "Set optimizer.bias_lr_multiplier or optimizer.decay_biases_and_norms=false"
+            held = hold_biases and not pattern and "biases" in name
+            if hold_biases and (not name or (held and ("weights" in name or "norms" in name))):
+                fix = "Set optimizer.bias_lr_multiplier=2, or another number than 1"
                 raise invalid_value("scheduler.hold_biases", True, "biases in a parameter group of their own", fix)
             self.tables.append(([], []) if held else tables[pattern])
         super().__init__(optimizer)

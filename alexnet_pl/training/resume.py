@@ -3,8 +3,9 @@
 import copy
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +38,21 @@ PATH_WORDS = ("dir", "path", "folder", "file", "root", "uri", "url", "location",
 
 ACCOUNT_WORDS = ("entity", "host", "server", "workspace", "team", "account", "endpoint", "api_key")
 """Parts of key names of loggers that denote a remote service or an account there."""
+
+
+COPIES = (
+    ("data.image_size", "model.image_size"),
+    ("scheduler.max_lr", "optimizer.lr"),
+    ("augment.*.fill", "data.mean"),
+    ("augment.*.mean", "data.mean"),
+    ("augment.*.size", "data.image_size"),
+    ("data.seed", "seed"),
+    ("data.split_seed", "split_seed"),
+    ("data.augment", "augment"),
+)
+"""Keys that ``conf/`` sets from other keys, as pairs (pattern of the copy, source); a source comes before its copies.
+
+In the config of a run both are plain values. A change of the source changes the copy as well."""
 
 
 class _Absent:
@@ -72,6 +88,18 @@ class Position:
         if self.images:
             return f"continues inside epoch {self.epoch + 1}, after batch {self.batch}"
         return f"continues after epoch {self.epoch}"
+
+
+START = Position()
+"""The position of a new run."""
+
+
+@dataclass(frozen=True)
+class SavedLengths:
+    """Lengths that a checkpoint records: of the run as planned then, and of the part of it that the schedule covers."""
+
+    run: RunLength
+    schedule: RunLength
 
 
 def saved_config(run_dir: Path, now: DictConfig) -> DictConfig:
@@ -201,28 +229,65 @@ def named_settings(overrides: Sequence[str]) -> list[str]:
 
 
 def diff_configs(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Changes:
-    """Return what the named settings would change in a run.
+    """Return what the named settings would change in a run, with the ``COPIES`` of what they change.
 
     Args:
         saved: the run's config.
-        now: config composed from the command line, resolved.
+        now: config composed from the command line.
         named: keys or groups; a group covers all keys in it, ``experiment`` covers every key.
     """
-    before, after = _leaves(saved), _leaves(now)
+    before, target = _leaves(saved), _leaves(now)
     prefixes = [name.replace("/", ".") for name in named]
     everything = "experiment" in prefixes
+    after = dict(before)
+    for key in {*before, *target}:
+        if key in CALL_KEYS or (key == "threads" and target.get(key) == "auto"):  # the run has chosen already
+            continue
+        if everything or any(_is_in(key, prefix) for prefix in prefixes):
+            _set(after, key, target.get(key, ABSENT))
+    for pattern, source in COPIES:
+        for key in sorted({pattern, *(key for key in after if fnmatchcase(key, pattern))}):
+            # A copy that a named group covers is one if it is one in that group, any other if it was one in the run.
+            reference = target if _part(before, key) != _part(after, key) else before
+            is_copy = _part(reference, key) and _part(reference, key) == _part(reference, source)
+            if is_copy and not any(_is_in(prefix, key) for prefix in prefixes):
+                for rest in _part(after, key):
+                    del after[key + rest]
+                after |= {key + rest: value for rest, value in _part(after, source).items()}
+    if before.get("data.image_size") != after.get("data.image_size"):
+        after["model.image_size"] = after.get("data.image_size")
+    return _differences(before, after)
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
+    """Return the leaves in which two configs differ, by name. A new key that is null is no difference."""
     return {
         key: (before.get(key, ABSENT), after.get(key, ABSENT))
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-        and key not in CALL_KEYS
-        and not (key == "threads" and after.get(key) == "auto")  # the run has chosen already
-        and (everything or any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes))
+        # A tensor in a corrupt checkpoint compares to a tensor.
+        if (before.get(key) == after.get(key)) is not True or key not in after
     }
 
 
-def _leaves(config: DictConfig) -> dict[str, Any]:
-    """Return ``{"optimizer.lr": 0.001, …}``; a list counts as one value."""
+def _is_in(key: str, section: str) -> bool:
+    """Return True if ``key`` is ``section`` or lies in it."""
+    return key == section or key.startswith(f"{section}.")
+
+
+def _part(leaves: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Return ``{".lr": 0.001, …}``, the leaves in a section by the rest of their names; ``{"": value}`` of a leaf."""
+    return {key.removeprefix(section): value for key, value in leaves.items() if _is_in(key, section)}
+
+
+def _set(leaves: dict[str, Any], key: str, value: Any) -> None:
+    if value is ABSENT:
+        leaves.pop(key, None)
+    else:
+        leaves[key] = value
+
+
+def _leaves(config: Any) -> dict[str, Any]:
+    """Return ``{"optimizer.lr": 0.001, …}`` of a config or a plain dict; a list counts as one value."""
     found = {}
 
     def visit(node: Any, path: str) -> None:
@@ -232,7 +297,7 @@ def _leaves(config: DictConfig) -> dict[str, Any]:
         else:
             found[path] = node
 
-    visit(OmegaConf.to_container(config, resolve=True), "")
+    visit(OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config, "")
     return found
 
 
@@ -245,7 +310,7 @@ def apply_path_changes(saved: DictConfig, changed: Changes) -> Changes:
 
 
 def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
-    """Apply the changes to ``saved``.
+    """Apply the changes to ``saved``. A section of which nothing is left is removed.
 
     Raises:
         ConfigError: changes that were not allowed, or that make it another network, with the keys.
@@ -256,17 +321,37 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
             f"resume would change {listed}.\nLeave them out to continue unchanged, or add allow_changes=true "
             "(a change of optimizer or scheduler restarts the learning-rate schedule)."
         )
-    if network := [key for key in changed if key.startswith("model.")]:
+    # Whether the network takes another image size is seen when its weights are loaded.
+    follows = {"model.image_size"} if "data.image_size" in changed else set()
+    if network := [key for key in changed if key.startswith(("model.", "scale.")) and key not in follows]:
         raise ConfigError(
             f"resume cannot change the network: {', '.join(network)}. Start a new run, with init_from=… if you like."
         )
     with open_dict(saved):
+        for key in (key for key, (_, now) in changed.items() if now is ABSENT):
+            parts = key.split(".")
+            for depth in range(len(parts), 0, -1):
+                parent = OmegaConf.select(saved, ".".join(parts[: depth - 1])) if depth > 1 else saved
+                if depth < len(parts) and parent[parts[depth - 1]]:
+                    break
+                del parent[parts[depth - 1]]
         for key, (_, now) in changed.items():
-            parent, _, name = key.rpartition(".")
-            if now is ABSENT:
-                OmegaConf.select(saved, parent).pop(name, None) if parent else saved.pop(name, None)
-            else:
+            if now is not ABSENT:
                 OmegaConf.update(saved, key, now, force_add=True)
+
+
+def changes_since(checkpoint: Mapping[str, Any], cfg: DictConfig) -> Changes:
+    """Return what differs in the optimizer and the schedule between the config that saved a checkpoint and ``cfg``.
+
+    It is what this command line changes, and what an earlier one did that was stopped before it saved a checkpoint.
+    ``optimizer.fused`` is no difference: it follows from the machine and the precision.
+    """
+    saved: Any = checkpoint["hyper_parameters"]
+    now: Any = OmegaConf.to_container(cfg, resolve=True)
+    before, after = ({name: config.get(name) for name in ("optimizer", "scheduler")} for config in (saved, now))
+    differences = _differences(_leaves(before), _leaves(after))
+    differences.pop("optimizer.fused", None)
+    return differences
 
 
 def restarts_schedule(changed: Changes) -> bool:
@@ -355,29 +440,39 @@ def check_not_passed(max_epochs: int | None, max_steps: int, position: Position)
             raise invalid_value(f"trainer.{key}", limit, f"{done} or more, which this run has reached")
 
 
+def saved_lengths(checkpoint: Mapping[str, Any]) -> SavedLengths | None:
+    """Return the lengths that a checkpoint records; None if it was written before they were, or they are unreadable."""
+    schedule: Any = checkpoint.get("run_length")
+    try:
+        return SavedLengths(RunLength(**(checkpoint.get("planned_length") or schedule)), RunLength(**schedule))
+    except TypeError:
+        return None
+
+
 def check_length(
-    schedule: ScheduleFactory | None, saved: dict[str, int] | None, whole: RunLength, position: Position, restart: bool
+    schedule: ScheduleFactory | None, saved: SavedLengths | None, whole: RunLength, left: RunLength, restart: bool
 ) -> RunLength:
     """Return the length that a resumed run's schedule covers: the whole run, or what is left if it restarts.
 
     Args:
-        saved: length of the run as planned when the checkpoint was written.
+        saved: lengths that the checkpoint records.
         whole: length as planned now.
+        left: what is left of it.
 
     Raises:
         ConfigError: the schedule follows the length of the run, which has changed: its learning rates so far were those
             of another schedule.
     """
     if restart:
-        return RunLength(max(1, whole.epochs - position.epoch), max(1, whole.steps - position.step))
+        return left
     if schedule is None or not schedule.auto or saved is None:
         return whole
     unit = "steps" if schedule.interval == "step" else "epochs"
-    before, now = saved[unit], getattr(whole, unit)
+    before, now = getattr(saved.run, unit), getattr(whole, unit)
     if before != now:
         raise ConfigError(
-            f"scheduler.{schedule.auto[0]}=auto is invalid for a run that grows from {before} to {now} {unit}: its "
-            "learning rates so far are those of the shorter schedule. Choose another, such as scheduler=constant, or "
-            "start a new run with init_from=…"
+            f"scheduler.{schedule.auto[0]}=auto is invalid for a run that changes from {before} to {now} {unit}: its "
+            "learning rates so far are those of a schedule for the former. Choose another, such as "
+            "scheduler=constant, or start a new run with init_from=…"
         )
-    return RunLength(saved["epochs"], saved["steps"])
+    return saved.schedule

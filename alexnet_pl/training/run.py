@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,10 @@ from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.resume import (
     Changes,
     Position,
+    SavedLengths,
     apply_changes,
     apply_path_changes,
+    changes_since,
     check_inputs,
     check_length,
     check_not_passed,
@@ -72,6 +74,7 @@ from alexnet_pl.training.resume import (
     relocated,
     restarts_schedule,
     saved_config,
+    saved_lengths,
     without_places,
 )
 from alexnet_pl.training.saved_state import check_saved_state
@@ -127,14 +130,16 @@ class Start:
         checkpoint: file to resume from, or None.
         position: where training continues.
         ranks: number of ranks whose state was saved inside an epoch, or None.
-        length: epochs and steps of the run as planned when the checkpoint was written, or None.
+        lengths: lengths that the checkpoint records, or None.
+        changed: settings of the optimizer and the schedule that the checkpoint was not saved with.
     """
 
     description: str = "from scratch"
     checkpoint: Path | None = None
     position: Position = Position()
     ranks: int | None = None
-    length: dict[str, int] | None = None
+    lengths: SavedLengths | None = None
+    changed: Changes = field(default_factory=dict)
 
 
 def run(cfg: DictConfig, named: Sequence[str] | None = None, command: str | None = None) -> float:
@@ -304,7 +309,8 @@ def find_start(plan: Plan, objects: RunObjects) -> Start:
         path,
         position,
         len(inside) if isinstance(inside, list) and inside else None,
-        checkpoint.get("run_length"),
+        saved_lengths(checkpoint),
+        changes_since(checkpoint, cfg),
     )
 
 
@@ -326,23 +332,25 @@ def restore(
     model, position, loader = objects.model, start.position, objects.data.train_dataloader()
     check_ranks(start.ranks, get_world().size)
     check_not_passed(trainer.max_epochs, trainer.max_steps, position)
-    restart = restarts_schedule(plan.changed)
-    whole = run_length(trainer, loader)
-    model.run_length, model.validation_period = whole, trainer.check_val_every_n_epoch or 1
-    if start.checkpoint is not None:
-        model.run_length = check_length(model.make_scheduler, start.length, whole, position, restart)
-    objects.resume.stop, objects.resume.restart_schedule = stop, restart and start.checkpoint is not None
-    objects.resume.restart_optimizer = discards_state(plan.changed)
     loader.start_image = position.images
     # After a change of the batch size, at least one batch of the epoch is left.
-    batch = min(loader.start_batch, num_batches(loader, trainer.limit_train_batches) - 1)
+    batch = min(loader.start_batch, num_batches(loader, trainer.limit_train_batches) - 1) if position.images else 0
+    changed = {**start.changed, **plan.changed}
+    restart = restarts_schedule(changed)
+    whole = model.run_length = objects.resume.planned = run_length(trainer, loader)
+    model.validation_period = trainer.check_val_every_n_epoch or 1
+    if start.checkpoint is not None:
+        left = run_length(trainer, loader, position, batch)
+        model.run_length = check_length(model.make_scheduler, start.lengths, whole, left, restart)
+    objects.resume.stop, objects.resume.restart_schedule = stop, restart and start.checkpoint is not None
+    objects.resume.restart_optimizer = discards_state(changed)
     if batch % trainer.accumulate_grad_batches:
         raise ConfigError(
             f"data.batch_size={objects.data.batch_size} is invalid with accumulated gradients: this run stopped inside "
             "an epoch. Resume with the batch size and the accumulation that it had."
         )
     guard_restoring(trainer, partial(check_saved_state, model, trainer))
-    set_position(trainer, position.epoch, batch if position.images else 0, position.step)
+    set_position(trainer, position.epoch, batch, position.step)
     if plan.resuming:
         has_ended = 0 < trainer.max_steps <= position.step  # perhaps inside an epoch, whose row is complete then
         metrics.resume(position.epoch + has_ended)
@@ -368,7 +376,7 @@ def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer
     threads = torch.get_num_threads()
     log.info(f"device  {_devices(trainer)}, precision {cfg.trainer.precision}, {threads} thread{'s' * (threads > 1)}")
     log.info(f"start   {start.description}")
-    for key, (before, now) in plan.changed.items():
+    for key, (before, now) in {**start.changed, **plan.changed}.items():
         log.info(f"change  {key}: {before} → {now}")
     log.info(f"run     {run_dir}")
 

@@ -31,8 +31,13 @@ def differing_keys(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the network's entries of a checkpoint's state dict, without their prefix."""
-    return {name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()}
+    """Return the network's entries of a checkpoint's state dict, without their prefix; all of a file that has none.
+
+    A loss with class weights is the other module that may have entries.
+    """
+    states = checkpoint["state_dict"]
+    of_run = {name.removeprefix("net."): value for name, value in states.items() if name.startswith("net.")}
+    return of_run or dict(states)
 
 
 def check_fit(net: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:

@@ -108,3 +108,20 @@ def test_patterns_of_any_optimizer_are_accepted():
     validate(
         config("optimizer._target_=torch.optim.RMSprop", "~optimizer.fused", "+optimizer.layers.fc8.lr_multiplier=2")
     )
+
+
+@pytest.mark.parametrize("pattern", ["norm1", "fc8.bias", "*.bias"])
+def test_a_decay_of_what_is_exempt_is_refused(pattern):
+    """Issue: it was accepted and stayed 0."""
+    layers = {pattern: {"weight_decay": 0.1}}
+    with pytest.raises(ConfigError, match=r"weight_decay=0.1 is invalid: expected weights, but only biases or norm"):
+        rules(Grouping(decay_biases_and_norms=False, layers=layers))
+    found = rules(Grouping(layers=layers))
+    name = "features.norm1.weight" if pattern == "norm1" else "classifier.fc8.bias"
+    assert found[name] == (0.1, 0.1)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_weights_and_what_is_exempt_are_groups_of_their_own_whatever_the_decay(decay):
+    groups = parameter_groups(network().named_parameters(), 0.1, decay, Grouping(decay_biases_and_norms=False))
+    assert [group["name"] for group in groups] == ["weights", "biases, norms"]

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same_run, config, metric_rows, run_until_stopped
+from helpers import assert_same_run, config, metric_rows, run_until_stopped, stop_at, weights
 from lightning import Callback
 from omegaconf import OmegaConf
 
 from alexnet_pl.config.schema import accepted_arguments, matches_type
 from alexnet_pl.config.trust import SLOTS
 from alexnet_pl.data.loaders import TensorLoader
+from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.run_folder import run_lock
@@ -142,7 +143,7 @@ def test_extending_needs_the_training_state(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["cosine", "one_cycle"])
 def test_a_schedule_of_the_runs_length_cannot_be_extended(name, tmp_path, monkeypatch):
     run(config(*RUN, f"scheduler={name}", run_dir=tmp_path / "run"))
-    with pytest.raises(ConfigError, match="=auto is invalid for a run that grows from"):
+    with pytest.raises(ConfigError, match="=auto is invalid for a run that changes from"):
         resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=4")
     assert (tmp_path / "run" / "result.json").is_file()
     resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=4", "scheduler=constant")
@@ -170,6 +171,126 @@ def test_another_optimizer_starts_without_state(tmp_path, monkeypatch):
     run(config(*RUN, run_dir=tmp_path / "run"))
     resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=3", "optimizer=sgd")
     assert [float(row["lr"]) for row in metric_rows(tmp_path / "run")] == pytest.approx([1e-3, 1e-3, 1e-2])
+
+
+def plain_resume(monkeypatch, run_dir: Path) -> None:
+    monkeypatch.setattr("alexnet_pl.training.run.named_on_the_command_line", lambda: [])
+    run(config("resume=here", run_dir=run_dir))
+
+
+def test_a_new_cycle_is_resumed_like_any_other(tmp_path, monkeypatch):
+    """Issue: the checkpoint recorded what was left as the length of the run, so the next resume was refused."""
+    run(config(*RUN, run_dir=tmp_path / "run"))
+    changes = ("trainer.max_epochs=4", "scheduler=cosine", "scheduler.interval=step")
+    with monkeypatch.context() as patch:
+        stop_at(25, patch)
+        with pytest.raises(SystemExit):
+            resume_with(monkeypatch, tmp_path / "run", *changes)
+    plain_resume(monkeypatch, tmp_path / "run")
+    rates = [float(row["lr"]) for row in metric_rows(tmp_path / "run")]
+    assert rates[2:] == pytest.approx([5e-4 * (1 + math.cos(math.pi * step / 40)) for step in (19, 39)])
+    with pytest.raises(ConfigError, match="T_max=auto is invalid for a run that changes from 80 to 100 steps"):
+        resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=5")
+
+
+@pytest.mark.parametrize(("before", "after"), [(64, 128), (128, 64)])
+def test_a_new_cycle_covers_what_is_left_in_batches_of_another_size(before, after, tmp_path, monkeypatch):
+    """Issue: steps of the old size were subtracted from steps of the new one; torch raised inside the run."""
+    run(config(*RUN, f"data.batch_size={before}", "trainer.max_epochs=1", run_dir=tmp_path / "run"))
+    resume_with(monkeypatch, tmp_path / "run", f"data.batch_size={after}", "trainer.max_epochs=3",
+                "scheduler=cosine", "scheduler.interval=step")  # fmt: skip
+    per_epoch = 1293 // after
+    expected = [5e-4 * (1 + math.cos(math.pi * step / (2 * per_epoch))) for step in (per_epoch - 1, 2 * per_epoch - 1)]
+    assert [float(row["lr"]) for row in metric_rows(tmp_path / "run")][1:] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [("optimizer.lr=0.25",), ("optimizer=sgd",), ("scheduler=constant", "optimizer.lr=0.25")],
+)
+def test_a_change_survives_a_death_before_the_first_checkpoint(changes, tmp_path, monkeypatch):
+    """Issue: config.yaml has the change, the checkpoint not; the next resume trained at the old rate or was refused."""
+    run(config(*RUN, "trainer.max_epochs=1", "trainer.limit_train_batches=2", run_dir=tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr("alexnet_pl.training.classifier.ImageClassifier.training_step", die)
+        with pytest.raises(ValueError, match="killed"):
+            resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2", *changes)
+    plain_resume(monkeypatch, tmp_path / "run")
+    rate = 0.01 if changes == ("optimizer=sgd",) else 0.25
+    assert [float(row["lr"]) for row in metric_rows(tmp_path / "run")] == pytest.approx([1e-3, rate])
+
+
+def die(*_) -> None:
+    raise ValueError("killed")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "section"),
+    [
+        (("callbacks=early_stopping",), ("callbacks=default",), "callbacks.early_stopping"),
+        (("augment=crop_flip",), ("augment=none",), "augment.crop"),
+        (("scheduler=cosine",), ("~scheduler",), "scheduler"),
+    ],
+)
+def test_a_resumed_run_can_do_without_what_it_had(before, after, section, tmp_path, monkeypatch):
+    """Issue: empty sections stayed behind, and an error named callbacks.early_stopping._target_."""
+    short = (*RUN, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+    run(config(*short, *before, run_dir=tmp_path / "run"))
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2", *after)
+    saved = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert OmegaConf.select(saved, section) is None
+    assert saved.data.augment == saved.augment
+    assert len(metric_rows(tmp_path / "run")) == 2
+
+
+def test_without_its_average_a_run_goes_on_with_the_weights_that_it_trained(tmp_path, monkeypatch):
+    short = (*RUN, "trainer.max_epochs=1", "trainer.limit_train_batches=3")
+    run(config(*short, "callbacks=ema", run_dir=tmp_path / "averaged"))
+    run(config(*short, run_dir=tmp_path / "plain"))
+    for name in ("averaged", "plain"):
+        resume_with(monkeypatch, tmp_path / name, "trainer.max_epochs=2", "callbacks=default")
+    found, expected = (weights(tmp_path / name) for name in ("averaged", "plain"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "keeps_state"),
+    [
+        (("optimizer=adamw", "optimizer.weight_decay=0"), ("++optimizer.weight_decay=0.25",), True),
+        (("optimizer=adam", "+optimizer.layers.fc8={weight_decay:0.25}"), ("++optimizer.weight_decay=0.25",), False),
+    ],
+)
+def test_a_weight_decay_that_merges_or_splits_groups_can_change(before, after, keeps_state, tmp_path, monkeypatch):
+    """Issue: "loaded state dict has a different number of parameter groups", and config.yaml was changed already."""
+    before = [item.replace("fc8", "fc5") for item in before]
+    run(config(*RUN, *before, "trainer.max_epochs=1", "trainer.limit_train_batches=2", run_dir=tmp_path / "run"))
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2", *after)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "latest.ckpt", weights_only=True)["optimizer_states"][0]
+    assert {group["weight_decay"] for group in state["param_groups"]} >= {0.25}
+    assert {float(each["step"]) for each in state["state"].values()} == {4.0 if keeps_state else 2.0}
+
+
+class WeightedLoss(torch.nn.Module):
+    """Cross-entropy with class weights, which a checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.linspace(0.5, 1.5, 10))
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits, labels, weight=self.weight)
+
+
+def test_a_run_whose_loss_has_class_weights_is_resumed_and_evaluated(tmp_path, monkeypatch):
+    """Issue: "latest.ckpt is of another network: unexpected: loss.weight"."""
+    settings = (*RUN, "trainer.limit_train_batches=2", f"loss._target_={__name__}.WeightedLoss",
+                "~loss.label_smoothing")  # fmt: skip
+    run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, 3)
+    run(config("resume=here", f"trust=[{__name__}]", run_dir=tmp_path / "run"))
+    assert "loss.weight" in weights(tmp_path / "run")
+    assert len(metric_rows(tmp_path / "run")) == 2
+    network = load_run(tmp_path / "run").net
+    assert "weight" not in network.state_dict()
 
 
 # --- foreign run directories ----------------------------------------------------------------------------------------

@@ -97,3 +97,21 @@ def test_an_epoch_without_validation_is_checked_at_its_end(tmp_path):
     with pytest.raises(NonFiniteError, match=r"the loss is nan at step 2 \(epoch 1, batch 2, 4 images: 8, 9, 10, 11;"):
         trainer.fit(NonFiniteAt(at=2, what="loss"), Batches(), Batches())
     assert trainer.global_step == 10
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(("scales", "stops"), [([8, 4, 2, 1, 0.5], True), ([8, 4, 8, 4, 8], False)])
+def test_steps_that_the_loss_scaler_skips_are_counted(accumulated, scales, stops, tmp_path, monkeypatch):
+    """Issue: with accumulated gradients, every batch without a step of the optimizer reset the count."""
+    batches = [scale for scale in scales for _ in range(accumulated)]
+    calls = iter(batches)
+    monkeypatch.setattr(
+        "alexnet_pl.training.callbacks.nan_monitor.loss_scale", lambda trainer: torch.tensor(float(next(calls)))
+    )
+    trainer = trainer_with(DeferredNaNMonitor(max_skipped=4), tmp_path, accumulate_grad_batches=accumulated,
+                           limit_train_batches=len(batches))  # fmt: skip
+    if stops:
+        with pytest.raises(NonFiniteError, match="the gradient, in 4 consecutive steps, is infinite"):
+            trainer.fit(NonFiniteAt(at=-1, what="loss"), Batches(), Batches())
+    else:
+        trainer.fit(NonFiniteAt(at=-1, what="loss"), Batches(), Batches())

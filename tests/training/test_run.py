@@ -286,6 +286,14 @@ def test_precision_follows_the_device(monkeypatch):
     assert cfg.trainer.precision == "64-true"  # a choice of one's own is kept
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "16", "bf16", "32-true"])
+def test_feature_maps_are_channels_last_in_16_bits_on_a_gpu(precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = config(f"trainer.precision={precision}", "trainer.accelerator=gpu", "trainer.devices=1")
+    resolve_auto(cfg)
+    assert cfg.channels_last is (precision != "32-true")
+
+
 def test_precision_follows_a_capped_instruction_set():
     """``ONEDNN_MAX_CPU_ISA`` is read when torch is loaded, hence the process of its own."""
     code = "from alexnet_pl.config.resolve import default_precision; print(default_precision('cpu'))"

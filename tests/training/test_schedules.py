@@ -250,6 +250,15 @@ def test_invalid_milestones_are_refused_before_data_is_read(overrides, message):
         validate(config("model=lenet5", "optimizer=sgd", "scheduler=milestones", *overrides))
 
 
+def test_scales_of_normalization_layers_are_not_held_with_the_biases():
+    """Issue: with decay_biases_and_norms=false alone, which the error recommended, BatchNorm's scales were held too."""
+    settings = ("model=alexnet_bn", "model.fc_width=8", "optimizer=sgd", "scheduler=milestones",
+                "scheduler.hold_biases=true", "optimizer.decay_biases_and_norms=false")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"hold_biases=true is invalid: expected biases in a .*bias_lr_multiplier=2"):
+        validate(config(*settings))
+    validate(config(*settings, "optimizer.bias_lr_multiplier=2"))
+
+
 def test_a_cycle_that_cannot_rise_is_refused(tmp_path):
     settings = ("scheduler=one_cycle", "scheduler.pct_start=0.1", "trainer.limit_train_batches=5")
     with pytest.raises(ConfigError, match="scheduler.pct_start=0.1 is invalid in a run of 10 steps: expected a"):

@@ -1,18 +1,24 @@
 """Checkpoint callbacks: the best weights, the full state to resume from, and the validation that ends a run."""
 
+import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from alexnet_pl.config.schedules import RunLength
 from alexnet_pl.distributed.collectives import all_gather, all_reduce_max
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted
 from alexnet_pl.training.checkpoint_io import BEST, LATEST, PREVIOUS, remove_resume_checkpoints
 from alexnet_pl.training.lightning_internals import dump_weights, end_restart
+
+log = logging.getLogger(__name__)
 
 AGREE_EVERY = 10
 """Optimizer steps between two times that the ranks agree on saving and stopping, which costs them an all-reduce."""
@@ -130,6 +136,7 @@ class ResumeCheckpoint(Callback):
 
     Attributes:
         stop: signals received so far.
+        planned: length of the whole run; ``run_length`` of the model is the part that its schedule covers.
         restart_schedule: recreate the schedule and give the optimizer the configured hyperparameters.
         restart_optimizer: drop the state of the optimizer, which is of another class or has other parameter groups.
 
@@ -151,6 +158,7 @@ class ResumeCheckpoint(Callback):
         self.min_interval_seconds, self.keep = min_interval_seconds, keep
         self.stop = GracefulShutdown()
         self.restart_schedule = self.restart_optimizer = False
+        self.planned: RunLength | None = None
         self._saved_at = 0.0
         self._step_after_batch = self._saved_step = -1
         self._saving = False
@@ -266,14 +274,27 @@ class ResumeCheckpoint(Callback):
             "epoch": unfinished["epoch"], "batch": batch, "images": images, "step": trainer.global_step,
         }  # fmt: skip
         length = pl_module.run_length
-        checkpoint["run_length"] = {"epochs": length.epochs, "steps": length.steps} if length else None
+        checkpoint["run_length"] = asdict(length) if length else None
+        checkpoint["planned_length"] = asdict(self.planned) if self.planned else None
         if batch:
             checkpoint["inside"] = unfinished["inside"]
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self._inside = checkpoint.get("inside")
         self._saved_step = checkpoint["position"]["step"]
+        if "current_model_state" in checkpoint and not any(isinstance(c, WeightAveraging) for c in trainer.callbacks):
+            # The run averaged weights until now. Those it trained are the ones to go on with.
+            pl_module.load_state_dict(checkpoint["current_model_state"])
         if self.restart_schedule:
             checkpoint["lr_schedulers"] = []
+            saved = checkpoint["optimizer_states"][0]["param_groups"]
+            if not self.restart_optimizer and _sizes(saved) != _sizes(pl_module.create_optimizer().param_groups):
+                log.info("change  the optimizer's state starts anew: its parameter groups are others now")
+                self.restart_optimizer = True
         if self.restart_optimizer:
             checkpoint["optimizer_states"] = []
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    """Return the number of parameters in each group of an optimizer."""
+    return [len(group["params"]) for group in groups]

@@ -57,6 +57,7 @@ class NaNMonitor(Callback):
         self._first = torch.tensor(self.NEVER, device=device)
         self._skipped = self._longest = torch.zeros((), dtype=torch.int64, device=device)
         self._scale = torch.zeros((), device=device)
+        self._scaled_step = trainer.global_step
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._step, self._batch = trainer.global_step, trainer.fit_loop.epoch_loop.batch_idx
@@ -76,7 +77,8 @@ class NaNMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         scale = loss_scale(trainer)
-        if scale is not None:
+        if scale is not None and trainer.global_step != self._scaled_step:  # no batch whose gradients are accumulated
+            self._scaled_step = trainer.global_step
             self._skipped = torch.where(scale < self._scale, self._skipped + 1, 0)
             self._longest, self._scale = torch.maximum(self._longest, self._skipped), scale
         if not self._is_immediate and (batch_idx + 1) % self.check_every_n_steps == 0:
