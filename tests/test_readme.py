@@ -254,7 +254,15 @@ def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
     architecture = sum(
         gains.pop(rung) for rung in ("norm_everywhere", "full_resolution", "width", "whitening", "gelu", "late_pooling")
     )
-    assert f"bring {architecture:.1f} points together, and everything about training {sum(gains.values()):.1f}" in prose
+    training = sum(gains.values())
+    assert f"bring {architecture:.1f} points together, and everything about training {training:.1f}; in the" in prose
+    steps = [
+        float(step.split()[0].replace("−", "-"))
+        for step in (first["norm_everywhere"], first["full_resolution"], second["plateau_norm_everywhere"],
+                     second["plateau_full_resolution"])
+    ]  # fmt: skip
+    other = architecture - sum(steps[:2]) + sum(steps[2:])
+    assert f"in the second, {other:.1f} and {training + architecture - other:.1f}." in prose
     for step in (first["crop_flip"], second["full_resolution"], second["unaugmented_full_resolution"], first["cutout"]):
         assert step in prose
     assert f"{first['late_pooling']} points" in prose
