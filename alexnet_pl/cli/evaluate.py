@@ -88,10 +88,11 @@ def compare(run: TrainedRun, result: Evaluation, crops: int) -> str:
 def as_json(run: TrainedRun, result: Evaluation, crops: int) -> dict[str, Any]:
     """Return the metrics as plain values, under the names that they have in result.json."""
     split, confusion = result.split, result.confusion
-    per_class = (confusion.diag() / confusion.sum(1)).nan_to_num(0).tolist()
+    counts, correct = confusion.sum(1).tolist(), confusion.diag().tolist()
+    per_class = [right / count if count else None for right, count in zip(correct, counts, strict=True)]
     return {
         **result.figures,
-        f"{split}/class_acc": dict(zip(run.logit_names, per_class, strict=True)),
+        f"{split}/class_acc": dict(zip(run.logit_names, per_class, strict=True)),  # null without images
         f"{split}/confusion": confusion.tolist(),
         "images": len(result.labels),
         "crops": crops,
@@ -137,12 +138,13 @@ def evaluate_robustness(run: TrainedRun, args: argparse.Namespace) -> None:
     from alexnet_pl.inference.robustness import (  # here for start-up time: --help needs no torch
         evaluate_corruptions,
         evaluate_published,
+        is_own_data,
         record,
     )
 
     if args.data is None:
         parts = list(evaluate_corruptions(run, args.data_root))
-        path = record(run, parts)
+        path = record(run, parts) if is_own_data(run, args.data_root) else None
     else:
         parts, path = list(evaluate_published(run, args.data[0], Path(args.data[1]))), None
     rows = [{"corruption": p.corruption, "severity": p.severity, "images": p.images, **p.figures} for p in parts]

@@ -33,19 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_run(parser)
     parser.add_argument("--format", choices=tuple(SUFFIXES), required=True)
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: model.onnx, .pt2 or .safetensors in the run directory"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: model.onnx, .pt2 or .safetensors in the run directory, or here for a run from a hub",
     )
     parser.add_argument("--images", nargs="+", type=Path, default=[], metavar="PATH", help="images to check on")
     args = parser.parse_args(arguments)
     import torch  # here for start-up time: --help needs no torch
 
     from alexnet_pl.inference.exporters import CHECKED, export, real_images
+    from alexnet_pl.inference.hub import is_hub_address
     from alexnet_pl.inference.trained_run import load_run
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     run = load_run(args.run, args.trust)
-    path = args.out or run.folder / f"model{SUFFIXES[args.format]}"
+    folder = Path() if is_hub_address(args.run) else run.folder  # whose files are those of the hub's cache
+    path = args.out or folder / f"model{SUFFIXES[args.format]}"
     images = torch.stack([run.preprocess.pixels(image) for image in real_images(args.images)])
     differences = export(run, args.format, path, images)
     print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, {printable(run.name)}, epoch {run.epoch}")

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--published", nargs="*", default=[], metavar="NAME=ACCURACY", help="published accuracies to compare with"
     )
     args = parser.parse_args(arguments)
-    runs = dict(named_run(text) for text in args.runs)
+    runs = by_name([named_run(text) for text in args.runs])
     published = dict(named_accuracy(text) for text in args.published)
     figure = plot_learning_curves({name: read_curves(run) for name, run in runs.items()}, published)
     try:
@@ -30,9 +30,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def named_run(text: str) -> tuple[str, Path]:
-    """Return legend name and directory of ``NAME=RUN``; a path that exists is taken whole, ``=`` included."""
-    name, _, folder = ("", "", text) if Path(text).exists() else text.rpartition("=")
-    return name or Path(folder).name, Path(folder)
+    """Return legend name, "" without one, and directory of ``NAME=RUN``; both parts may contain ``=``.
+
+    A path that exists is taken whole, and of several places to split, the first before a path that exists.
+    """
+    parts = text.split("=")
+    for index in range(len(parts)):
+        if Path(folder := "=".join(parts[index:])).exists():
+            return "=".join(parts[:index]), Path(folder)
+    name, _, folder = text.rpartition("=")
+    return name, Path(folder)
+
+
+def by_name(runs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Return the directories by their names in the legend: as given, else the last part of the path if it is unique.
+
+    Raises:
+        UserError: a name is given twice.
+    """
+    found: dict[str, Path] = {}
+    last = [folder.name for _, folder in runs]
+    for name, folder in runs:
+        label = name or (folder.name if last.count(folder.name) == 1 else str(folder))
+        if label in found:
+            raise UserError(f"{label} is invalid: expected a name of its own for each run, as in NAME={folder}.")
+        found[label] = folder
+    return found
 
 
 def named_accuracy(text: str) -> tuple[str, float]:

@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_run(parser, "run directory")
     add_data_root(parser, "current location of the run's data")
     args = parser.parse_args(arguments)
+    if args.run.startswith("hf://"):
+        raise UserError(f"{args.run} is invalid: expected a run directory, which the figures are written to.")
     run_dir = Path(args.run)
     if not any((run_dir / name).exists() for name in RUN_FILES):
         problem = "is not a run directory" if run_dir.exists() else "not found"

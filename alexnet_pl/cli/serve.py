@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, wait_for_stop
 from alexnet_pl.inference.options import MAX_PIXELS, MAX_UPLOAD
-from alexnet_pl.runtime.errors import DataError
+from alexnet_pl.runtime.errors import UserError
 
 DESCRIPTION = f"""\
 Open a local web page: drop in an image to see its top-5 predictions, the response of the first convolution, and the
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.neighbors > 0:
         try:
             training = training_images(run, args.neighbors, args.data_root)
-        except DataError as error:
+        except UserError as error:  # no data, or no features
             print(f"no neighbors: {error}")
     wait = wait_for_stop()
     with serve(run, training, args.host, args.port) as address:

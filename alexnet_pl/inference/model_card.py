@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, TemplateError, Undefined
 from scipy.stats import binomtest
 
 from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.runtime.errors import UserError, one_line, printable
-from alexnet_pl.runtime.run_folder import TEST_VIEWS
+from alexnet_pl.runtime.run_folder import CORRUPTIONS, TEST_VIEWS
 
 DATA_SOURCES = {
     "cifar10": (
@@ -79,7 +79,7 @@ def card(run: TrainedRun, address: str = "best.ckpt") -> str:
         )
     try:
         return _template().render(**_values(run, run.result), address=address)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TemplateError) as error:
         raise UserError(f"{run.folder}/result.json is corrupt or incomplete: {one_line(error)[:200]}") from error
 
 
@@ -88,6 +88,8 @@ def _values(run: TrainedRun, result: Mapping[str, Any]) -> dict[str, Any]:
     config, data, preprocess = run.config, result["data"], run.preprocess
     side = preprocess.resize_size or preprocess.image_size
     size = preprocess.image_size
+    best = (config.get("callbacks") or {}).get("best") or {}
+    monitor = str(best.get("monitor", "val/acc"))
     cropped = f", and only the middle {size}×{size} of that is used" if size < side else ""
     low, high = wilson_interval(result["test/acc"], data["test"])
     unknown = f"{escape(data['name'])}; its source and license are not known to this program."
@@ -98,6 +100,10 @@ def _values(run: TrainedRun, result: Mapping[str, Any]) -> dict[str, Any]:
         "epoch": run.epoch,
         "class_names": run.class_names,
         "side": side,
+        "keep_ratio": preprocess.keep_ratio,
+        "selected_by": {"val/acc": "validation accuracy", "val/loss": "validation loss"}.get(monitor, monitor),
+        "has_val_folder": "; validation is val/," in data["source"],
+        "has_corruptions": (run.folder / CORRUPTIONS).is_file(),
         "cropped": cropped,
         "mean": [*preprocess.mean],
         "std": [*preprocess.std],

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from alexnet_pl.data.cifar10 import CLASS_NAMES
+from alexnet_pl.data.class_folders import ClassFolders
 from alexnet_pl.data.in_memory import TensorDataModule
 from alexnet_pl.data.robustness import KINDS, ArrayDataModule, TestSet, corrupted, read_published
 from alexnet_pl.inference.evaluation import evaluate_on
@@ -57,7 +58,7 @@ def evaluate_corruptions(run: TrainedRun, data_root: str | Path | None = None) -
     """Evaluate a run on its test images, first as they are, then under every corruption and severity.
 
     Datasets that fit into memory are corrupted in their own resolution, before they are resized; those in class folders
-    and shards in the resolution that they are stored in.
+    and shards in the resolution that they are stored in; other data with the same classes after it is resized.
 
     Args:
         data_root: current location of the run's data.
@@ -66,6 +67,12 @@ def evaluate_corruptions(run: TrainedRun, data_root: str | Path | None = None) -
         DataError: the data is not found or corrupt.
     """
     data: Any = find_data(run, "test", data_root, run.preprocess)
+    if isinstance(data, ClassFolders):
+        if is_own_data(run, data_root):  # as class folders, whose images the data module reads in their own resolution
+            data = find_data(run, "val", data_root, run.preprocess)
+        else:  # the crop to the network's input comes after the corruption
+            side = run.preprocess.resize_size or run.preprocess.image_size
+            data.preprocess = replace(run.preprocess, image_size=side, resize_size=None)
     if isinstance(data, TensorDataModule):
         test = data.load().test
         images, labels = torch.from_numpy(test.images).permute(0, 3, 1, 2), torch.from_numpy(test.labels)
@@ -86,16 +93,25 @@ def _evaluate(run: TrainedRun, part: TestSet, is_limited: bool = True) -> Part:
     return Part(part.corruption, part.severity, len(found.labels), found.figures)
 
 
+def is_own_data(run: TrainedRun, data_root: str | Path | None) -> bool:
+    """Return True if ``data_root`` is where the run's own dataset is now, not other images of the same classes."""
+    return data_root is None or run.data_class.is_in(data_root)
+
+
 def record(run: TrainedRun, parts: list[Part]) -> Path | None:
     """Write ``corruptions.json`` into the run's directory, where the report of a study finds it.
 
+    Args:
+        parts: of the run's own test set.
+
     Returns:
-        The file; None if the run has no directory, as one from a hub or a lone checkpoint.
+        The file; None if there is no result that it belongs to, as of a run from a hub or of another checkpoint than
+        the run's best.
 
     Raises:
         DataError: the file cannot be written.
     """
-    if not (run.folder / RESULT).is_file():
+    if run.result is None or not (run.folder / RESULT).is_file():
         return None
     rows = [
         {"corruption": part.corruption, "severity": part.severity, "images": part.images, **part.figures}

@@ -37,26 +37,21 @@ class Response:
 
     Attributes:
         probabilities: ``(N, classes)``.
-        conv1: ``(N, C, H, W)``, the output of the first convolution.
-        features: ``(N, F)``, the input of the last linear layer (fc8's in AlexNet: fc7 after its activation).
+        conv1: ``(N, C, H, W)``, the output of the first convolution; None without one.
+        features: ``(N, F)``, the input of the last linear layer (fc8's in AlexNet: fc7 after its activation); None
+            without one.
     """
 
     probabilities: Tensor
-    conv1: Tensor
-    features: Tensor
+    conv1: Tensor | None
+    features: Tensor | None
 
 
 def respond(run: TrainedRun, images: Tensor) -> Response:
-    """Pass normalized images ``(N, 3, S, S)`` through the network once.
-
-    Raises:
-        UserError: the network has no convolution or no linear layer.
-    """
+    """Pass normalized images ``(N, 3, S, S)`` through the network once."""
     with capture_activations(run.net) as captured:
         probabilities = run.probabilities(images)
-    if len(captured) < 2:
-        raise UserError(f"{run.name} has no convolution or no linear layer to show.")
-    return Response(probabilities, captured["conv1"], captured["features"])
+    return Response(probabilities, captured.get("conv1"), captured.get("features"))
 
 
 def training_images(run: TrainedRun, count: int, data_root: str | Path | None = None) -> FeatureBank:
@@ -97,8 +92,8 @@ def build_page(run: TrainedRun, training: FeatureBank | None) -> "gradio.Blocks"
         image.thumbnail((1024, 1024))
         response = respond(run, images)
         probabilities = dict(zip(names, response.probabilities[0].tolist(), strict=True))
-        maps = enlarge(response_grid(response.conv1[0].numpy()))
-        return image, probabilities, maps, neighbors(response.features[0])
+        maps = None if response.conv1 is None else enlarge(response_grid(response.conv1[0].numpy()))
+        return image, probabilities, maps, [] if response.features is None else neighbors(response.features[0])
 
     def neighbors(features: Tensor) -> list[tuple[Image.Image, str]]:
         if training is None:

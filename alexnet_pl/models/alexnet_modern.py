@@ -81,7 +81,7 @@ class AlexNetModern(nn.Module):
         smallest = next(size for size in count(1) if feature_map_size(size, *sizing) >= 1)
         check_image_size("AlexNetModern", image_size, smallest)
 
-        has_bias = bias_before_norm or isinstance(norm(1), nn.Identity)
+        has_bias = bias_before_norm or isinstance(norm(channels[0]), nn.Identity)
         layers: list[tuple[str, nn.Module]] = []
         if whitening:
             layers += [("whitening", Whitening(whitening)), ("act0", activation())]

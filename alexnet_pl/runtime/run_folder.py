@@ -39,6 +39,9 @@ WRITTEN_IN_PLACE = (COMMANDS, LOG)
 MAX_BYTES = 16 * 2**20
 """Size of metrics.csv and of result.json."""
 
+MAX_COLUMNS = 1_000
+"""Columns of metrics.csv."""
+
 MAX_DEPTH = 32
 """Nesting in a foreign config."""
 
@@ -232,6 +235,8 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     try:
         text = _read_text(path, MAX_BYTES) or ""
         rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        if len(rows.fieldnames or ()) > MAX_COLUMNS:  # a short row costs as much as a full one
+            raise ValueError(f"more than {MAX_COLUMNS:,} columns")
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
     except (ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is corrupt: {one_line(error)}") from error

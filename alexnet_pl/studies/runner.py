@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.runtime.errors import ConfigError, one_line, user_message
 from alexnet_pl.runtime.logging import StdoutHandler
-from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, check_entries, read_trial, write_result
+from alexnet_pl.runtime.run_folder import CONFIG, CORRUPTIONS, METRICS, RESULT, check_entries, read_trial, write_result
 from alexnet_pl.runtime.signals import raise_if_interrupted
 from alexnet_pl.runtime.system import git_commit, package_versions
 from alexnet_pl.studies.forecast import progress
@@ -25,7 +25,7 @@ from alexnet_pl.studies.store import LOCKS, Study, config_hash, trial_entry
 
 log = logging.getLogger(__name__)
 
-REMOVED_BEFORE_RETRY = ("checkpoints", METRICS, "tensorboard", CONFIG, RESULT)
+REMOVED_BEFORE_RETRY = ("checkpoints", METRICS, "tensorboard", CONFIG, RESULT, CORRUPTIONS)
 """Files of a failed attempt; result.json, which records the failure, is removed last."""
 
 

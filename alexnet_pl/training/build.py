@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from alexnet_pl import __version__
 from alexnet_pl.config.hydra_versions import instantiate
@@ -23,6 +24,7 @@ from alexnet_pl.config.schedules import RunLength
 from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.data.loaders import BatchLoader
 from alexnet_pl.distributed.environment import get_world
+from alexnet_pl.models.alexnet_modern import PerUnit
 from alexnet_pl.runtime.errors import ConfigError, one_line
 from alexnet_pl.runtime.run_folder import METRICS
 from alexnet_pl.runtime.system import raise_malloc_thresholds
@@ -102,12 +104,30 @@ def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
             "version": __version__,
         },
     )
+    check_batch_size(model.net, data.batch_size // get_world().size)
     if cfg.channels_last:
         model.net.to(memory_format=torch.channels_last)
     raise_malloc_thresholds()
     callbacks = dict(instantiate(cfg.callbacks))
     check_supported(callbacks)
     return RunObjects(data, model, callbacks)
+
+
+def check_batch_size(net: nn.Module, per_rank: int) -> None:
+    """Check that a batch is large enough for a network that normalizes units over the images of a batch.
+
+    Raises:
+        ConfigError: one image per batch and rank, of which BatchNorm has no variance.
+    """
+    of_units = (PerUnit, nn.BatchNorm1d)
+    if per_rank == 1 and any(
+        isinstance(module, of_units) and isinstance(getattr(module, "norm", module), _BatchNorm)
+        for module in net.modules()
+    ):
+        raise ConfigError(
+            f"data.batch_size={get_world().size} is invalid for {type(net).__name__} with BatchNorm after its fully "
+            "connected layers: expected 2 images or more per rank. Set data.batch_size, or model/norm=none."
+        )
 
 
 WHITENED = 5_000

@@ -32,6 +32,7 @@ from alexnet_pl.runtime.errors import ConfigError, DataError, UserError, one_lin
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.run_folder import (
     CONFIG,
+    CORRUPTIONS,
     RESULT,
     finished_result,
     record_command,
@@ -360,7 +361,7 @@ def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer
     """Write config.yaml, which makes the directory a run directory, and log what is about to be trained."""
     cfg, data, world, run_dir = plan.cfg, objects.data, get_world(), plan.run_dir
     if world.rank == 0:
-        for outdated in (RESULT, REPORT):  # of a finished run that is extended
+        for outdated in (RESULT, REPORT, CORRUPTIONS):  # of a finished run that is extended
             (run_dir / outdated).unlink(missing_ok=True)
         write_atomic(run_dir / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         record_command(run_dir, plan.command or current_command())

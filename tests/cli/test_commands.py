@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from alexnet_pl.cli.evaluate import CROPS
 from alexnet_pl.cli.evaluate import main as evaluate_command
 from alexnet_pl.data.shards.writer import PER_SHARD
 from alexnet_pl.data.transforms import VIEW_NAMES
-from alexnet_pl.runtime.errors import one_line_errors
+from alexnet_pl.runtime.errors import UserError, one_line_errors
 
 
 def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -136,8 +137,20 @@ def test_learning_curves_are_named_by_equals_unless_the_path_exists(tmp_path):
 
     run = tmp_path / "lr=0.01"
     run.mkdir()
-    assert named_run(str(run)) == ("lr=0.01", run)
+    assert named_run(str(run)) == ("", run)
     assert named_run(f"slow={tmp_path}") == ("slow", tmp_path)
+    assert named_run(f"a=b={run}") == ("a=b", run)
+
+
+def test_every_run_has_a_name_in_the_legend(tmp_path: Path):
+    """Issue: of lenet/seed1 and alexnet/seed1 only the second was drawn, without a message."""
+    from alexnet_pl.cli.figures import by_name
+
+    first, second = tmp_path / "lenet" / "seed1", tmp_path / "alexnet" / "seed1"
+    assert by_name([("", first), ("", second)]) == {str(first): first, str(second): second}
+    assert by_name([("a", first), ("", tmp_path / "seed2")]) == {"a": first, "seed2": tmp_path / "seed2"}
+    with pytest.raises(UserError, match="^a is invalid: expected a name of its own for each run"):
+        by_name([("a", first), ("a", second)])
 
 
 def test_the_list_of_claims_says_where_nothing_has_been_measured(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,13 @@ def test_evaluation_equals_the_runs_own_and_scikit_learns(run, folder, split, tm
         abs(right[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b) for b in np.unique(bins)
     )
     assert figures[f"{split}/ece"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_class_without_images_has_no_accuracy(run):
+    """Issue: JSON had 0, so the mean over 1,000 logits for ten classes was a hundredth of the accuracy."""
+    confusion = torch.diag(torch.tensor([3, *[0] * 9]))
+    found = SimpleNamespace(split="test", confusion=confusion, figures={}, labels=[0] * 3, description="", precision="")
+    assert [*as_json(run, found, 1)["test/class_acc"].values()] == [1.0, *[None] * 9]
 
 
 def test_the_report_says_that_it_equals_the_runs_own(folder, capsys):

@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from helpers import config
+from helpers import SHORT_RUN, config, make_image_folder
 from markdown_it import MarkdownIt
 
 from alexnet_pl.cli.card import main as card_command
 from alexnet_pl.inference.model_card import card, wilson_interval
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.run_folder import CORRUPTIONS
 from alexnet_pl.training.run import run as train_run
 from inference import RUN
 
@@ -49,6 +50,30 @@ def test_the_card_counts_the_images_that_were_used(tmp_path):
     assert "| test | 64 |" in text
     low, high = wilson_interval(run.result["test/acc"], 64)
     assert f"95% interval {low:.4f} to {high:.4f}" in text
+
+
+def test_the_card_says_how_the_checkpoint_was_chosen_and_how_images_are_read(tmp_path):
+    root = make_image_folder(tmp_path / "images", train=12, val=4, test=4)
+    monitor = ("callbacks.best.monitor=val/loss", "callbacks.best.mode=min")
+    settings = (*SHORT_RUN, "data=image_folder", f"data.root={root}", "data.batch_size=4", *monitor)
+    train_run(config(*settings, run_dir=tmp_path / "run"))
+    text = card(load_run(tmp_path / "run"))
+    assert "the best by validation loss |" in text
+    assert "selected by validation loss" in text
+    assert "validation accuracy" not in text
+    assert "of a validation set of their own" in text
+    assert "stratified split" not in text
+    assert "RGB, the central square of the image, resized to 32×32" in text
+    assert "on corrupted images" in text
+    (tmp_path / "run" / CORRUPTIONS).write_text("[]")
+    assert "on corrupted images" not in card(load_run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("key", ["device", "seed", "git_commit", "data"])
+def test_an_incomplete_result_is_one_line(run, key):
+    result = {name: value for name, value in run.result.items() if name != key}
+    with pytest.raises(UserError, match=f"result.json is corrupt or incomplete: .*{key}"):
+        card(replace(run, result=result))
 
 
 @pytest.mark.security

@@ -1,6 +1,7 @@
 """Robustness of a run: corruptions of its own test set, published sets, the command, and the curve of a study."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from helpers import SHORT_RUN, config, make_image_folder
 
 from alexnet_pl.cli import evaluate as command
 from alexnet_pl.data.robustness import SEVERITIES, STRENGTHS
-from alexnet_pl.inference.robustness import evaluate_corruptions, evaluate_published
+from alexnet_pl.inference.robustness import Part, evaluate_corruptions, evaluate_published, is_own_data, record
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.errors import DataError, UserError
 from alexnet_pl.runtime.run_folder import CORRUPTIONS, finished_result, read_corruptions
@@ -38,6 +39,37 @@ def test_class_folders_are_corrupted_as_they_are_stored(tmp_path: Path) -> None:
     assert first.figures["test/loss"] == finished_result(tmp_path / "run")["test/loss"]
     assert (second.corruption, second.images) == ("gaussian_noise", 12)  # two batches, as in the smoke run
     assert second.figures["test/loss"] != first.figures["test/loss"]
+
+
+def test_moved_class_folders_are_corrupted_in_their_own_resolution(class_folders, tmp_path: Path) -> None:
+    """Issue: with --data-root, images were resized, corrupted, and resized and cropped again."""
+    root = class_folders(train_per_class=10, test_per_class=2)
+    sizes = ("data.batch_size=10", "data.image_size=32", "data.resize_size=37")
+    train_run(config(*SHORT_RUN, "data=cifar10", f"data.root={root}", *sizes, run_dir=tmp_path / "run"))
+    run = load_run(tmp_path / "run")
+    expected = [part.figures for part in evaluate_corruptions(run)]
+    moved = root.rename(tmp_path / "moved")
+    assert [part.figures for part in evaluate_corruptions(run, moved)] == expected
+    assert expected[0]["test/loss"] == finished_result(tmp_path / "run")["test/loss"]
+    others = tmp_path / "others"  # the same images without the training images: other data, for all the program knows
+    (moved / "test").rename(others)
+    clean, *_ = evaluate_corruptions(run, others)
+    assert clean.figures["test/loss"] == pytest.approx(expected[0]["test/loss"], rel=1e-3)
+    assert is_own_data(run, moved)
+    assert not is_own_data(run, others)
+
+
+def test_only_the_runs_own_result_is_recorded(folder: Path, run, tmp_path: Path) -> None:
+    parts = [Part("", 0, 360, {"test/error": 0.5})]
+    shutil.copytree(folder, tmp_path / "run")
+    other = tmp_path / "run" / "checkpoints" / "latest.ckpt"
+    shutil.copy(folder / "checkpoints" / "best.ckpt", other)
+    (other.parent / "SHA256SUMS").unlink()
+    assert record(load_run(other), parts) is None
+    assert record(load_run(tmp_path / "run"), parts) == tmp_path / "run" / CORRUPTIONS
+    result = tmp_path / "run" / "result.json"
+    result.write_text('{"status": "failed"}')
+    assert load_run(tmp_path / "run").result is None
 
 
 def test_the_command_prints_a_table_and_keeps_it(folder: Path, capsys) -> None:

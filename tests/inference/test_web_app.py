@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import BROWSERS
 from PIL import Image
+from torch import nn
 
 from alexnet_pl.figures.image_grids import response_grid
 from alexnet_pl.inference.web_app import MAX_PIXELS, respond, serve, training_images
@@ -30,6 +32,19 @@ def test_the_response_is_the_networks_own_arithmetic(run):
         hidden = run.net.classifier[:-1](run.net.features(images))
         assert torch.equal(response.features, hidden)
     assert torch.allclose(response.probabilities.sum(1), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("net", "missing"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "features"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)), "conv1"),
+    ],
+)
+def test_a_network_of_the_users_own_is_shown_as_far_as_it_goes(net, missing, run):
+    response = respond(replace(run, net=net.eval()), torch.randn(1, 3, 32, 32))
+    assert response.probabilities.shape == (1, 10)
+    assert [name for name in ("conv1", "features") if getattr(response, name) is None] == [missing]
 
 
 def test_a_training_image_is_its_own_nearest_neighbor(run):

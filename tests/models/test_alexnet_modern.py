@@ -1,6 +1,7 @@
 """AlexNetModern: its layers, sizes and parameters, and the whitening layer against NumPy, in runs as well."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,3 +156,16 @@ def test_alexnet_with_norm_layers_in_every_convolutional_block():
     assert all(module.bias is None for module in net.features if isinstance(module, nn.Conv2d))
     with pytest.raises(ConfigError, match="model.norm_blocks=.* is invalid: expected numbers from 1 to 5"):
         AlexNet(norm_blocks=[0])
+
+
+def test_a_norm_layer_that_needs_an_even_width_is_accepted() -> None:
+    cfg = config("model=alexnet_modern", "model/norm=lrn_2012", "model.image_size=32")
+    with torch.device("meta"):
+        assert instantiate(cfg.model)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_batch_of_one_image_is_refused_before_data_is_read(tmp_path: Path) -> None:
+    """Issue: "Expected more than 1 value per channel when training", in the first step."""
+    settings = ("model=alexnet_modern", "data=digits", "data.batch_size=1", "trainer.accelerator=cpu")
+    with pytest.raises(ConfigError, match="data.batch_size=1 is invalid for AlexNetModern with BatchNorm"):
+        run(config(*settings, run_dir=tmp_path / "run"))

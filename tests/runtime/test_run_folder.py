@@ -316,3 +316,11 @@ def test_a_run_that_has_begun_or_is_another_process_s_keeps_everything(name, tmp
     fill(tmp_path / "run", "train.log", name)
     refuse(leftovers, UserError("out of memory"))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"train.log", name}
+
+
+@pytest.mark.security
+def test_a_table_of_many_columns_is_refused_before_it_is_read(tmp_path):
+    """A short row costs as much as a full one: 0.4 MB took hours."""
+    (tmp_path / "metrics.csv").write_text(",".join(f"a{i}" for i in range(50_000)) + "\n" + "1\n" * 50_000)
+    with pytest.raises(UserError, match=r"metrics.csv is corrupt: more than 1,000 columns"):
+        read_metrics(tmp_path)
