@@ -169,6 +169,8 @@ def train(
     if isinstance(overrides, DictConfig):
         if settings or config_dir is not None:
             raise ConfigError("settings are invalid beside a config: set them in the config, or pass them to compose.")
+        if overrides.get("resume") is not None:  # what it changes is known from overrides only
+            raise ConfigError("resume is invalid in a config. Pass it with the changes: train(resume=…, …).")
         cfg, named, command = overrides, [], "alexnet_pl.train(config)"
     else:
         cfg = compose(overrides or (), config_dir=config_dir, **settings)

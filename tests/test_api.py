@@ -205,3 +205,10 @@ def test_a_study_that_fails_raises_the_commands_words():
     with pytest.raises(UserError, match=r"model=nope is invalid: expected one of: "):
         alexnet_pl.study("wrong", model=["nope"])
     assert not Path("multirun").exists()
+
+
+def test_a_config_that_resumes_is_refused(tmp_path):
+    """Issue: nothing was compared, so its changes were ignored."""
+    cfg = alexnet_pl.compose(FAST, resume=tmp_path)
+    with pytest.raises(ConfigError, match=r"^resume is invalid in a config. Pass it with the changes: train\(resume=…"):
+        alexnet_pl.train(cfg)

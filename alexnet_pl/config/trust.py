@@ -40,6 +40,9 @@ MAX_VALUES = 200_000
 MAX_NUMBER = 1024
 """Largest number in a foreign augmentation: pixels of padding, a side, a kernel. Memory grows with its square."""
 
+MAX_SUM = 4 * MAX_NUMBER
+"""Largest sum of the numbers in a foreign augmentation, whose steps may each add pixels."""
+
 ENLARGING = ("RandomZoomOut", "ScaleJitter")
 """torchvision's transforms with a factor in place of a size, which enlarge an image without bound."""
 
@@ -159,13 +162,20 @@ def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
         ConfigError: names the key and the refused value, or the limit that the config exceeds.
     """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    for path, value in _walk(plain):
+    sums: dict[str, float] = {}
+    for path, value in walk(plain):
         key, name = path[-1], ".".join(map(str, path))
         if isinstance(value, str) and "\0" in value:
             raise ConfigError(f"{name} is refused: it holds a null character.")
         is_large = isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER  # also NaN
         if is_large and _section(path) == "augment" and not names_trusted(plain, trust):
             raise ConfigError(f"{name}={value} is refused: expected numbers up to {MAX_NUMBER} in an augmentation.")
+        if isinstance(value, int | float) and _section(path) == "augment":  # steps that enlarge an image add up
+            total = sums[str(path[0])] = sums.get(str(path[0]), 0) + max(0, value)
+            if total > MAX_SUM and not names_trusted(plain, trust):
+                raise ConfigError(
+                    f"{name}={value} is refused: expected numbers up to {MAX_SUM} in total in augmentations."
+                )
         if isinstance(value, str) and "${" in value:
             raise ConfigError(f"{name}={value} is refused: the config of a run directory has no interpolations.")
         if key == "_target_" and not (_is_trusted(value, trust) or _is_allowed(path, value)):
@@ -176,17 +186,17 @@ def check_targets(config: Any, trust: Sequence[str] = ()) -> None:
 
 def names_trusted(config: Any, trust: Sequence[str]) -> bool:
     """Return True if a ``_target_`` in ``config`` names what the user trusts, which is exempt from limits on sizes."""
-    return any(path[-1] == "_target_" and _is_trusted(value, trust) for path, value in _walk(config))
+    return any(path[-1] == "_target_" and _is_trusted(value, trust) for path, value in walk(config))
 
 
 def refused_targets(config: Any) -> list[str]:
     """Return the names in a config that :func:`check_targets` refuses without trust, each once."""
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    named = ((path, value) for path, value in _walk(plain) if path[-1] == "_target_")
+    named = ((path, value) for path, value in walk(plain) if path[-1] == "_target_")
     return [*dict.fromkeys(str(value) for path, value in named if not _is_allowed(path, value))]
 
 
-def _walk(root: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def walk(root: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Yield the path and value of every entry below ``root``, iteratively and within the limits.
 
     Raises:

@@ -45,6 +45,7 @@ class ImageClassifier(LightningModule):
     Attributes:
         validation_period: epochs per validation (``trainer.check_val_every_n_epoch``); set before ``trainer.fit``.
         run_length: epochs and steps that a schedule with ``auto`` lengths covers; set before ``trainer.fit``.
+        schedule_start: epochs done when the schedule began; 0, or where a resumed run restarted it.
         initial_groups: the optimizer's parameter groups as created, without the parameters.
     """
 
@@ -64,6 +65,7 @@ class ImageClassifier(LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer_factory(optimizer), schedule_factory(scheduler)
         self.validation_period = 1
         self.run_length: RunLength | None = None
+        self.schedule_start = 0.0
         self.initial_groups: list[dict[str, Any]] = []
         self._rates: list[float] = []  # of the last step, one per parameter group
         self._batch_weight = 1.0
@@ -81,7 +83,8 @@ class ImageClassifier(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         schedule = self.lr_schedulers()
         if isinstance(schedule, WarmupPlateau):
-            schedule.warm_up(self.current_epoch + batch_idx / self.trainer.num_training_batches)
+            done = self.current_epoch + batch_idx / self.trainer.num_training_batches
+            schedule.warm_up(done - self.schedule_start)
         trainer = self.trainer
         self._batch_weight = batch_weight(batch_idx, int(trainer.num_training_batches), trainer.accumulate_grad_batches)
 
@@ -91,8 +94,8 @@ class ImageClassifier(LightningModule):
         The factor follows from the position alone and the scheduled rates are put back, because many schedules compute
         a rate from the one before.
         """
-        schedule, progress = self.make_scheduler, epoch + (batch_idx + 1) / self.trainer.num_training_batches
-        factor = 1.0 if schedule is None else schedule.warmup_factor(progress)
+        schedule, done = self.make_scheduler, epoch + (batch_idx + 1) / self.trainer.num_training_batches
+        factor = 1.0 if schedule is None else schedule.warmup_factor(done - self.schedule_start)
         scheduled = [group["lr"] for group in optimizer.param_groups]
         self._rates = [rate * factor for rate in scheduled]
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
@@ -89,6 +89,16 @@ def disable_sigterm_broadcast(trainer: Trainer) -> None:
 def dump_weights(trainer: Trainer) -> dict[str, Any]:
     """Return a checkpoint without optimizer and callback states; its weights share the memory of the network."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+
+
+def use_average(trainer: Trainer, model: LightningModule) -> None:
+    """Give the network the averaged weights, if there are any, as Lightning does when training ends.
+
+    A run that was stopped after that is resumed with the raw ones, and the hook at the end of training does not run.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning's own name
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            callback._copy_average_to_current(model)
 
 
 def move_average(callback: WeightAveraging, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.runtime.files import replace_end, write_atomic
 from alexnet_pl.runtime.run_folder import read_metrics
 
@@ -32,11 +33,21 @@ class MetricsCSV(Logger):
         self._last, self._size = 0, 0
 
     def resume(self, epochs: int) -> None:
-        """Restore the rows of the first ``epochs`` epochs. Later ones are computed again, and so are test metrics."""
+        """Restore the rows of the first ``epochs`` epochs. Later ones are computed again, and so are test metrics.
+
+        Raises:
+            UserError: the file is corrupt, or lacks one of them.
+        """
         for row in read_metrics(self.path.parent):
-            if row["epoch"] <= epochs:
+            if {"epoch", "step"} <= row.keys() and row["epoch"] <= epochs:
                 kept = {name: value for name, value in row.items() if not name.startswith("test/")}
                 self.rows[int(row["epoch"])] = {**kept, "epoch": int(row["epoch"]), "step": int(row["step"])}
+        for epoch in range(1, epochs + 1):
+            if "epoch_seconds" not in self.rows.get(epoch, {}):
+                raise UserError(
+                    f"{self.path} lacks epoch {epoch}, which this run has trained. Restore the file, or start a new "
+                    "run with init_from=…"
+                )
 
     @property
     def name(self) -> str:

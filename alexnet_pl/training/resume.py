@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from alexnet_pl.config.rehearsal import check_side, rehearse
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
 from alexnet_pl.config.schema import accepted_arguments, locate
-from alexnet_pl.config.trust import check_targets
+from alexnet_pl.config.trust import check_targets, walk
 from alexnet_pl.data.shards.reader import is_url
 from alexnet_pl.runtime.commands import hydra_override, shell_join
 from alexnet_pl.runtime.errors import ConfigError, invalid_value, printable
 from alexnet_pl.runtime.run_folder import CONFIG, check_entries, load_plain
+from alexnet_pl.training.checkpoint_io import MAX_COUNT
 from alexnet_pl.training.trackers import IDENTITIES, Tracker, read_identity
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,20 @@ class _Absent:
 
 
 ABSENT = _Absent()
+
+
+class Key(str):
+    """Dotted name of a config key; ``parts`` lead to it and may hold dots themselves, as in ``features.conv1``."""
+
+    parts: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, parts: tuple[Any, ...]) -> "Key":
+        """Return the name of the key at the end of ``parts``."""
+        key = cls(".".join(map(str, parts)))
+        key.parts = parts
+        return key
+
 
 Changes = dict[str, tuple[Any, Any]]
 """Key → (value in the saved config, value now)."""
@@ -234,11 +249,11 @@ def diff_configs(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Ch
     Args:
         saved: the run's config.
         now: config composed from the command line.
-        named: keys or groups; a group covers all keys in it, ``experiment`` covers every key.
+        named: keys or groups; a group covers all keys in it, ``experiment`` and ``rung`` cover every key.
     """
     before, target = _leaves(saved), _leaves(now)
     prefixes = [name.replace("/", ".") for name in named]
-    everything = "experiment" in prefixes
+    everything = "experiment" in prefixes or "rung" in prefixes
     after = dict(before)
     for key in {*before, *target}:
         if key in CALL_KEYS or (key == "threads" and target.get(key) == "auto"):  # the run has chosen already
@@ -264,8 +279,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes
     return {
         key: (before.get(key, ABSENT), after.get(key, ABSENT))
         for key in sorted({*before, *after})
-        # A tensor in a corrupt checkpoint compares to a tensor.
-        if (before.get(key) == after.get(key)) is not True or key not in after
+        if before.get(key) != after.get(key) or key not in after
     }
 
 
@@ -288,17 +302,21 @@ def _set(leaves: dict[str, Any], key: str, value: Any) -> None:
 
 def _leaves(config: Any) -> dict[str, Any]:
     """Return ``{"optimizer.lr": 0.001, …}`` of a config or a plain dict; a list counts as one value."""
-    found = {}
+    found: dict[str, Any] = {}
 
-    def visit(node: Any, path: str) -> None:
+    def visit(node: Any, parts: tuple[Any, ...]) -> None:
         if isinstance(node, dict) and node:
             for key, value in node.items():
-                visit(value, f"{path}.{key}" if path else str(key))
+                visit(value, (*parts, key))
         else:
-            found[path] = node
+            found[Key.of(parts)] = node
 
-    visit(OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config, "")
+    visit(OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config, ())
     return found
+
+
+def _parts(key: str) -> tuple[Any, ...]:
+    return key.parts if isinstance(key, Key) else tuple(key.split("."))
 
 
 def apply_path_changes(saved: DictConfig, changed: Changes) -> Changes:
@@ -313,7 +331,8 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
     """Apply the changes to ``saved``. A section of which nothing is left is removed.
 
     Raises:
-        ConfigError: changes that were not allowed, or that make it another network, with the keys.
+        ConfigError: changes that were not allowed, that make it another network, or that a run which has begun could
+            not honor, with the keys.
     """
     listed = ", ".join(f"{key} ({before} → {now})" for key, (before, now) in changed.items())
     if changed and not allowed:
@@ -321,6 +340,8 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
             f"resume would change {listed}.\nLeave them out to continue unchanged, or add allow_changes=true "
             "(a change of optimizer or scheduler restarts the learning-rate schedule)."
         )
+    if "data_dir" in changed:
+        raise ConfigError("data_dir is invalid beside resume. Give the current location of the data: ++data.root=DIR")
     # Whether the network takes another image size is seen when its weights are loaded.
     follows = {"model.image_size"} if "data.image_size" in changed else set()
     if network := [key for key in changed if key.startswith(("model.", "scale.")) and key not in follows]:
@@ -329,15 +350,22 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
         )
     with open_dict(saved):
         for key in (key for key, (_, now) in changed.items() if now is ABSENT):
-            parts = key.split(".")
-            for depth in range(len(parts), 0, -1):
-                parent = OmegaConf.select(saved, ".".join(parts[: depth - 1])) if depth > 1 else saved
-                if depth < len(parts) and parent[parts[depth - 1]]:
-                    break
-                del parent[parts[depth - 1]]
+            *parents, last = _parts(key)
+            nodes = [saved]
+            for part in parents:
+                nodes.append(nodes[-1][part])
+            del nodes.pop()[last]
+            while parents and not nodes[-1][parents[-1]]:
+                del nodes.pop()[parents.pop()]
         for key, (_, now) in changed.items():
             if now is not ABSENT:
-                OmegaConf.update(saved, key, now, force_add=True)
+                *parents, last = _parts(key)
+                node = saved
+                for part in parents:
+                    if not isinstance(node.get(part), DictConfig):
+                        node[part] = {}
+                    node = node[part]
+                node[last] = now
 
 
 def changes_since(checkpoint: Mapping[str, Any], cfg: DictConfig) -> Changes:
@@ -345,10 +373,16 @@ def changes_since(checkpoint: Mapping[str, Any], cfg: DictConfig) -> Changes:
 
     It is what this command line changes, and what an earlier one did that was stopped before it saved a checkpoint.
     ``optimizer.fused`` is no difference: it follows from the machine and the precision.
+
+    Raises:
+        ConfigError: the checkpoint's config is corrupt.
     """
     saved: Any = checkpoint["hyper_parameters"]
     now: Any = OmegaConf.to_container(cfg, resolve=True)
     before, after = ({name: config.get(name) for name in ("optimizer", "scheduler")} for config in (saved, now))
+    for path, value in walk(before):  # within its limits
+        if not isinstance(value, dict | list | tuple | str | int | float | None):
+            raise ConfigError(f"the checkpoint's {'.'.join(map(str, path))} is corrupt: expected plain values.")
     differences = _differences(_leaves(before), _leaves(after))
     differences.pop("optimizer.fused", None)
     return differences
@@ -394,7 +428,7 @@ def check_inputs(run_dir: Path, saved: DictConfig, now: DictConfig) -> None:
     inputs = {f"data.{key}": saved.data.get(key) for key in ("root", "shards")}
     given = [f"{key}={value}" for key, value in {**inputs, "init_from": saved.get("init_from")}.items() if value]
     if given:
-        log.info(f"reads   {', '.join(given)}  (from {run_dir / CONFIG})")
+        log.info(printable(f"reads   {', '.join(given)}  (from {run_dir / CONFIG})"))
     for line in remote_loggers(saved, run_dir):
         log.info(f"sends   {line}")
 
@@ -449,6 +483,12 @@ def saved_lengths(checkpoint: Mapping[str, Any]) -> SavedLengths | None:
         return None
 
 
+def schedule_start(checkpoint: Mapping[str, Any]) -> float:
+    """Return the epochs that were done when the schedule of a checkpoint began, 0 unless it was restarted."""
+    start = checkpoint.get("schedule_start")
+    return start if isinstance(start, float) and 0 <= start < MAX_COUNT else 0.0
+
+
 def check_length(
     schedule: ScheduleFactory | None, saved: SavedLengths | None, whole: RunLength, left: RunLength, restart: bool
 ) -> RunLength:
@@ -461,9 +501,13 @@ def check_length(
 
     Raises:
         ConfigError: the schedule follows the length of the run, which has changed: its learning rates so far were those
-            of another schedule.
+            of another schedule. Or it restarts with a warm-up longer than what is left.
     """
     if restart:
+        if schedule is not None and schedule.warmup_epochs > left.epochs:
+            raise invalid_value(
+                "scheduler.warmup_epochs", schedule.warmup_epochs, f"at most {left.epochs}, what is left"
+            )
         return left
     if schedule is None or not schedule.auto or saved is None:
         return whole

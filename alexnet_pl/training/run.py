@@ -28,7 +28,7 @@ from alexnet_pl.distributed.launcher import end_with_parent, launch
 from alexnet_pl.figures.html_report import REPORT, open_command, write_report
 from alexnet_pl.runtime.commands import current_command, hydra_override, train_command
 from alexnet_pl.runtime.cpu_load import torch_threads
-from alexnet_pl.runtime.errors import ConfigError, DataError, UserError, one_line
+from alexnet_pl.runtime.errors import ConfigError, DataError, UserError, one_line, printable
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.run_folder import (
     CONFIG,
@@ -57,7 +57,7 @@ from alexnet_pl.training.build import (
 )
 from alexnet_pl.training.checkpoint_io import CheckpointError, latest_valid, remove_resume_checkpoints
 from alexnet_pl.training.final_metrics import final_metrics
-from alexnet_pl.training.lightning_internals import guard_restoring, set_position
+from alexnet_pl.training.lightning_internals import guard_restoring, set_position, use_average
 from alexnet_pl.training.loggers import MetricsCSV
 from alexnet_pl.training.resume import (
     Changes,
@@ -76,6 +76,7 @@ from alexnet_pl.training.resume import (
     restarts_schedule,
     saved_config,
     saved_lengths,
+    schedule_start,
     without_places,
 )
 from alexnet_pl.training.saved_state import check_saved_state
@@ -132,6 +133,7 @@ class Start:
         position: where training continues.
         ranks: number of ranks whose state was saved inside an epoch, or None.
         lengths: lengths that the checkpoint records, or None.
+        schedule_start: epochs done when the schedule began.
         changed: settings of the optimizer and the schedule that the checkpoint was not saved with.
     """
 
@@ -140,6 +142,7 @@ class Start:
     position: Position = Position()
     ranks: int | None = None
     lengths: SavedLengths | None = None
+    schedule_start: float = 0.0
     changed: Changes = field(default_factory=dict)
 
 
@@ -299,6 +302,8 @@ def find_start(plan: Plan, objects: RunObjects) -> Start:
                 f"callbacks.resume.keep=true; to start a new one from its weights, use init_from={plan.run_dir}"
             )
         return Start() if cfg.init_from is None else Start(warm_start(net, str(cfg.init_from)))
+    if "init_from" in plan.changed:
+        raise ConfigError("init_from is invalid beside resume: the run has begun. Start a new run with it.")
     path, checkpoint = found
     check_fit(net, checkpoint, path)
     if checkpoint["hyper_parameters"].get("class_names") != list(data.class_names):
@@ -311,6 +316,7 @@ def find_start(plan: Plan, objects: RunObjects) -> Start:
         position,
         len(inside) if isinstance(inside, list) and inside else None,
         saved_lengths(checkpoint),
+        schedule_start(checkpoint),
         changes_since(checkpoint, cfg),
     )
 
@@ -336,13 +342,15 @@ def restore(
     loader.start_image = position.images
     # After a change of the batch size, at least one batch of the epoch is left.
     batch = min(loader.start_batch, num_batches(loader, trainer.limit_train_batches) - 1) if position.images else 0
-    changed = {**start.changed, **plan.changed}
+    changed = {**start.changed, **{key: plan.changed[key] for key in ("optimizer.fused",) if key in plan.changed}}
     restart = restarts_schedule(changed)
     whole = model.run_length = objects.resume.planned = run_length(trainer, loader)
     model.validation_period = trainer.check_val_every_n_epoch or 1
     if start.checkpoint is not None:
         left = run_length(trainer, loader, position, batch)
         model.run_length = check_length(model.make_scheduler, start.lengths, whole, left, restart)
+        batches = num_batches(loader, trainer.limit_train_batches)
+        model.schedule_start = position.epoch + batch / batches if restart else start.schedule_start
     objects.resume.stop, objects.resume.restart_schedule = stop, restart and start.checkpoint is not None
     objects.resume.restart_optimizer = discards_state(changed)
     if batch % trainer.accumulate_grad_batches:
@@ -350,6 +358,8 @@ def restore(
             f"data.batch_size={objects.data.batch_size} is invalid with accumulated gradients: this run stopped inside "
             "an epoch. Resume with the batch size and the accumulation that it had."
         )
+    if model.make_scheduler is not None:  # whatever refuses this length does so before anything is written
+        model.make_scheduler(model.create_optimizer(), model.run_length)
     guard_restoring(trainer, partial(check_saved_state, model, trainer))
     set_position(trainer, position.epoch, batch, position.step)
     if plan.resuming:
@@ -378,7 +388,7 @@ def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer
     log.info(f"device  {_devices(trainer)}, precision {cfg.trainer.precision}, {threads} thread{'s' * (threads > 1)}")
     log.info(f"start   {start.description}")
     for key, (before, now) in {**start.changed, **plan.changed}.items():
-        log.info(f"change  {key}: {before} → {now}")
+        log.info(printable(f"change  {key}: {before} → {now}"))
     log.info(f"run     {run_dir}")
 
 
@@ -389,6 +399,7 @@ def fit(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer) -> None
         side, loader = objects.data.image_size, objects.data.train_dataloader()
         compile_network(objects.model.net, mode, torch.zeros(loader.per_rank_batch_size, 3, side, side), trainer)
     trainer.fit(objects.model, datamodule=objects.data, ckpt_path=start.checkpoint)
+    use_average(trainer, objects.model)
     trainer.strategy.barrier("best checkpoint")  # rank 0 has written it
     if objects.best.score is None:
         raise ConfigError("training ended before any validation. Set a longer trainer.max_time.")

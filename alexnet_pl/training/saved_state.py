@@ -70,6 +70,27 @@ def check_optimizer(optimizer: Optimizer, make: Factory, named: Iterable[tuple[s
                 _check_state(found, small.state.get(stand_in, {}), parameter)
 
 
+def has_same_state(model: Any, saved: Mapping[str, Any]) -> bool:
+    """Return True if an optimizer's saved state has the parts that the configured optimizer keeps.
+
+    Groups of other sizes cannot be loaded, and a parameter's state without a part, such as that of ``amsgrad``, ends in
+    an error in the first step.
+
+    Args:
+        model: the :class:`~alexnet_pl.training.classifier.ImageClassifier` that the run trains.
+        saved: ``state_dict`` of an optimizer of the same class.
+    """
+    small = model.make_optimizer([(name, _stand_in(parameter)) for name, parameter in model.net.named_parameters()])
+    own, found = ([len(group["params"]) for group in groups] for groups in (small.param_groups, saved["param_groups"]))
+    if own != found:
+        return False
+    if isinstance(small, LBFGS):
+        return True
+    small.step()
+    expected = {frozenset(state) for state in small.state.values() if state}
+    return {frozenset(state) for state in saved["state"].values() if state} <= expected
+
+
 def check_schedule(scheduler: Any, states: Any) -> None:
     """Check that a scheduler saved the state that it is about to load.
 

@@ -219,6 +219,7 @@ AUGMENT_BOMBS = [
     {"_target_": "alexnet_pl.data.Compose", "crop": {"_target_": "alexnet_pl.data.RandomCropFlip", "padding": -1e9}},
     {"_target_": "torchvision.transforms.v2.ElasticTransform", "sigma": float("inf")},
 ]
+PADDED = {"_target_": "torchvision.transforms.v2.Pad", "padding": 1024}
 
 
 @pytest.mark.parametrize("bomb", AUGMENT_BOMBS, ids=lambda bomb: bomb["_target_"])
@@ -227,6 +228,14 @@ def test_an_augmentation_that_enlarges_images_without_bound_is_refused(bomb):
         with pytest.raises(ConfigError, match=r"^(data\.)?augment\..* is refused"):
             check_targets(hostile)
         check_targets(hostile, trust=[bomb["_target_"]])
+
+
+def test_augmentations_that_enlarge_images_together_are_refused():
+    """Thirty steps of 1,024 pixels each are 11 GB per image."""
+    steps = {f"pad{i}": PADDED for i in range(30)}
+    with pytest.raises(ConfigError, match="is refused: expected numbers up to 4096 in total in augmentations"):
+        check_targets({"augment": {"_target_": "alexnet_pl.data.Compose", **steps}})
+    check_targets({"augment": PADDED, "data": {"augment": PADDED}})
 
 
 def test_a_null_character_is_refused():

@@ -69,6 +69,18 @@ def test_a_run_with_averaged_weights_resumes_bit_for_bit(step, uninterrupted_run
                            theirs["state_dict"]["net.classifier.fc6.weight"])  # fmt: skip
 
 
+def test_the_final_weights_of_a_run_stopped_in_its_test_are_the_average(tmp_path, monkeypatch):
+    """Issue: training had ended, so nothing replaced the raw weights, and ``*_final`` was measured with those."""
+    settings = (*RUN, *CASES["ours"], "final_evaluation=true", "trainer.max_epochs=1", "trainer.limit_train_batches=4")
+    run(config(*settings, run_dir=tmp_path / "whole"))
+    run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, 1, phase="test")
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    found, expected = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "whole"))
+    names = [name for name in expected if name.endswith("_final")]
+    assert {name: found[name] for name in names} == {name: expected[name] for name in names}
+    assert names
+
+
 @pytest.mark.parametrize("decay", [0.3, 0.9])  # reached after 3 of 30 updates, and not within them
 def test_the_average_is_the_recursion_with_warm_up(decay, tmp_path):
     """Against the recursion in float64 on weights and BatchNorm's statistics after every step."""

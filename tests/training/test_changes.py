@@ -20,7 +20,7 @@ from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.commands import hydra_override
 from alexnet_pl.runtime.errors import ConfigError, UserError
-from alexnet_pl.runtime.run_folder import run_lock
+from alexnet_pl.runtime.run_folder import finished_result, run_lock
 from alexnet_pl.training.resume import OUTPUT_SECTIONS, check_inputs, derive_outputs, saved_config
 from alexnet_pl.training.run import resume_command, run
 
@@ -268,6 +268,108 @@ def test_a_weight_decay_that_merges_or_splits_groups_can_change(before, after, k
     state = torch.load(tmp_path / "run" / "checkpoints" / "latest.ckpt", weights_only=True)["optimizer_states"][0]
     assert {group["weight_decay"] for group in state["param_groups"]} >= {0.25}
     assert {float(each["step"]) for each in state["state"].values()} == {4.0 if keeps_state else 2.0}
+
+
+SHORT = (*RUN, "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+
+
+def optimizer_state(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoints" / "latest.ckpt", weights_only=True)["optimizer_states"][0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "parts"),
+    [
+        ((), ("++optimizer.amsgrad=true",), {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),
+        (("optimizer=sgd",), ("optimizer=sgd", "optimizer.momentum=0"), set()),
+    ],
+)
+def test_an_option_that_changes_what_an_optimizer_keeps_starts_its_state_anew(
+    before, after, parts, tmp_path, monkeypatch
+):
+    """Issue: KeyError: 'max_exp_avg_sq' in the first step, or a run that could not be resumed a second time."""
+    run(config(*SHORT, *before, run_dir=tmp_path / "run"))
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2", *after)
+    assert {name for state in optimizer_state(tmp_path / "run")["state"].values() for name in state} == parts
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=3")
+    assert len(metric_rows(tmp_path / "run")) == 3
+
+
+def test_a_change_that_is_taken_back_before_a_checkpoint_is_none(tmp_path, monkeypatch):
+    run(config(*SHORT, run_dir=tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr("alexnet_pl.training.classifier.ImageClassifier.training_step", die)
+        with pytest.raises(ValueError, match="killed"):
+            resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2", "optimizer=sgd")
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2", "optimizer=adam")
+    assert {float(state["step"]) for state in optimizer_state(tmp_path / "run")["state"].values()} == {4.0}
+
+
+def test_another_monitor_compares_its_own_values(tmp_path, monkeypatch):
+    """Issue: a loss was compared with an accuracy, so the best epoch never changed again."""
+    run(config(*RUN, "trainer.max_epochs=1", "trainer.limit_train_batches=2", run_dir=tmp_path / "run"))
+    first = finished_result(tmp_path / "run")
+    assert first["val/loss"] > first["val/acc"]
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=3", "trainer.limit_train_batches=1.0",
+                "callbacks.best.monitor=val/loss", "callbacks.best.mode=min")  # fmt: skip
+    losses = [float(row["val/loss"]) for row in metric_rows(tmp_path / "run")]
+    assert finished_result(tmp_path / "run")["best_epoch"] == 1 + losses.index(min(losses)) > 1
+
+
+def test_a_schedule_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    run(config(*SHORT, run_dir=tmp_path / "run"))
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "result.json")}
+    with pytest.raises(ConfigError, match="scheduler.total_steps=3 is invalid: expected at least 4"):
+        resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=3", "scheduler=one_cycle",
+                    "scheduler.total_steps=3")  # fmt: skip
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+
+
+def test_a_restarted_schedule_warms_up_from_where_it_starts(tmp_path, monkeypatch):
+    """Issue: the warm-up followed the epochs of the run, so there was none."""
+    run(config(*SHORT, run_dir=tmp_path / "run"))
+    changes = ("trainer.max_epochs=5", "scheduler=constant", "scheduler.warmup_epochs=2")
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)  # in epoch 3
+        with pytest.raises(SystemExit):
+            resume_with(monkeypatch, tmp_path / "run", *changes)
+    plain_resume(monkeypatch, tmp_path / "run")
+    rates = [float(row["lr"]) for row in metric_rows(tmp_path / "run")]
+    assert rates == pytest.approx([1e-3, 5e-4, 1e-3, 1e-3, 1e-3])
+    with pytest.raises(ConfigError, match="scheduler.warmup_epochs=2 is invalid: expected at most 1, what is left"):
+        resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=6", *changes[1:], "optimizer.lr=0.5")
+
+
+def test_layers_named_by_patterns_with_dots_can_be_changed_and_removed(tmp_path, monkeypatch):
+    layers = ("+optimizer.layers={classifier.fc5:{lr_multiplier:2},features.conv1:{lr_multiplier:0.5}}",)
+    run(config(*SHORT, *layers, run_dir=tmp_path / "run"))
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2", "model=lenet5", "optimizer=sgd",
+                "+optimizer.layers={classifier.fc5:{lr_multiplier:3}}")  # fmt: skip
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").optimizer.layers == {"classifier.fc5": {"lr_multiplier": 3}}
+    resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=3", "optimizer=sgd")
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").optimizer.layers == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("init_from=elsewhere", "init_from is invalid beside resume: the run has begun"),
+        ("data_dir=elsewhere", r"data_dir is invalid beside resume. .*\+\+data.root=DIR"),
+        ("rung=cutout", "resume cannot change the network"),
+    ],
+)
+def test_what_a_run_that_has_begun_cannot_honor_is_refused(setting, message, tmp_path, monkeypatch):
+    run(config(*SHORT, run_dir=tmp_path / "run"))
+    with pytest.raises(ConfigError, match=message):
+        resume_with(monkeypatch, tmp_path / "run", setting, "trainer.max_epochs=2")
+
+
+def test_a_run_whose_metrics_are_gone_is_refused_before_it_trains(tmp_path, monkeypatch):
+    """Issue: KeyError: 'epoch_seconds' after the last epoch, on every further attempt."""
+    run(config(*SHORT, run_dir=tmp_path / "run"))
+    (tmp_path / "run" / "metrics.csv").unlink()
+    with pytest.raises(UserError, match=r"metrics.csv lacks epoch 1, which this run has trained"):
+        resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2")
 
 
 class WeightedLoss(torch.nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.training.checkpoint_io import refuse_misfits
 from alexnet_pl.training.optimizers import Muon
-from alexnet_pl.training.resume import derive_outputs, remote_loggers
+from alexnet_pl.training.resume import changes_since, derive_outputs, remote_loggers
 from alexnet_pl.training.saved_state import check_inside, check_optimizer, check_schedule
 from alexnet_pl.training.trackers import write_identity
 
@@ -163,3 +163,19 @@ def test_what_a_run_directory_says_about_trackers_is_shown(tmp_path):
     assert line.startswith("logger.wandb: WandbTracker project=theirs[2J, as run abc123  (from ")
     assert line.endswith("trackers.json)")
     assert remote_loggers(OmegaConf.create({"logger": None}), tmp_path) == []
+
+
+def nested(depth: int) -> dict:
+    node: dict = {"lr": 1.0}
+    for _ in range(depth):
+        node = {"a": node, "b": node}
+    return node
+
+
+@pytest.mark.parametrize("optimizer", [nested(30), {"betas": [torch.ones(2), 0.9]}, {"lr": b"x"}])
+def test_a_checkpoints_config_is_compared_within_limits(optimizer):
+    """Two references per level to one dict are a billion values in a kilobyte of pickle."""
+    cfg = OmegaConf.create({"optimizer": {"lr": 0.1}, "scheduler": None})
+    with pytest.raises(ConfigError, match="corrupt: expected plain values|has more than|nested more than"):
+        changes_since({"hyper_parameters": {"optimizer": optimizer}}, cfg)
+    assert changes_since({"hyper_parameters": {"optimizer": {"lr": 0.1}, "scheduler": None}}, cfg) == {}

@@ -17,6 +17,7 @@ from alexnet_pl.runtime.errors import ConfigError
 from alexnet_pl.runtime.signals import GracefulShutdown, RunInterrupted
 from alexnet_pl.training.checkpoint_io import BEST, LATEST, PREVIOUS, remove_resume_checkpoints
 from alexnet_pl.training.lightning_internals import dump_weights, end_restart
+from alexnet_pl.training.saved_state import has_same_state
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ class BestCheckpoint(Callback):
         return {"score": self.score, "epoch": self.epoch, "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.epoch, self.metrics = (state_dict[name] for name in ("score", "epoch", "metrics"))
+        self.epoch, self.metrics = state_dict["epoch"], state_dict["metrics"]
+        self.score = self.metrics.get(self.monitor, state_dict["score"])  # which may be of another quantity
 
 
 def _is_fitting(trainer: Trainer) -> bool:
@@ -276,6 +278,7 @@ class ResumeCheckpoint(Callback):
         length = pl_module.run_length
         checkpoint["run_length"] = asdict(length) if length else None
         checkpoint["planned_length"] = asdict(self.planned) if self.planned else None
+        checkpoint["schedule_start"] = float(pl_module.schedule_start)
         if batch:
             checkpoint["inside"] = unfinished["inside"]
 
@@ -287,14 +290,9 @@ class ResumeCheckpoint(Callback):
             pl_module.load_state_dict(checkpoint["current_model_state"])
         if self.restart_schedule:
             checkpoint["lr_schedulers"] = []
-            saved = checkpoint["optimizer_states"][0]["param_groups"]
-            if not self.restart_optimizer and _sizes(saved) != _sizes(pl_module.create_optimizer().param_groups):
-                log.info("change  the optimizer's state starts anew: its parameter groups are others now")
+            saved = checkpoint["optimizer_states"][0]
+            if not self.restart_optimizer and not has_same_state(pl_module, saved):
+                log.info("change  the optimizer's state starts anew: it consists of other parts now")
                 self.restart_optimizer = True
         if self.restart_optimizer:
             checkpoint["optimizer_states"] = []
-
-
-def _sizes(groups: list[dict[str, Any]]) -> list[int]:
-    """Return the number of parameters in each group of an optimizer."""
-    return [len(group["params"]) for group in groups]
