@@ -5,13 +5,13 @@ import logging
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from alexnet_pl.runtime.errors import UserError, one_line
-from alexnet_pl.runtime.files import cache_dir, exclusive_lock, make_cache_dir, replacing
+from alexnet_pl.runtime.files import cache_dir, exclusive_lock, file_state, make_cache_dir, replacing
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,15 @@ def cache_name(name: str, root: Path) -> str:
 def fingerprint(root: Path, files: Iterable[tuple[str, int]], version: str) -> str:
     """Return a digest that changes with any file's name, label, size or modification time, and with ``version``.
 
+    A broken link counts as a file, so that decoding names it.
+
     Args:
         files: ``(path relative to root, label)``.
     """
     digest = hashlib.sha256(f"version {version}".encode())
     for path, label in files:
-        stat = (root / path).stat()
-        line = f"{path}|{label}|{stat.st_size}|{stat.st_mtime_ns}\n"
+        size, changed = file_state(root / path)
+        line = f"{path}|{label}|{size}|{changed}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -73,15 +75,17 @@ def _read(name: str, expected: str) -> Arrays | None:
 @contextmanager
 def _writable(name: str) -> Iterator[Path | None]:
     """Yield the cache's path while no other process writes it, or None, after a warning, if it cannot be written."""
-    try:
-        cache = make_cache_dir() / name
-    except UserError as error:
-        log.warning(f"warning: decoded images are not cached, and every run decodes them: {error}")
-        yield None
-        return
-    with exclusive_lock(cache.with_suffix(".lock")):
-        for abandoned in cache.parent.glob(f".{cache.stem}-*/"):  # left by a process that was killed while writing
-            shutil.rmtree(abandoned, ignore_errors=True)
+    cache: Path | None = None
+    with ExitStack() as stack:
+        try:
+            path = make_cache_dir() / name
+            stack.enter_context(exclusive_lock(path.with_suffix(".lock")))
+            cache = path
+        except (UserError, OSError) as error:  # a full disk, an exceeded quota
+            log.warning(f"warning: decoded images are not cached, and every run decodes them: {one_line(error)}")
+        if cache is not None:
+            for abandoned in cache.parent.glob(f".{cache.stem}-*/"):  # left by a process that was killed while writing
+                shutil.rmtree(abandoned, ignore_errors=True)
         yield cache
 
 

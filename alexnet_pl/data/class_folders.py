@@ -160,7 +160,7 @@ def check_classes(directory: Path, class_names: Sequence[str], reference: str) -
 
 
 def nearby_root(root: Path, has_data: Callable[[Path], bool]) -> str:
-    """Return advice if the data is one level above or below ``root``, or "".
+    """Return advice if the data is one level above or below ``root``, or "". Unreadable directories are skipped.
 
     Args:
         has_data: returns True for a directory that holds the data.
@@ -170,7 +170,11 @@ def nearby_root(root: Path, has_data: Callable[[Path], bool]) -> str:
     except OSError:
         below = []
     for candidate in (*below[:100], root.absolute().parent):
-        if has_data(candidate):
+        try:
+            is_found = has_data(candidate)
+        except OSError:  # lost+found, or another user's directory
+            continue
+        if is_found:
             return f"Did you mean {hydra_override('data.root', candidate)}?"
     return ""
 

@@ -1,7 +1,9 @@
 """Base data module: shared settings, train/val/test loaders, augmentation and normalization on the device."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -155,6 +157,19 @@ class ImageDataModule(LightningDataModule, ABC):
     def counts(self) -> dict[str, int]:
         """Return the number of images in ``train``, ``val`` and ``test``."""
         return {split: len(loader.indices) for split, loader in self._loaders.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of which images form each split, in which order, and of their labels; not of their pixels.
+
+        A run that resumes continues a position in that order, so it must be the same.
+        """
+        found = hashlib.sha256()
+        for split in ("train", "val", "test"):
+            loader = self._loaders[split]
+            for values in (loader.indices, loader.labels):
+                found.update(values.cpu().numpy().tobytes())
+        return found.hexdigest()
 
     def training_images(self, most: int | None = None) -> Iterator[Tensor]:
         """Yield every training image once, in order and not augmented, as uint8 batches ``(B, 3, H, W)``.

@@ -33,6 +33,7 @@ class ImageFolderDataModule(ShardedDataModule):
     """
 
     name = "image_folder"
+    is_written_by_runs = True
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 import math
 import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
@@ -34,6 +35,20 @@ REDUCE_ABOVE = 16_000_000
 _STRIP = 64  # rows of the reduced image that are converted at a time
 
 _ORIENTATION = 0x0112  # EXIF tag
+
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → what makes the image upright."""
+
+_ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""Keys of ``Image.info`` in which Pillow looks for the orientation."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +115,11 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
     try:
         if not Path(path).is_file() and Path(path).exists():  # opening a FIFO or a device would block
             raise DataError(f"{path} is not a regular file.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata
-            with Image.open(path, formats=_formats()) as image:
-                limit = max_pixels // _DECODER_COST.get(image.format or "", 1)
-                if image.width * image.height > limit:
-                    raise _too_large(path, f"{image.width}×{image.height}", limit)
-                yield image
+        with ignored_warnings(), Image.open(path, formats=_formats()) as image:
+            limit = max_pixels // _DECODER_COST.get(image.format or "", 1)
+            if image.width * image.height > limit:
+                raise _too_large(path, f"{image.width}×{image.height}", limit)
+            yield image
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -120,6 +133,22 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"{path} cannot be read: {error.strerror}.") from error
         raise DataError(f"{path} is corrupt: {one_line(error)}") from error
+
+
+@contextmanager
+def ignored_warnings() -> Iterator[None]:
+    """Ignore Pillow's warnings about large images and odd metadata, in all threads, if this is the main one.
+
+    Python's filters belong to the whole process. Blocks of several threads that overlap would restore each other's
+    filters, which could leave all warnings off for good. In other threads the block therefore has no effect, and
+    whoever starts them enters it around them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _too_large(path: str | Path, size: str, limit: int) -> DataError:
@@ -151,14 +180,13 @@ def _reduced_rgb(image: Image.Image) -> Image.Image:
         _check_depth(image)
     if (factor := _reduction(image)) == 1:
         return to_rgb(image)
-    orientation, divisor = image.getexif().get(_ORIENTATION, 1), _gray_divisor(image)
+    orientation, divisor = exif_orientation(image), _gray_divisor(image)
     reduced = Image.new("RGB", (math.ceil(image.width / factor), math.ceil(image.height / factor)))
     for top in range(0, reduced.height, _STRIP):
         bottom = min((top + _STRIP) * factor, image.height)
         strip = _rgb(image.crop((0, top * factor, image.width, bottom)), divisor)
         reduced.paste(strip.reduce(factor), (0, top))
-    reduced.getexif()[_ORIENTATION] = orientation
-    return ImageOps.exif_transpose(reduced)
+    return _upright(reduced, orientation)
 
 
 def _reduction(image: Image.Image) -> int:
@@ -177,8 +205,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         DataError: integer pixels outside of 16 bits, or floating-point pixels outside of [0, 1].
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()  # some formats have their metadata after the pixels
+    image = _upright(image, exif_orientation(image))
     return _rgb(image, _gray_divisor(image))
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation as it is in the file, usually 1 to 8; 1 if there is none or it cannot be read."""
+    try:
+        orientation: int = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the metadata of an intact photograph may be odd in any way, and Pillow raises almost anything
+        return 1
+    return orientation
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return the image upright, without the metadata that would turn it once more.
+
+    ``ImageOps.exif_transpose`` does the same, but keeps the other metadata, and fails on tags that it cannot write.
+    """
+    method = _TO_UPRIGHT.get(orientation)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    for key in _ORIENTATION_SOURCES:
+        turned.info.pop(key, None)
+    return turned
 
 
 def _rgb(image: Image.Image, divisor: int) -> Image.Image:

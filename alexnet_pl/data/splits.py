@@ -49,6 +49,18 @@ def stratified_split(labels: np.ndarray, held_out: float, seed: int) -> tuple[np
     return np.sort(np.concatenate(kept)), np.sort(np.concatenate(out))
 
 
+def take_turns(labels: np.ndarray) -> np.ndarray:
+    """Return the positions of ``labels`` in an order that takes the classes in turn and keeps the order within each.
+
+    Every prefix is then balanced: see :func:`alexnet_pl.data.class_folders.interleave`.
+    """
+    order = np.argsort(labels, kind="stable")
+    _, starts, class_of = np.unique(labels[order], return_index=True, return_inverse=True)
+    ranks = np.arange(len(labels)) - starts[class_of]  # of each image within its class
+    turns: np.ndarray = order[np.lexsort((class_of, ranks))]
+    return turns
+
+
 def _apportion(counts: np.ndarray, total: int, generator: np.random.RandomState) -> np.ndarray:
     """Return ``total`` split in proportion to ``counts``, by largest remainder; equal remainders are drawn by lot."""
     exact = counts / counts.sum() * total

@@ -7,10 +7,12 @@ import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torchvision.datasets import CIFAR100, KMNIST, MNIST, STL10, SVHN, FashionMNIST, Imagenette
 from torchvision.datasets.utils import download_url
 
@@ -19,6 +21,7 @@ from alexnet_pl.data.class_folders import nearby_root
 from alexnet_pl.data.downloads import WAYS_OUT, announce, install, is_copy, unpack
 from alexnet_pl.data.image_io import central_square, read_image
 from alexnet_pl.data.in_memory import ImageSource, LabeledImages, TensorDataModule
+from alexnet_pl.data.splits import take_turns
 from alexnet_pl.data.torchvision_internals import imagenette_archive
 from alexnet_pl.runtime.errors import DataError, one_line
 
@@ -259,6 +262,8 @@ class ImagenetteDataModule(TorchvisionDataModule):
     """13,394 photographs in ten classes of ImageNet (Howard 2019), at 160 pixels; 3,925 form the test set.
 
     The official ``val/`` is the test set. The shorter side is scaled to ``resize_size`` and the central square cropped.
+    Validation and test take the classes in turn, because torchvision lists the images by class, and a limit on the
+    batches would measure a single one.
     """
 
     name, title, megabytes = "imagenette", "Imagenette", 99
@@ -273,6 +278,18 @@ class ImagenetteDataModule(TorchvisionDataModule):
     def download(self, scratch: Path) -> None:
         url, md5 = imagenette_archive("160px")
         unpack(self.root, scratch, self.title, self.megabytes, url, os.path.basename(url), md5)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._loaders:
+            return
+        super().setup(stage)
+        val = self._loaders["val"]
+        val.indices = val.indices[torch.from_numpy(take_turns(val.labels[val.indices].numpy()))]
+
+    def load(self) -> ImageSource:
+        source = super().load()
+        order = take_turns(source.test.labels)
+        return replace(source, test=LabeledImages(source.test.images[order], source.test.labels[order]))
 
     def read(self, is_train: bool) -> tuple[np.ndarray, np.ndarray]:
         found = Imagenette(self.root, split="train" if is_train else "val", size="160px", loader=self._decode)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -120,6 +120,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_state(path: Path) -> tuple[int, int]:
+    """Return size and modification time in nanoseconds, or (-1, -1) for a broken link, which reading reports."""
+    try:
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+    except OSError:
+        return -1, -1
+
+
 def cache_dir() -> Path:
     """Return ``$XDG_CACHE_HOME/alexnet_pl``, by default ``~/.cache/alexnet_pl``. It may not exist yet.
 
@@ -169,9 +178,9 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock file ``path`` for the duration of the block, and leave no file behind.
 
     The lock is the operating system's: it ends with its owner, however the owner ends. The file holds the owner's
-    process ID. It is never truncated before its content is known to be a process ID, and links are refused, so that a
-    lock file planted in a downloaded directory cannot damage another file. Where the file system has no locks
-    (some network mounts), a warning is logged and the block runs unlocked.
+    process ID, if the disk has room for it. It is never truncated before its content is known to be a process ID, and
+    links are refused, so that a lock file planted in a downloaded directory cannot damage another file. Where the file
+    system has no locks (some network mounts), a warning is logged and the block runs unlocked.
 
     Args:
         wait: wait for the current owner; otherwise raise.
@@ -188,8 +197,10 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
             if _is_current(path, descriptor):
                 break
         except BlockingIOError:
-            owner = _owner(descriptor)
-            os.close(descriptor)
+            try:
+                owner = _owner(descriptor)
+            finally:
+                os.close(descriptor)
             raise InUseError(path, owner) from None
         except OSError as error:
             log.warning(f"warning: {path} cannot be locked: {os_reason(error)}. Continuing without a lock.")
@@ -198,11 +209,9 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
             os.close(descriptor)
             raise
         os.close(descriptor)  # the previous owner removed the file in the meantime
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, str(os.getpid()).encode())
     _held.add(descriptor)
     try:
+        _write_owner(descriptor)
         yield
     finally:
         if descriptor in _held:  # not in a forked child, which has no part in the lock
@@ -256,6 +265,14 @@ def _is_current(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _write_owner(descriptor: int) -> None:
+    """Write this process's ID into an open lock file. A full disk is ignored, because the ID is only for messages."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, str(os.getpid()).encode())
 
 
 def _owner(descriptor: int) -> int | None:

@@ -16,9 +16,10 @@ from alexnet_pl.config.rehearsal import check_side, rehearse
 from alexnet_pl.config.schedules import RunLength, ScheduleFactory
 from alexnet_pl.config.schema import accepted_arguments, locate
 from alexnet_pl.config.trust import check_targets, walk
+from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.data.shards.reader import is_url
 from alexnet_pl.runtime.commands import hydra_override, shell_join
-from alexnet_pl.runtime.errors import ConfigError, invalid_value, printable
+from alexnet_pl.runtime.errors import ConfigError, DataError, invalid_value, printable
 from alexnet_pl.runtime.run_folder import CONFIG, check_entries, load_plain
 from alexnet_pl.training.checkpoint_io import MAX_COUNT
 from alexnet_pl.training.trackers import IDENTITIES, Tracker, read_identity
@@ -445,6 +446,25 @@ def remote_loggers(saved: DictConfig, run_dir: Path) -> list[str]:
                 settings, sources = [*settings, f"as run {identity}"], f"{sources}, {run_dir / IDENTITIES}"
             found.append(printable(f"logger.{name}: {kind.__name__} {', '.join(settings)}  (from {sources})"))
     return found
+
+
+def check_images(saved: str | None, data: ImageDataModule, changed: Changes) -> None:
+    """Check that a resumed run has the images that it began with, unless its settings of the data have changed.
+
+    With one image more, the split is another one: images that the run has trained on would validate it.
+
+    Args:
+        saved: ``data.digest`` when the checkpoint was written; None in an earlier version.
+
+    Raises:
+        DataError: images were added, removed or moved to another class.
+    """
+    if saved in (None, data.digest) or any(key.startswith("data.") for key in changed):
+        return
+    raise DataError(
+        f"the images of {data.name} have changed since this run began, and with them its split. Restore them, or start "
+        "a new run with init_from=…"
+    )
 
 
 def check_ranks(saved: int | None, now: int) -> None:

@@ -66,6 +66,7 @@ from alexnet_pl.training.resume import (
     apply_changes,
     apply_path_changes,
     changes_since,
+    check_images,
     check_inputs,
     check_length,
     check_not_passed,
@@ -132,6 +133,7 @@ class Start:
         checkpoint: file to resume from, or None.
         position: where training continues.
         ranks: number of ranks whose state was saved inside an epoch, or None.
+        images: ``digest`` of the data that the checkpoint was saved with, or None.
         lengths: lengths that the checkpoint records, or None.
         schedule_start: epochs done when the schedule began.
         changed: settings of the optimizer and the schedule that the checkpoint was not saved with.
@@ -141,6 +143,7 @@ class Start:
     checkpoint: Path | None = None
     position: Position = Position()
     ranks: int | None = None
+    images: str | None = None
     lengths: SavedLengths | None = None
     schedule_start: float = 0.0
     changed: Changes = field(default_factory=dict)
@@ -315,6 +318,7 @@ def find_start(plan: Plan, objects: RunObjects) -> Start:
         path,
         position,
         len(inside) if isinstance(inside, list) and inside else None,
+        checkpoint.get("images"),
         saved_lengths(checkpoint),
         schedule_start(checkpoint),
         changes_since(checkpoint, cfg),
@@ -335,8 +339,10 @@ def restore(
 
     Raises:
         ConfigError: the position or the schedule does not fit the changed settings.
+        DataError: the images have changed.
     """
     model, position, loader = objects.model, start.position, objects.data.train_dataloader()
+    check_images(start.images, objects.data, plan.changed)
     check_ranks(start.ranks, get_world().size)
     check_not_passed(trainer.max_epochs, trainer.max_steps, position)
     loader.start_image = position.images

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import CLASSES, make_image
 
-from alexnet_pl.data.class_folders import ClassFolders, interleave, list_images, list_splits
+from alexnet_pl.data.class_folders import ClassFolders, interleave, list_images, list_splits, nearby_root
 from alexnet_pl.data.image_io import Preprocess
 from alexnet_pl.runtime.errors import DataError
 
@@ -86,6 +86,20 @@ def test_root_one_level_away_is_named(images):
     for root in (images.parent, images / "train"):
         with pytest.raises(DataError, match=f"train not found. Did you mean data.root={images}?"):
             list_splits(root)
+
+
+def test_unreadable_neighbors_are_skipped(tmp_path):
+    """lost+found, or another user's directory beside the data, used to end the search for it with a traceback."""
+    for name in ("lost+found", "mine"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+
+    def has_data(directory: Path) -> bool:
+        if directory.name in ("lost+found", tmp_path.name):
+            raise PermissionError(13, "Permission denied", str(directory))
+        return directory.name == "mine"
+
+    assert nearby_root(tmp_path / "root", has_data) == f"Did you mean data.root={tmp_path / 'root' / 'mine'}?"
+    assert nearby_root(tmp_path / "root" / "lost+found", lambda directory: has_data(tmp_path)) == ""
 
 
 def test_class_names_cannot_write_to_the_terminal(images):

@@ -1,14 +1,19 @@
 """Decoding of image files: memory, bit depths, and what is refused."""
 
+import struct
 import subprocess
 import sys
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from alexnet_pl.data import image_io
-from alexnet_pl.data.image_io import MAX_PIXELS, Preprocess, has_image_suffix, read_image, to_rgb
+from alexnet_pl.data.image_io import MAX_PIXELS, Preprocess, has_image_suffix, open_image, read_image, to_rgb
 from alexnet_pl.runtime.errors import DataError
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -124,8 +129,6 @@ def test_gray_levels_are_scaled_by_their_bit_depth(tmp_path, bits, shift):
 
 def write_16_bit_color(path, values: np.ndarray) -> None:
     """Write a 16-bit RGB PNG, which Pillow cannot do."""
-    import struct
-    import zlib
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -150,6 +153,71 @@ def test_16_bit_color_is_scaled_or_refused(tmp_path):
 def test_unknown_scales_are_refused(values):
     with pytest.raises(DataError, match="unknown scale|not finite"):
         to_rgb(Image.fromarray(np.array(values, np.float32)))
+
+
+# --- metadata -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "xmp.png"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_applied_once_as_pillow_does(tmp_path, suffix, orientation):
+    exif, info = Image.Exif(), PngInfo()
+    if suffix == "xmp.png":
+        info.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+    else:
+        exif[0x0112] = orientation
+    Image.fromarray(gradient(30, 41)).save(tmp_path / f"a.{suffix}", exif=exif, pnginfo=info)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    found = read_image(tmp_path / f"a.{suffix}")
+    assert np.array_equal(np.asarray(found), expected)
+    assert np.array_equal(np.asarray(to_rgb(found)), expected)
+
+
+def exif_of(*entries: bytes) -> bytes:
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+TURNED = struct.pack("<HHII", 0x0112, 3, 1, 6)
+
+ODD_METADATA = {
+    "broken header": (b"Exif\0\0XX*\0\x08\0\0\0" + bytes(20), False),
+    "short": (b"Exif\0\0II", False),
+    "resolution as text": (exif_of(TURNED, struct.pack("<HHI4s", 0x011A, 2, 2, b"a")), True),
+    "width as text": (exif_of(struct.pack("<HHI4s", 0x0100, 2, 2, b"a"), TURNED), True),
+    "orientation as text": (exif_of(struct.pack("<HHI4s", 0x0112, 2, 2, b"6")), False),
+    "fewer entries than stated": (exif_of(TURNED).replace(b"\x01\0", b"\x05\0", 1)[:-4], True),
+}
+
+
+@pytest.mark.parametrize("name", ODD_METADATA)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("is_reduced", [False, True])
+def test_odd_metadata_does_not_make_an_image_corrupt(tmp_path, monkeypatch, name, suffix, is_reduced):
+    exif, is_turned = ODD_METADATA[name]
+    if is_reduced:
+        monkeypatch.setattr(image_io, "REDUCE_ABOVE", 300)
+    Image.fromarray(gradient(32, 48)).save(tmp_path / f"a.{suffix}", exif=exif, dpi=(72, 72))
+    Image.fromarray(gradient(32, 48)).save(tmp_path / f"plain.{suffix}")
+    expected = read_image(tmp_path / f"plain.{suffix}")
+    if is_turned:
+        expected = expected.transpose(Image.Transpose.ROTATE_270)
+    found = read_image(tmp_path / f"a.{suffix}")
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+    assert np.array_equal(np.asarray(to_rgb(found)), np.asarray(expected))
+
+
+def test_images_opened_in_several_threads_leave_the_warnings_on(tmp_path):
+    """Overlapping ``warnings.catch_warnings`` used to restore each other's filters, the last one for good."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        threads = [(one, open_image(tmp_path / "a.png")), (other, open_image(tmp_path / "a.png"))]
+        for thread, opened in threads:
+            thread.submit(opened.__enter__).result()
+        for thread, opened in threads:
+            thread.submit(opened.__exit__, None, None, None).result()
+    assert list(warnings.filters) == before
 
 
 # --- refused files --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torchvision.datasets import CIFAR100, KMNIST, MNIST, SVHN, FashionMNIST
 
 from alexnet_pl.data import torchvision_sets
 from alexnet_pl.data.downloads import SMALL_ARCHIVE, extract
+from alexnet_pl.data.splits import stratified_split
 from alexnet_pl.data.torchvision_internals import imagenette_archive
 from alexnet_pl.inference.evaluation import evaluate
 from alexnet_pl.inference.trained_run import load_run
@@ -98,6 +99,23 @@ def test_photographs_are_cropped_in_the_middle(publish: Publish, tmp_path: Path)
     assert test.images.shape == (10 * TEST, 3, 64, 64)
     red = test.images[:, 0].float().mean((1, 2))
     assert torch.allclose(red, 20.0 * test.labels, atol=3)
+
+
+def test_limits_on_photographs_measure_every_class(publish: Publish, tmp_path: Path) -> None:
+    """The files are in the order of their classes. Only val and test take the classes in turn."""
+    publish("imagenette")
+    module = load("imagenette", tmp_path / "data", "data.val_fraction=0.5", "data.batch_size=10")
+    for loader, count in ((module.val_dataloader(), 2), (module.test_dataloader(), TEST)):
+        assert [labels.tolist() for _, labels in loader] == [list(range(10))] * count
+        for images, labels in loader:  # the pixels move with the labels
+            assert torch.allclose(images[:, 0].float().mean((1, 2)), 20.0 * labels, atol=3)
+    labels = np.arange(10).repeat(TRAIN)
+    train, val = stratified_split(labels, 0.5, module.split_seed)
+    loaders = module.train_dataloader(), module.val_dataloader()
+    assert loaders[0].labels.tolist() == labels.tolist()
+    assert loaders[0].indices.tolist() == train.tolist()
+    assert sorted(loaders[1].indices.tolist()) == val.tolist()
+    assert module.load().test.labels.tolist() == list(range(10)) * TEST
 
 
 def test_default_sizes() -> None:

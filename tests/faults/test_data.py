@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
 
@@ -174,6 +175,31 @@ def test_half_written_cache_is_rebuilt_once(class_folders: ClassFolderMaker, tmp
     assert output.count("decoding 1,020 images once") == 1
     assert list(cache.parent.iterdir()) == [cache]
     assert np.array_equal(cifar10.load_class_folders(root).train.images, whole.train.images)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.fault("full cache disk", "a warning; every run decodes the images")
+@pytest.mark.parametrize("room", [0, 8192])
+def test_full_cache_disk_is_a_warning(class_folders: ClassFolderMaker, small_disk, monkeypatch, caplog, room):
+    """Without room for a byte, and with room for the lock but not for the images."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
+    with (small_disk / "full").open("wb", buffering=0) as file:
+        file.write(bytes(65_536 - room))
+    root = class_folders()
+    for _ in range(2):
+        assert len(cifar10.load_class_folders(root).train.images) == 100
+    assert caplog.text.count("warning: decoded images were not cached: [Errno 28] No space left on device") == 2
+    assert not list(cache_dir().iterdir())
 
 
 @pytest.mark.fault("cache of another version", "rebuilt")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same_run, config, metric_rows, run_until_stopped, stop_at, weights
+from helpers import assert_same_run, config, make_image_folder, metric_rows, run_until_stopped, stop_at, weights
 from lightning import Callback
 from omegaconf import OmegaConf
 
@@ -19,7 +19,7 @@ from alexnet_pl.config.trust import SLOTS
 from alexnet_pl.data.loaders import TensorLoader
 from alexnet_pl.inference.trained_run import load_run
 from alexnet_pl.runtime.commands import hydra_override
-from alexnet_pl.runtime.errors import ConfigError, UserError
+from alexnet_pl.runtime.errors import ConfigError, DataError, UserError
 from alexnet_pl.runtime.run_folder import finished_result, run_lock
 from alexnet_pl.training.resume import OUTPUT_SECTIONS, check_inputs, derive_outputs, saved_config
 from alexnet_pl.training.run import resume_command, run
@@ -370,6 +370,21 @@ def test_a_run_whose_metrics_are_gone_is_refused_before_it_trains(tmp_path, monk
     (tmp_path / "run" / "metrics.csv").unlink()
     with pytest.raises(UserError, match=r"metrics.csv lacks epoch 1, which this run has trained"):
         resume_with(monkeypatch, tmp_path / "run", "trainer.max_epochs=2")
+
+
+def test_a_run_whose_images_have_changed_is_not_resumed(tmp_path, monkeypatch):
+    """Issue: with five images more the split was another one, and training images validated the run."""
+    root = make_image_folder(tmp_path / "images", train=20, val=8)
+    settings = (*RUN, "data=image_folder", f"data.root={root}", "data.batch_size=8", "data.val_fraction=0.25")
+    run_until_stopped(config(*settings, run_dir=tmp_path / "run"), monkeypatch, 3)
+    (name, *_) = sorted(path.name for path in (root / "train").iterdir())
+    added = root / "train" / name / "more.png"
+    shutil.copy(next((root / "train" / name).iterdir()), added)
+    with pytest.raises(DataError, match="the images of image_folder have changed since this run began"):
+        run(config("resume=here", run_dir=tmp_path / "run"))
+    added.unlink()
+    run(config("resume=here", run_dir=tmp_path / "run"))
+    assert len(metric_rows(tmp_path / "run")) == 2
 
 
 class WeightedLoss(torch.nn.Module):

@@ -43,14 +43,25 @@ def decode_into(pixels: np.ndarray, content: bytearray) -> None:
     Raises:
         ValueError, OSError: the content is not a JPEG file of that size. The size is checked before decoding.
     """
-    if simplejpeg is None:
+    if simplejpeg is None or not _decode_fast(pixels, content):
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
             _check_size(image.height, image.width, pixels)
             pixels[:] = np.asarray(image.convert("RGB"))
-    else:
-        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+
+
+def _decode_fast(pixels: np.ndarray, content: bytearray) -> bool:
+    """Decode as :func:`decode_into` does. Return False for a file that is left to Pillow.
+
+    A JPEG that Pillow read is stored unchanged, so recoverable errors, which Pillow ignores, must not end a run.
+    simplejpeg reports those of the header in spite of ``strict=False``.
+    """
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(content, strict=False)
         _check_size(height, width, pixels)
-        simplejpeg.decode_jpeg(content, buffer=pixels)
+        simplejpeg.decode_jpeg(content, buffer=pixels, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_size(height: int, width: int, pixels: np.ndarray) -> None:
@@ -197,6 +208,8 @@ class ShardedDataModule(ImageDataModule):
     _loaders: dict[str, StreamLoader]
     classes_from_files = True
     keep_ratio = True
+    is_written_by_runs = False
+    """True if runs write the shards themselves, and write missing ones again."""
 
     def __init__(
         self,
@@ -225,7 +238,7 @@ class ShardedDataModule(ImageDataModule):
         """
         if self.root is None:
             raise ConfigError("data.root not found. Give the directory or URL of the shards with data.root=DIR.")
-        return Shards(self.root, self.cache)
+        return Shards(self.root, self.cache, self.is_written_by_runs)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from alexnet_pl.data.class_folders import SPLITS
+from alexnet_pl.runtime.commands import shell_join
 from alexnet_pl.runtime.errors import DataError, UserError, one_line, printable
-from alexnet_pl.runtime.files import cache_dir, exclusive_lock, sha256_of
+from alexnet_pl.runtime.files import cache_dir, exclusive_lock, file_state, sha256_of
 
 FORMAT = 1
 
@@ -72,14 +73,16 @@ class Shards:
     Args:
         root: directory or URL.
         cache: directory for downloaded shards, by default in :func:`alexnet_pl.runtime.files.cache_dir`.
+        is_written_by_runs: the next run writes missing shards again (``data=image_folder``); for error messages.
 
     Raises:
         DataError: the shards are not found, unfinished, corrupt, or from a newer version.
     """
 
-    def __init__(self, root: str | Path, cache: Path | None = None):
+    def __init__(self, root: str | Path, cache: Path | None = None, is_written_by_runs: bool = False):
         self.root = str(root)
         self.remote = is_url(self.root)
+        self.is_written_by_runs = is_written_by_runs
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
         if self.remote:
@@ -89,6 +92,8 @@ class Shards:
         else:
             self.folder = Path(self.root).expanduser()
         self.index = self._read_index()
+        if self.remote:  # shards that were created again have the names of the old ones
+            self.folder /= self.index["arrays_sha256"][:16]
         arrays = self._read_arrays()
         self.class_names = tuple(self.index["class_names"])
         self.side: int = self.index["side"]
@@ -254,20 +259,57 @@ class Shards:
                         buffer = bytearray(int(described.size[image]))
                         got = os.preadv(file, [buffer], int(described.offset[image]))
                         if got != len(buffer) or zlib.crc32(buffer) != described.crc32[image]:
-                            raise DataError(f"{path} is corrupt. {self._repair(described.names[shard])}")
+                            raise self._failed(path, "is corrupt")
                         found[position] = buffer
                 finally:
                     os.close(file)
             except FileNotFoundError as error:
-                raise DataError(f"{path} not found. {self._repair(described.names[shard])}") from error
+                raise self._failed(path, "not found") from error
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}.") from error
         return found
 
-    def _repair(self, name: str) -> str:
+    def _failed(self, path: Path, problem: str) -> DataError:
+        """Return the error for a shard that is not found or corrupt, with its repair."""
+        if self._is_rewritten():
+            return DataError(
+                f"{path} {problem}: another process has rewritten the shards in {self.root}, or is doing so. Each run "
+                "that writes shards needs its own data.shards=DIR."
+            )
         if self.remote:
-            return "Delete it to download it again."
-        return f"alexnet shards IMAGES {self.root} creates {name} again."
+            repair = "Delete it to download it again."
+        elif self.is_written_by_runs:  # which compare sizes, not checksums
+            repair = "Delete it: the next run writes it again." if path.exists() else "The next run writes it again."
+        else:
+            repair = f"{self._command()} creates {path.name} again."
+        return DataError(f"{path} {problem}. {repair}")
+
+    def _is_rewritten(self) -> bool:
+        """Return True if the writer has replaced the index since it was read, or has removed it until it is done."""
+        if self.remote:
+            return False
+        try:
+            index = json.loads(self._read(INDEX))
+        except FileNotFoundError:
+            return (self.folder / UNFINISHED).is_dir()
+        except (DataError, ValueError, RecursionError):
+            return False
+        return isinstance(index, dict) and bool(index.get("arrays_sha256") != self.index["arrays_sha256"])
+
+    def _command(self) -> str:
+        """Return the command that writes these shards again, with the options that their content depends on."""
+        words = ["alexnet", "shards", "IMAGES", self.root, "--size", str(self.side)]
+        quality = self.index.get("quality")
+        if _is_int(quality, 1, 100):  # the index may be untrusted, and the command is to be pasted
+            words += ["--quality", str(quality)]
+        # The largest shard is full, or each split has only one: either way its count gives the same shards.
+        per_shard = 0
+        for split in self.index["splits"].values():
+            for shard in split["shards"]:
+                skipped = shard.get("skipped")
+                per_shard = max(per_shard, shard["images"] + (len(skipped) if isinstance(skipped, list) else 0))
+        words += ["--per-shard", str(per_shard)]
+        return shell_join(words + ["--skip-unreadable"] * bool(self.index["skipped"]))
 
     def verify(self, advance: Callable[[], None] = lambda: None) -> list[str]:
         """Read every shard and return one line for each whose size, SHA-256 or number of images is wrong."""
@@ -426,15 +468,6 @@ def _copy_at_most(source: Any, target: Any, size: int) -> None:
     while left and (chunk := source.read(min(2**22, left))):
         target.write(chunk)
         left -= len(chunk)
-
-
-def file_state(path: Path) -> tuple[int, int]:
-    """Return size and modification time in nanoseconds, or (-1, -1) for a broken link, which reading reports."""
-    try:
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
-    except OSError:
-        return -1, -1
 
 
 def has_size(path: Path, size: int) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_pl.data.class_folders import SPLITS, Listing
-from alexnet_pl.data.image_io import central_square, read_image
+from alexnet_pl.data.image_io import central_square, exif_orientation, ignored_warnings, read_image
 from alexnet_pl.data.shards.reader import (
     ARRAYS,
     COLUMNS,
@@ -30,13 +30,12 @@ from alexnet_pl.data.shards.reader import (
     MAX_ENCODED,
     MAX_SIDE,
     UNFINISHED,
-    file_state,
     has_size,
     index_error,
     load_arrays,
 )
 from alexnet_pl.runtime.errors import DataError, os_reason, printable
-from alexnet_pl.runtime.files import InUseError, exclusive_lock, sha256_of, write_atomic
+from alexnet_pl.runtime.files import InUseError, exclusive_lock, file_state, sha256_of, write_atomic
 from alexnet_pl.runtime.signals import deferred_signals
 
 log = logging.getLogger(__name__)
@@ -181,7 +180,8 @@ def _unreadable(images: Sequence[Sequence[str]], listing: Listing, allow: str) -
     more = f"\n  and {len(images) - _LISTED:,} more" if len(images) > _LISTED else ""
     return DataError(
         f"{len(images):,} of {len(listing):,} images cannot be read:\n{lines}{more}\n"
-        f"Replace or remove them; finished shards are kept. Or skip them with {allow}."
+        "Replace them: finished shards are kept. If images are removed or added, their split is converted again. "
+        f"Or skip them with {allow}."
     )
 
 
@@ -435,8 +435,8 @@ def _ready_jpeg(path: str) -> bytes | None:
         return None
     content = Path(path).read_bytes()
     with Image.open(io.BytesIO(content)) as image:
-        upright = image.getexif().get(0x0112, 1) == 1
-        return content if image.format == "JPEG" and image.mode == "RGB" and upright else None
+        is_upright = exif_orientation(image) == 1
+        return content if image.format == "JPEG" and image.mode == "RGB" and is_upright else None
 
 
 def _encode_many(paths: Sequence[str], side: int, quality: int) -> list[bytes | str]:
@@ -447,10 +447,11 @@ def _encode_many(paths: Sequence[str], side: int, quality: int) -> list[bytes | 
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a thread pool. Pillow decodes and scales without the GIL, so about nine threads are busy at a time."""
     pool = ThreadPoolExecutor(count, "encode")
-    try:
-        yield pool
-    finally:  # after a signal or an error, running tasks finish and no new ones start
-        pool.shutdown(wait=True, cancel_futures=True)
+    with ignored_warnings():  # here, because the threads must not change the filters
+        try:
+            yield pool
+        finally:  # after a signal or an error, running tasks finish and no new ones start
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_order(

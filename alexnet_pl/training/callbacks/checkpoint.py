@@ -278,6 +278,7 @@ class ResumeCheckpoint(Callback):
         length = pl_module.run_length
         checkpoint["run_length"] = asdict(length) if length else None
         checkpoint["planned_length"] = asdict(self.planned) if self.planned else None
+        checkpoint["images"] = trainer.datamodule.digest
         checkpoint["schedule_start"] = float(pl_module.schedule_start)
         if batch:
             checkpoint["inside"] = unfinished["inside"]

@@ -1,20 +1,31 @@
 """Streaming batches from shards: order, threads, resuming, runs."""
 
+import io
 import shutil
 import threading
 
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, assert_same_run, config, make_image_folder, run_until_stopped
+from helpers import (
+    CLASSES,
+    assert_same_run,
+    config,
+    make_image,
+    make_image_folder,
+    run_until_stopped,
+    shard_contents,
+)
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from alexnet_pl import load_run
+from alexnet_pl.data.class_folders import list_splits
 from alexnet_pl.data.loaders import IGNORE_INDEX
 from alexnet_pl.data.shards import datamodule
 from alexnet_pl.data.shards.datamodule import ShardShuffle, choose_splits
 from alexnet_pl.data.shards.reader import Shards
+from alexnet_pl.data.shards.writer import make_shards
 from alexnet_pl.distributed.environment import World
 from alexnet_pl.inference.evaluation import evaluate
 from alexnet_pl.inference.prediction import predict
@@ -23,6 +34,7 @@ from alexnet_pl.runtime.run_folder import finished_result
 from alexnet_pl.training.checkpoint_io import read_checkpoint
 from alexnet_pl.training.run import run
 
+from ..modules import data_module
 from .corruption import flip, make_loader, stored, wait_for_threads
 
 RUN = ("model=lenet5", "data.image_size=16", "trainer.accelerator=cpu", "trainer.precision=32-true",
@@ -111,6 +123,26 @@ def test_pillow_and_simplejpeg_decode_the_same_pixels(out, monkeypatch):
         assert torch.equal(ours[0], theirs[0])
 
 
+@pytest.mark.parametrize("with_simplejpeg", [True, False])
+def test_stored_jpegs_with_recoverable_errors_are_decoded(tmp_path, monkeypatch, with_simplejpeg):
+    """JPEGs that Pillow reads are stored unchanged, stray bytes in the header and a short scan included."""
+    if not with_simplejpeg:
+        monkeypatch.setattr(datamodule, "simplejpeg", None)
+    root = make_image_folder(tmp_path / "images", train=2, val=2)
+    file = io.BytesIO()
+    make_image(2, 0, 16, 16).save(file, "JPEG")
+    whole = file.getvalue()
+    odd = {"header": whole[:20] + bytes(3) + whole[20:], "scan": whole[:-6] + whole[-2:]}
+    for name, content in odd.items():
+        (root / "train" / "cat" / f"{name}.jpg").write_bytes(content)
+    make_shards(list_splits(root), tmp_path / "out", 16)
+    shards = Shards(tmp_path / "out")
+    assert set(odd.values()) < {bytes(content) for content in shards.read("train", range(8))}
+    (images, _), *_ = make_loader(shards)
+    for image, (expected, _) in zip(images, stored(shards), strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+
+
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +186,21 @@ def test_training_names_the_corrupt_shard_in_one_line(out, tmp_path):
     with pytest.raises(DataError, match="train-00003.tar is corrupt. alexnet shards IMAGES .* creates") as error:
         run(config("data=shards", f"data.root={out}", *RUN, run_dir=tmp_path / "run"))
     assert "\n" not in str(error.value)
+
+
+def test_shards_of_class_folders_are_deleted_and_written_again(images, tmp_path):
+    settings = ("data=image_folder", f"data.root={images}", f"data.shards={tmp_path / 'out'}", "data.image_size=16")
+    data_module(*settings)
+    whole = shard_contents(tmp_path / "out")
+    flip(tmp_path / "out" / "train-00000.tar")
+    corrupt = data_module(*settings)  # the size is right: a run does not read its shards twice
+    with pytest.raises(DataError, match=r"train-00000.tar is corrupt\. Delete it: the next run writes it again\.$"):
+        list(corrupt.val_dataloader())
+    (tmp_path / "out" / "train-00000.tar").unlink()
+    with pytest.raises(DataError, match=r"train-00000.tar not found\. The next run writes it again\.$"):
+        list(corrupt.val_dataloader())
+    data_module(*settings)
+    assert shard_contents(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,11 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import make_image, shard_contents
 from PIL import Image
 
+from alexnet_pl.cli.shards import main
+from alexnet_pl.data.class_folders import list_splits
 from alexnet_pl.data.shards import datamodule, reader
 from alexnet_pl.data.shards.datamodule import decode_into
-from alexnet_pl.data.shards.reader import ARRAYS, INDEX, MAX_SIDE, Shards
+from alexnet_pl.data.shards.reader import ARRAYS, INDEX, MAX_SIDE, UNFINISHED, Shards
+from alexnet_pl.data.shards.writer import make_shards
 from alexnet_pl.runtime.errors import DataError
 
 from .corruption import flip, make_loader, wait_for_threads
@@ -34,6 +40,19 @@ def test_shards_are_fetched_once_from_a_url(store, out, tmp_path):
             assert torch.equal(ours[0], theirs[0])
             assert torch.equal(ours[1], theirs[1])
     assert sorted(name for name in requests if name.endswith(".tar")) == [f"train-{i:05}.tar" for i in range(4)]
+
+
+def test_shards_that_were_created_again_are_fetched_again(store, images, out, tmp_path):
+    """Cached files of the same names used to fail their checks, one per run."""
+    old = Shards(store[0], tmp_path / "cache")
+    list(make_loader(old))
+    for path in (images / "train" / "ant").iterdir():
+        make_image(2, 0).save(path)
+    make_shards(list_splits(images), out, 16, per_shard=9)
+    new = Shards(store[0], tmp_path / "cache")
+    for ours, theirs in zip(make_loader(new), make_loader(Shards(out)), strict=True):
+        assert torch.equal(ours[0], theirs[0])
+    assert len(list(make_loader(old))) == 5  # a run that is not finished keeps its own
 
 
 @pytest.mark.parametrize(("damage", "message"), [(flip, "is corrupt: its SHA-256"), (Path.unlink, "not found")])
@@ -79,6 +98,63 @@ def test_oversized_shard_of_a_store_does_not_fill_the_disk(store, out, tmp_path,
     with pytest.raises(DataError, match="train-00001.tar is corrupt: its SHA-256"):
         Shards(store[0], tmp_path / "cache").fetch("train", 1)
     assert written == [size + 1]
+
+
+# --- repair ---------------------------------------------------------------------------------------------------------
+
+
+def read_all(shards: Shards) -> str:
+    """Return the message of the error that reading all training images ends in."""
+    with pytest.raises(DataError) as error:
+        shards.read("train", range(len(shards.splits["train"].label)))
+    return str(error.value)
+
+
+def test_printed_command_writes_the_corrupt_shard_again(images, tmp_path):
+    """With the size, the quality and the number of images per shard, without which it would write others."""
+    out = tmp_path / "with space"
+    (images / "train" / "ant" / "000.png").write_bytes(b"")
+    make_shards(list_splits(images), out, 24, 80, per_shard=9, skip_unreadable=True)
+    whole = shard_contents(out)
+    flip(out / "train-00002.tar")
+    message = read_all(Shards(out))
+    before, _, command = message.removesuffix(" creates train-00002.tar again.").partition(" is corrupt. ")
+    assert before == str(out / "train-00002.tar")
+    assert command.startswith(f'alexnet shards IMAGES "{out}" --size 24 --quality 80 --per-shard 9 --skip-unreadable')
+    main(shlex.split(command.replace("IMAGES", str(images)))[2:])
+    assert shard_contents(out) == whole
+
+
+@pytest.mark.parametrize("quality", ["95; rm -rf ~", 0, 101, True, None])
+def test_printed_command_has_nothing_untrusted(out, quality):
+    edit(out, lambda index: index.update(quality=quality))
+    edit(out, lambda index: [each.update(skipped=quality) for each in index["splits"]["train"]["shards"]])
+    flip(out / "train-00002.tar")
+    assert read_all(Shards(out)).endswith(
+        f" is corrupt. alexnet shards IMAGES {out} --size 16 --per-shard 9 creates train-00002.tar again."
+    )
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_shards_that_another_process_rewrites_are_recognized(images, out, is_finished):
+    shards = Shards(out)
+    for path in (images / "train" / "ant").iterdir():
+        make_image(2, 0).save(path)
+    make_shards(list_splits(images), out, 16, per_shard=9)
+    if not is_finished:
+        (out / INDEX).unlink()
+        (out / UNFINISHED).mkdir()
+    message = read_all(shards)
+    assert re.search(rf"train-0000\d.tar is corrupt: another process has rewritten the shards in {out}", message)
+    assert message.endswith("Each run that writes shards needs its own data.shards=DIR.")
+    (out / "train-00000.tar").unlink()
+    assert "train-00000.tar not found: another process has rewritten" in read_all(shards)
+
+
+def test_deleted_directory_is_not_taken_for_another_process(out):
+    shards = Shards(out)
+    shutil.rmtree(out)
+    assert "not found. alexnet shards IMAGES" in read_all(shards)
 
 
 # --- untrusted indexes ----------------------------------------------------------------------------------------------

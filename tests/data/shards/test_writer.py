@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -111,7 +112,8 @@ def test_unreadable_images_are_counted_and_named_and_skipped_on_request(images, 
     listing, out = list_splits(images), tmp_path / "out"
     with pytest.raises(DataError, match="5 of 53 images cannot be read") as refused:
         make_shards(listing, out, 16, per_shard=9)
-    for name in ("cut.jpg", "empty.png", "text.JPG", "nowhere.png", "skip them with --skip-unreadable"):
+    advice = "Replace them: finished shards are kept. If images are removed or added, their split is converted again."
+    for name in ("cut.jpg", "empty.png", "text.JPG", "nowhere.png", advice, "skip them with --skip-unreadable"):
         assert name in str(refused.value)
     assert not (out / INDEX).exists()
     with pytest.raises(DataError, match="the conversion was interrupted"):
@@ -129,6 +131,17 @@ def test_unreadable_images_are_counted_and_named_and_skipped_on_request(images, 
         make_image(1, 5).save(path.unlink() or path)
     assert make_shards(list_splits(images), out, 16, per_shard=9)["skipped"] == []
     assert len(Shards(out).splits["train"].label) == 40
+
+
+def test_odd_metadata_neither_ends_the_conversion_nor_warns(images, tmp_path, recwarn):
+    """The threads that decode do not change Python's filters of warnings: see test_image_io.py."""
+    header, truncated = b"Exif\0\0XX*\0\x08\0\0\0", b"Exif\0\0II*\0\x08\0\0\0\x05\0"
+    for name, exif in (("header", header), ("truncated", truncated)):
+        make_image(1, 0, 16, 16).save(images / "train" / "bee" / f"{name}.jpg", exif=exif, dpi=(72, 72))
+    index = make_shards(list_splits(images), tmp_path / "out", 16, workers=2)
+    assert (index["splits"]["train"]["images"], len(recwarn)) == (38, 0)
+    warnings.warn("still shown", stacklevel=1)
+    assert [str(each.message) for each in recwarn] == ["still shown"]
 
 
 def test_class_without_a_readable_image_is_refused(images, tmp_path):
