@@ -5,7 +5,7 @@ that is reported is computed from them alone.
 """
 
 import math
-import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from alexnet_pl.runtime.commands import shell_join
-from alexnet_pl.runtime.errors import UserError, csv_safe, one_line
+from alexnet_pl.runtime.errors import ConfigError, UserError, csv_safe, one_line, printable
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.run_folder import RESULT, write_result
 from alexnet_pl.studies.claims import EPOCHS_TO, OWN, SCALES, Claim
@@ -35,7 +35,7 @@ from alexnet_pl.studies.statistics import (
     verdict,
 )
 from alexnet_pl.studies.store import STUDY, Study
-from alexnet_pl.studies.table import Trial, curves_of, factors_of, read_study, versions
+from alexnet_pl.studies.table import Trial, curves_of, factors_of, last_start, read_study, versions
 
 FACTOR = "factor "
 """Prefix of the columns that hold the levels of what a study varies."""
@@ -55,8 +55,8 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
     """Write the CSV file of every study in ``multirun`` that tests a claim and has finished trials.
 
     Only trials with the settings of the study's latest command count, whatever their seeds are, because an earlier
-    command may have had other settings. Rows with its settings that are already in the file stay if their run
-    directories are gone.
+    command may have had other settings. Of trials with the same settings and seed, the latest that has finished counts.
+    Rows with the latest command's settings that are already in the file stay if no such trial has finished.
 
     Returns:
         One line per file that was written.
@@ -69,25 +69,27 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
         root = multirun / name
         if not (root / STUDY).is_file():
             continue
+        # Trials with the settings of the latest command.
         study, trials = read_study(root)
         given = {digits: known["overrides"] for digits, known in study.trials.items()}
+        commands = {digits: _words(_command(overrides)) for digits, overrides in given.items()}
         latest = study.commands[-1]["trials"] if study.commands else []
-        settings = {_without_seed(_command(given[digits])) for digits in latest}
-        planned = [digits for digits in given if _without_seed(_command(given[digits])) in settings]
-        counted = [
-            trial
-            for trial in trials
-            if trial.config_hash in planned and not trial.excluded and RESTORED not in trial.result
-        ]
+        settings = {_without_seed(commands[digits]) for digits in latest}
+        planned = [digits for digits in given if _without_seed(commands[digits]) in settings]
+        # One row for each command that has finished.
+        counted = _latest((trial for trial in trials if trial.config_hash in planned), commands)
         factors_of(counted, study.axes)  # completes the trials' settings
         axes = [key for key in study.axes if key != SEED]
         rows = {trial.config_hash: row_of(trial, given[trial.config_hash], scale, axes, testing) for trial in counted}
+        finished = {commands[digits] for digits in rows}
+        planned = [digits for digits in planned if digits in rows or commands[digits] not in finished]
+        # Rows on record whose command has not finished here.
         path = directory / f"{name}.csv"
-        if path.is_file():
-            for row in read_evidence(path).to_dict("records"):
-                digits, command = str(row["config_hash"]), str(row.get("command", ""))
-                if digits not in rows and (digits in planned or _without_seed(command) in settings):
-                    rows[digits] = {str(key): value for key, value in row.items()}
+        for row in read_evidence(path).to_dict("records") if path.is_file() else ():
+            digits, command = str(row["config_hash"]), _words(str(row.get("command", "")))
+            is_planned = digits in planned or _without_seed(command) in settings
+            if is_planned and digits not in rows and command not in finished:
+                rows[digits] = {str(key): value for key, value in row.items()}
         if not rows:
             continue
         planned += [digits for digits in rows if digits not in planned]
@@ -99,6 +101,16 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error
         lines.append(f"{path}: {len(frame)} of {len(planned)} trials")
     return lines
+
+
+def _latest(trials: Iterable[Trial], commands: Mapping[str, frozenset[str]]) -> list[Trial]:
+    """Return the latest finished trial of each command, in the order of ``trials``; restored ones are none.
+
+    Several have one command if they differ in what it leaves out (``HARMLESS``), or if the config has gained a key.
+    """
+    finished = [trial for trial in trials if not trial.excluded and RESTORED not in trial.result]
+    latest = {commands[trial.config_hash]: trial for trial in sorted(finished, key=last_start)}
+    return [trial for trial in finished if latest[commands[trial.config_hash]] is trial]
 
 
 def restore(names: Iterable[str], multirun: Path, directory: Path) -> int:
@@ -193,8 +205,16 @@ def _command(given: Mapping[str, str]) -> str:
     return shell_join(["alexnet", "train", *(f"{key}={value}" for key, value in overrides.items())])
 
 
-def _without_seed(command: str) -> str:
-    return re.sub(rf" {SEED}=\d+", "", command)
+def _words(command: str) -> frozenset[str]:
+    """Return the words of a command, which say what it computes in any order."""
+    try:
+        return frozenset(shlex.split(command))
+    except ValueError:  # a quotation without an end, in a file that was edited by hand
+        return frozenset([command])
+
+
+def _without_seed(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(word for word in words if not word.startswith(f"{SEED}="))
 
 
 DIFFERENCES = {
@@ -222,7 +242,7 @@ def read_evidence(path: Path) -> pd.DataFrame:
     """Read a study's CSV file; levels are text.
 
     Raises:
-        UserError: the file is corrupt.
+        UserError: the file is corrupt, or several rows have the same levels and seed.
     """
     try:
         head = pd.read_csv(path, nrows=0).columns
@@ -233,6 +253,11 @@ def read_evidence(path: Path) -> pd.DataFrame:
             raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise UserError(f"{path} is corrupt: {one_line(error)}. Restore it, or run: alexnet claims report") from error
+    levels = frame[[*(name for name in frame.columns if name.startswith(FACTOR)), SEED]]
+    if (repeated := levels.duplicated()).any():
+        row = levels[repeated].iloc[0]
+        shown = ", ".join(f"{str(name).removeprefix(FACTOR)}={value}" for name, value in row.items())
+        raise UserError(f"{path} is corrupt: more than one row has {printable(shown)}. Delete all but one of them.")
     return frame
 
 
@@ -249,8 +274,10 @@ class Finding:
         verdict: on the claim.
         bound: ``at least`` or ``at most`` if some runs never got as far as the measure counts, otherwise "".
         compared: configuration → mean of its measure over the seeds behind the effect, as a fraction or in epochs. Over
-            all seeds if there is no effect.
-        left_out: seeds that lack a run, or whose comparison is unknown because neither run got far enough.
+            all seeds if none has every run.
+        left_out: seeds that lack a run.
+        unknown: seeds with every run whose ratio is not even bounded, because runs of both configurations never got as
+            far as the measure counts.
         planned: number of seeds in the claim's file.
         trials: rows of the study's file.
     """
@@ -262,6 +289,7 @@ class Finding:
     bound: str
     compared: Mapping[str, float]
     left_out: Sequence[Any]
+    unknown: Sequence[Any]
     planned: int
     trials: pd.DataFrame
 
@@ -270,29 +298,47 @@ class Finding:
         return self.effect.n if self.effect else 0
 
     @property
+    def is_measured(self) -> bool:
+        """True if a seed has every run, even if its ratio is unknown."""
+        return self.n > 0 or len(self.unknown) > 0
+
+    @property
     def shown(self) -> Estimate | None:
         """The effect in the claim's unit: points, percent or a ratio."""
         return self.effect.transformed(self.claim.to_unit) if self.effect else None
 
 
 def find(claim: Claim, scale: str, frame: pd.DataFrame) -> Finding:
-    """Return what a study's rows say about a claim."""
+    """Return what a study's rows say about a claim.
+
+    Raises:
+        ConfigError: the claim fixes the level of a key that the study does not vary.
+    """
     for key, level in claim.contrast.where.items():
+        if FACTOR + key not in frame:
+            varied = ", ".join(name.removeprefix(FACTOR) for name in frame.columns if name.startswith(FACTOR))
+            raise ConfigError(
+                f"{claim.path}: contrast.where.{key}={level} is invalid: expected a key that the study "
+                f"{claim.study_at(scale)} varies ({printable(varied) or 'nothing'})."
+            )
         frame = frame[frame[FACTOR + key] == level]
     planned = claim.seeds[scale]
     if claim.measure not in frame or (claim.contrast.factor and FACTOR + claim.contrast.factor not in frame):
-        return Finding(claim, scale, None, Verdict(OPEN), "", {}, [], planned, frame)
+        return Finding(claim, scale, None, Verdict(OPEN), "", {}, [], [], planned, frame)
     rows = frame[frame[claim.measure].notna()]
-    bound = ""
-    unknown: list[Any] = []
     if claim.test == "ratio":
-        rows, bound, unknown = _bounded(claim, rows[rows[claim.measure] > 0])
-    values = _series(rows, claim.measure)
-    effect, left_out = _effect(claim, values)
-    paired = rows if effect is None else rows[~rows[SEED].isin(left_out)]
-    compared = {level: float(statistics.mean(of)) for level, of in _by_level(claim, paired).items()}
+        rows = rows[rows[claim.measure] > 0]
+    effect, left_out = _effect(claim, rows)
+    bound = ""
+    unknown: Sequence[Any] = []
+    if effect is not None:
+        rows = rows[~rows[SEED].isin(left_out)]
+        if claim.test == "ratio":  # of seeds with every run: a run without its pair bounds nothing
+            rows, bound, unknown = _bounded(claim, rows)
+            effect, _ = _effect(claim, rows)
+    compared = {level: float(statistics.mean(of)) for level, of in _by_level(claim, rows).items()}
     return Finding(
-        claim, scale, effect, _verdict(claim, effect, bound), bound, compared, [*unknown, *left_out], planned, frame
+        claim, scale, effect, _verdict(claim, effect, bound), bound, compared, left_out, unknown, planned, frame
     )
 
 
@@ -302,11 +348,15 @@ def _series(rows: pd.DataFrame, measure: str) -> pd.Series:
     return rows.set_index([*factors, SEED])[measure].astype(float)
 
 
-def _effect(claim: Claim, values: pd.Series) -> tuple[Estimate | None, Sequence[Any]]:
+def _effect(claim: Claim, rows: pd.DataFrame) -> tuple[Estimate | None, Sequence[Any]]:
+    """Return the effect over the seeds that have every run, and the other seeds."""
+    values = _series(rows, claim.measure)
     factor = claim.contrast.factor
     if factor is None:
-        means = values.groupby(level=SEED).mean()
-        return (estimate(means) if len(means) else None), []
+        others = [name for name in values.index.names if name != SEED]
+        by_seed = (values.unstack(others) if others else values.to_frame()).sort_index()
+        whole = by_seed.dropna().mean(axis=1)
+        return (estimate(whole) if len(whole) else None), sorted(set(by_seed.index) - set(whole.index))
     if FACTOR + factor not in values.index.names:
         return None, sorted(set(values.index.get_level_values(SEED)))
     if claim.test == "ratio":
@@ -376,7 +426,7 @@ def findings(claims: Sequence[Claim], directory: Path) -> Ledger:
     """Return what the CSV files in ``directory`` say about each claim.
 
     Raises:
-        UserError: a file is corrupt.
+        UserError: a file is corrupt, or a claim fixes the level of a key that its study does not vary.
     """
     found: dict[str, list[Finding]] = {claim.id: [] for claim in claims}
     order = (*SCALES, OWN)
@@ -398,7 +448,7 @@ def headline(found: Sequence[Finding]) -> Finding | None:
     settled = [finding for finding in whole if finding.verdict.name != OPEN]
     if settled or whole:
         return (settled or whole)[-1]
-    return max(found, key=lambda finding: finding.n, default=None)
+    return max(found, key=lambda finding: (finding.n, finding.is_measured), default=None)
 
 
 # --- planning -------------------------------------------------------------------------------------------------------

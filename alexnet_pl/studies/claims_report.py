@@ -147,7 +147,7 @@ def verdict_text(finding: Finding | None) -> str:
     If the published value lies outside the interval, a confirmed claim is confirmed in its direction only. An effect
     that is both shown to be there and shown to be smaller than the margin is ``below the margin``.
     """
-    if finding is None or finding.n == 0:
+    if finding is None or not finding.is_measured:
         return UNMEASURED
     name, test, published = finding.verdict.name, finding.claim.test, finding.claim.published.value
     shown = finding.shown
@@ -211,12 +211,12 @@ def overview(ledger: Ledger, measured_only: bool = False) -> pd.DataFrame:
     rows: list[list[Any]] = []
     for claim, found in ledger:
         best = headline(found)
-        if measured_only and (best is None or not best.n):
+        if measured_only and (best is None or not best.is_measured):
             continue
         statement = claim.statement + (f" ({claim.stands_in})" if claim.stands_in else "")
         measured = Markup("–") if best is None else effect_text(best) + _at_other_scales(found, best)
         trained = "–"
-        if best is not None and best.n:
+        if best is not None and best.is_measured:
             trained = f"{seeds_text(best)}, {scale_text(best.scale)}, {epochs_text(best)}"
         verdict = verdict_text(best) + _verdicts_at_other_scales(found, best)
         rows.append([statement, claim.published.text, measured, trained, verdict])
@@ -232,7 +232,7 @@ def _at_other_scales(found: Sequence[Finding], quoted: Finding) -> Markup:
 
 def _verdicts_at_other_scales(found: Sequence[Finding], quoted: Finding | None) -> str:
     """Return the verdicts of the claim's other scales where they are others than the quoted one."""
-    others = [finding for finding in found if finding is not quoted and finding.n]
+    others = [finding for finding in found if finding is not quoted and finding.is_measured]
     differ = [finding for finding in others if verdict_text(finding) != verdict_text(quoted)]
     return "".join(f"; {scale_text(finding.scale)}: {verdict_text(finding)}" for finding in differ)
 
@@ -247,20 +247,25 @@ def reservations(ledger: Ledger) -> dict[str, str]:
     """Return what to keep in mind about verdicts: those on small effects or few seeds, and scales that are open.
 
     Returns:
-        The reservation in words → the claims it is about. A verdict is interim on fewer seeds than planned.
+        The reservation in words → the claims it is about, with the scale unless it is the quoted one. A verdict is
+        interim on fewer seeds than planned.
     """
     best = {claim.id: headline(found) for claim, found in ledger}
-    known = {name: finding for name, finding in best.items() if finding is not None and finding.n}
+    known = {name: finding for name, finding in best.items() if finding is not None and finding.is_measured}
     settled = {name: finding for name, finding in known.items() if finding.verdict.name != OPEN}
-    measured = {(claim.id, finding.scale) for claim, found in ledger for finding in found if finding.n}
+    everything = [(claim.id, finding) for claim, found in ledger for finding in found if finding.is_measured]
+    measured = {(name, finding.scale) for name, finding in everything}
     names = {
         SMALL: [name for name, finding in known.items() if _is_below_the_margin(finding)],
-        INTERIM: [name for name, finding in settled.items() if finding.n < finding.planned],
+        INTERIM: [
+            name if finding is best[name] else f"{name} ({finding.scale})"
+            for name, finding in everything
+            if finding.verdict.name != OPEN and finding.n < finding.planned
+        ],
         "Settled at one scale and open at the other": [
-            f"{claim.id} ({finding.scale})"
-            for claim, found in ledger
-            for finding in found
-            if claim.id in settled and finding.n and finding.verdict.name == OPEN
+            f"{name} ({finding.scale})"
+            for name, finding in everything
+            if name in settled and finding.verdict.name == OPEN
         ],
         "Measured at one scale, planned at the other as well": [
             f"{claim.id} ({scale})"
@@ -389,7 +394,7 @@ def _results(found: Sequence[Finding]) -> pd.DataFrame | None:
 
 
 def notes(finding: Finding) -> list[str]:
-    """Return what a reader must know about a finding: seeds left out, mixed conditions, the published value."""
+    """Return what a reader must know about a finding: seeds left out or unknown, mixed conditions, published value."""
     found, scale = [], scale_text(finding.scale)
     if finding.left_out:
         seeds = ", ".join(map(str, finding.left_out))
@@ -399,6 +404,10 @@ def notes(finding: Finding) -> list[str]:
             else f"seed {seeds} is left out, which lacks"
         )
         found.append(f"{scale} scale: {words} a run")
+    if finding.unknown:
+        seeds = f"seed{'s' * (len(finding.unknown) > 1)} {', '.join(map(str, finding.unknown))}"
+        words = "is unknown: runs of both configurations never reached the error"
+        found.append(f"{scale} scale: the ratio of {seeds} {words}")
     for name, column in MIXED.items():
         column_of_text = finding.trials.get(column, pd.Series(dtype=str)).dropna().astype(str)
         groups = finding.trials.loc[column_of_text.index].groupby(column_of_text, sort=False)
@@ -488,7 +497,7 @@ def _png(ledger: Ledger) -> bytes:
     """Return the forest plot: every claim with a number or a result, one row per scale."""
     panels: dict[str, list[ForestRow]] = {label: [] for label in PANELS.values()}
     for claim, found in ledger:
-        rows = [_row(claim, finding) for finding in found if finding.n]
+        rows = [_row(claim, finding) for finding in found if finding.is_measured]
         if not rows and claim.published.value is not None:
             rows = [_row(claim, None)]
         panels[PANELS[claim.test]] += rows

@@ -20,7 +20,7 @@ from alexnet_pl.runtime.system import git_commit, package_versions
 from alexnet_pl.studies.forecast import progress
 from alexnet_pl.studies.internals import clear_traced_modules
 from alexnet_pl.studies.session import as_worker, current_session, print_line, print_resume_hint
-from alexnet_pl.studies.sharing import remove, running_elsewhere, take_over
+from alexnet_pl.studies.sharing import deciding, remove, running_elsewhere, take_over
 from alexnet_pl.studies.store import LOCKS, Study, config_hash, trial_entry
 
 log = logging.getLogger(__name__)
@@ -107,11 +107,16 @@ def _run_locked(cfg: DictConfig, study: Study, run_dir: Path, trials: list[str])
         if score is not None:
             print_line(f"{run_dir.name} has already finished: val acc {score:.4f}")
             return score
-        if (source := take_over(cfg, study, run_dir)) is not None:
+        with deciding(cfg, study, run_dir):
+            source = take_over(cfg, study, run_dir)
+            elsewhere = None if source else running_elsewhere(cfg, study, run_dir)
+            if elsewhere is not None:
+                lock.release()  # before a neighbor looks, or it would leave the trial to this study
+        if source is not None:
             score = finished_score(run_dir)
             print_line(f"{run_dir.name} is taken over from {source}: val acc {score:.4f}")
             return float("nan") if score is None else score
-        if (elsewhere := running_elsewhere(cfg, study, run_dir)) is not None:
+        if elsewhere is not None:
             print_line(f"{run_dir.name} is running in the study {elsewhere}, from which it can be taken over")
             return float("nan")
         print_line(f"\ntrial   {run_dir.name}")

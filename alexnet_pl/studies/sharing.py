@@ -7,24 +7,44 @@ either study may be deleted.
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.config.hydra_versions import named_targets
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.runtime.run_folder import CONFIG, METRICS, RESULT, read_config, read_trial, write_result
 from alexnet_pl.runtime.system import NUMERICS
-from alexnet_pl.studies.store import STUDY, Study
+from alexnet_pl.studies.store import LOCKS, STUDY, Study
 
 VERSIONED = ("alexnet_pl.", "torch.", "torchvision.", "lightning.")
 """Modules whose version is known. A trial with classes of one's own, which may change at any time, is not shared."""
 
 COPIED = ("checkpoints", "figures", "tensorboard", METRICS, "report.html", "commands.txt", CONFIG)
 """Files and directories of a run that are taken over, in this order. result.json, which makes it finished, is last."""
+
+
+@contextmanager
+def deciding(cfg: DictConfig, study: Study, run_dir: Path) -> Iterator[None]:
+    """Hold the lock under which neighboring studies decide, one after the other, which of them runs a shared trial.
+
+    This process holds the lock of its own trial by then, keeps it while it runs the trial, and releases it in the block
+    if it leaves the trial to a neighbor. Two that looked for each other at once would leave the trial to each other.
+
+    A neighbor that nothing is seen of yet will hold its own trial's lock later than this process and see it. So the
+    lock, which is in the studies' common directory, is taken only if a neighbor has the trial.
+    """
+    with ExitStack() as held:
+        if is_shared(cfg) and any(_same_trials(study, run_dir)):
+            locks = study.root.absolute().parent / LOCKS
+            with suppress(OSError):  # the directory is read-only: the neighbors are another user's
+                locks.mkdir(exist_ok=True)
+                held.enter_context(FileLock(locks / f"{run_dir.name.rpartition('-')[2]}.lock"))
+        yield
 
 
 def take_over(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
@@ -52,9 +72,14 @@ def take_over(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
 
 
 def running_elsewhere(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
-    """Return the name of a neighboring study in which a process is running the same trial, or None."""
+    """Return the name of a neighboring study in which a process is running the same trial, or None.
+
+    One that reads another copy of the data does not count, because its trial will not be taken over.
+    """
     digits = run_dir.name.rpartition("-")[2]
     for source in _same_trials(study, run_dir) if is_shared(cfg) else ():
+        if _has_same_data(cfg, source) is False:
+            continue
         with suppress(UserError):  # its study.json is corrupt
             if Study(source.parent).is_running(digits):
                 return source.parent.name
@@ -91,16 +116,21 @@ def _is_equivalent(cfg: DictConfig, source: Path, result: dict[str, Any]) -> boo
     then = str((result.get("versions") or {}).get("torch", ""))
     if result.get("numerics") != NUMERICS or then.split(".")[:2] != version("torch").split(".")[:2]:
         return False
-    try:
-        before = (read_config(source).get("data") or {}).get("root")
-    except UserError:
-        return False
-    now = cfg.data.get("root")
-    if before != now and (before is None or now is None or os.path.realpath(before) != os.path.realpath(now)):
+    if not _has_same_data(cfg, source):
         return False
     from alexnet_pl.config.resolve import on_cuda  # start-up time: loads torch, and is needed for few trials only
 
     return str(result.get("device", "")).startswith("cuda") == on_cuda(str(cfg.trainer.get("accelerator", "auto")))
+
+
+def _has_same_data(cfg: DictConfig, source: Path) -> bool | None:
+    """Return True if the run in ``source`` reads the directory of ``cfg``; None if its config is not written yet."""
+    try:
+        before = (read_config(source).get("data") or {}).get("root")
+    except UserError:  # or it is corrupt
+        return None
+    now = cfg.data.get("root")
+    return before == now or not (before is None or now is None or os.path.realpath(before) != os.path.realpath(now))
 
 
 def _copy(source: Path, run_dir: Path) -> None:

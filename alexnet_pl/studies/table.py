@@ -8,7 +8,9 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ from omegaconf import OmegaConf
 
 from alexnet_pl.figures.charts import Curves, read_curves
 from alexnet_pl.runtime.errors import UserError, printable
-from alexnet_pl.runtime.run_folder import RESULT, TEST_VIEWS, read_config, read_trial
+from alexnet_pl.runtime.run_folder import RESULT, TEST_VIEWS, read_commands, read_config, read_trial
 from alexnet_pl.studies.statistics import SEED, Cell, epochs_to
 from alexnet_pl.studies.store import STUDY, Study
 
-NOT_FACTORS = ("study", "seed", "data.root", "resume", "allow_changes", "trust", "threads", "hydra", "logger",
-               "callbacks.dashboard", "callbacks.resume", "callbacks.nan_monitor")  # fmt: skip
+NOT_FACTORS = ("study", "seed", "data.root", "data_dir", "local", "resume", "allow_changes", "trust", "threads",
+               "hydra", "logger", "callbacks.dashboard", "callbacks.resume", "callbacks.nan_monitor")  # fmt: skip
 """Keys, and all below them, that may differ between trials without being what the study is about."""
 
 METRIC_KEYS = ("val/acc", "val/acc_top5", "val/loss", "test/acc", "test/acc_top5", "test/loss")
@@ -185,14 +187,18 @@ def _determined_by(trials: Sequence[Trial], key: str, levels: list[str], factors
     return None
 
 
+_MISSING = object()
+"""Value of a key that a trial's config does not have."""
+
+
 def _setting(trial: Trial, key: str) -> str:
     """Return a trial's value of a key or group, normalized: 1e-3 and 0.001 are equal."""
     if key in trial.choices:
         return str(trial.choices[key])
     value: Any = trial.config
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if value is None:
+        value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+    if value is _MISSING:  # a null, by default or given, is a value
         given = trial.settings.get(key)
         if given is None:
             return "default"
@@ -341,14 +347,22 @@ def exclude_duplicates(table: Table) -> None:
     for trial in table.counted:
         key = (table.cell(trial), trial.seed)
         older = latest.get(key)
-        if older is not None and _finish_time(older) > _finish_time(trial):
+        if older is not None and last_start(older) > last_start(trial):
             older, trial = trial, older
         if older is not None:
             older.excluded = f"rerun since, with another config: {trial.run_dir.name}"
         latest[key] = trial
 
 
-def _finish_time(trial: Trial) -> float:
+def last_start(trial: Trial) -> float:
+    """Return when a finished trial was started or resumed last, in seconds since 1970.
+
+    It is the time in commands.txt, because copying a study and cloning a repository change the times of files. Without
+    one it is when result.json was written.
+    """
+    for time, _ in reversed(read_commands(trial.run_dir)):
+        with suppress(ValueError):
+            return datetime.strptime(time, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC).timestamp()
     return (trial.run_dir / RESULT).stat().st_mtime
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -134,9 +135,56 @@ def test_runs_that_never_got_there_make_the_ratio_a_bound():
     assert (found.bound, found.verdict.name) == ("at most", "open")
     # A seed bounded from both sides says nothing.
     found = speed({"relu": relu, "tanh": tanh}, {"relu": [False, True, True], "tanh": [False, False, True]})
-    assert (found.bound, found.left_out, found.n) == ("at least", [1], 2)
+    assert (found.bound, found.unknown, found.left_out, found.n) == ("at least", [1], [], 2)
     found = speed({"relu": relu, "tanh": tanh}, {"relu": [False, True, True], "tanh": [True, False, True]})
-    assert (found.effect, found.left_out) == (None, [1, 2, 3])
+    assert (found.effect, found.unknown, found.left_out) == (None, [1, 2, 3], [])
+    assert found.is_measured
+
+
+def test_a_run_without_its_pair_bounds_no_ratio():
+    """Neither from below, as one of tanh would, nor from above: seed 4 is not in the mean at all."""
+    found = speed(
+        {"relu": [2.0, 2.5, 2.2], "tanh": [4.0, 6.0, 5.0, 100.0]},
+        {"relu": [True, True, False], "tanh": [True, True, True, False]},
+    )
+    assert (found.bound, found.left_out, found.unknown, found.n) == ("at most", [4], [], 3)
+    alone = speed({"relu": [], "tanh": [4.0, 6.0]})
+    assert (alone.n, alone.left_out, alone.is_measured) == (0, [1, 2], False)
+
+
+def crossed(measure: str, lacking: tuple[str, int]) -> pd.DataFrame:
+    """Return a measure of two poolings and four seeds without the run of one level and seed."""
+    rows = [
+        {"_pool": pool, "seed": seed, measure: -0.01 * seed - base}
+        for pool, base in (("x", 0.01), ("y", 0.03))
+        for seed in (1, 2, 3, 4)
+        if (pool, seed) != lacking
+    ]
+    return frame(rows)
+
+
+@pytest.mark.parametrize("test", ["within", "level"])
+def test_a_seed_that_lacks_a_run_is_left_out_of_means_over_runs(test):
+    """Each seed's mean is over both poolings: seed 4 has one of them, whose level is another."""
+    own = claim(test=test, contrast=Contrast(None, "", "", {}), measure="gap_final",
+                published=Published("", -10.0, -1))  # fmt: skip
+    found = find(own, "lab", crossed("gap_final", lacking=("y", 4)))
+    assert (found.n, found.left_out, found.unknown) == (3, [4], [])
+    assert found.effect.mean == pytest.approx(-0.04)
+    assert found.compared == pytest.approx({"": -0.04})
+    fixed = replace(own, contrast=Contrast(None, "", "", {"pool": "x"}))
+    assert find(fixed, "lab", crossed("gap_final", lacking=("y", 4))).n == 4
+    alone = find(own, "lab", crossed("gap_final", lacking=("y", 4)).query("seed == 4 or `factor pool` == 'y'"))
+    assert (alone.effect, alone.verdict.name, alone.left_out) == (None, "open", [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("test", ["within", "difference"])
+def test_a_level_of_what_the_study_does_not_vary_is_refused(test):
+    factor = "norm" if test == "difference" else None
+    tested = claim(test=test, contrast=Contrast(factor, "none", "lrn", {"pool": "y"}))
+    message = r"^a\.yaml: contrast\.where\.pool=y is invalid: expected a key that the study norms-lab varies \(norm\)\."
+    with pytest.raises(UserError, match=message):
+        find(tested, "lab", errors({"none": NONE, "lrn": LRN}))
 
 
 def test_a_difference_within_each_run_and_a_level():
@@ -286,6 +334,48 @@ def test_settings_that_change_no_number_do_not_divide_a_study(tmp_path):
     assert line.endswith("2 of 2 trials")
     found = read_evidence(tmp_path / "csv" / "norms-lab.csv")["command"]
     assert found.str.replace(r" seed=.", "", regex=True).nunique() == 1
+
+
+def test_of_trials_with_the_same_command_the_latest_counts(tmp_path):
+    """Their hashes differ by a setting that changes no number, or by a key that the config has gained since."""
+    multirun, csv = tmp_path / "multirun", tmp_path / "csv"
+    elsewhere = {**trial("lrn", 1), "trainer.accelerator": "cpu"}
+    trials = {"0000000001": (trial("lrn", 1), {}), "0000000002": (elsewhere, {}), "0000000003": (trial("None", 1), {})}
+    write_study(multirun / "norms-lab", trials)
+    os.utime(multirun / "norms-lab" / "trial-0000000002" / "result.json", (1, 1))
+    (line,) = collect([claim()], multirun, csv)
+    assert line.endswith("2 of 2 trials")
+    assert read_evidence(csv / "norms-lab.csv")["config_hash"].tolist() == ["0000000001", "0000000003"]
+    shutil.rmtree(multirun)
+    write_study(multirun / "norms-lab", {"0000000003": (trial("None", 1), None), "0000000004": (elsewhere, {})})
+    (line,) = collect([claim()], multirun, csv)
+    assert line.endswith("2 of 2 trials")
+    assert read_evidence(csv / "norms-lab.csv")["config_hash"].tolist() == ["0000000003", "0000000004"]
+
+
+def test_the_order_of_overrides_does_not_divide_a_study(tmp_path):
+    root, csv = tmp_path / "multirun" / "norms-lab", tmp_path / "csv"
+    write_study(root, {"0000000001": (trial("lrn", 1), {})})
+    collect([claim()], tmp_path / "multirun", csv)
+    before = (csv / "norms-lab.csv").read_text(encoding="utf-8").splitlines()
+    shutil.rmtree(root)
+    turned = {f"000000000{n}": (dict(reversed(trial("lrn", n).items())), {}) for n in (2, 3)}
+    again = {**turned, "0000000004": (trial("lrn", 4), {})}
+    write_study(root, again, planned=["0000000003"])
+    (line,) = collect([claim()], tmp_path / "multirun", csv)
+    assert line.endswith("4 of 4 trials")
+    assert sorted(read_evidence(csv / "norms-lab.csv")["seed"]) == [1, 2, 3, 4]
+    assert before[1] in (csv / "norms-lab.csv").read_text(encoding="utf-8").splitlines()
+
+
+def test_two_rows_of_one_seed_and_level_are_refused(tmp_path):
+    """As after two files were merged by hand: pandas would end with a traceback, or average them."""
+    table = errors({"none": NONE, "lrn": [*LRN, 0.3]}).assign(config_hash="x")
+    table.loc[table["seed"] == 4, "seed"] = 2
+    table.to_csv(tmp_path / "norms-lab.csv", index=False)
+    message = r"norms-lab\.csv is corrupt: more than one row has norm=lrn, seed=2\. Delete all but one"
+    with pytest.raises(UserError, match=message):
+        findings([claim()], tmp_path)
 
 
 def test_trials_on_record_are_not_run_again_after_their_run_directories_are_gone(tmp_path):

@@ -34,7 +34,7 @@ from alexnet_pl.studies.claims_run import with_pilot
 from alexnet_pl.studies.plots import forest_figure
 from alexnet_pl.studies.statistics import Verdict
 from studies.test_claims import CLAIMS, written
-from studies.test_claims_evidence import LRN, NONE, claim, errors
+from studies.test_claims_evidence import LRN, NONE, claim, errors, speed
 
 
 def evidence(results: Path, name: str = "dropout-lab", effect: float = -0.02, **changes: object) -> None:
@@ -171,6 +171,38 @@ def test_what_is_open_or_missing_at_a_scale_is_told(results, tmp_path):
     assert level(both)[-1].endswith("(Holm's method), these hold: a (lab).")
     evidence(results, effect=-0.0015)
     assert reservations(findings(claims, results / "claims")) == {}
+
+
+def test_verdicts_on_too_few_seeds_are_told_at_every_scale(results, tmp_path):
+    """Three of five seeds at lab scale, beside all three at full scale, which are quoted."""
+    evidence(results, "dropout-full", effect=0.004)
+    ledger = findings([load_claim(written(tmp_path, {}))], results / "claims")
+    assert reservations(ledger) == {"Interim, on fewer seeds than planned": "a (lab)"}
+
+
+def test_ratios_bounded_from_both_sides_are_open_and_not_unmeasured(results):
+    """One seed's ratio is bounded from above, another's from below, so that their mean is bounded from neither side."""
+    found = speed(
+        {"relu": [2.0, 2.5, 2.2], "tanh": [4.0, 6.0, 5.0]},
+        {"relu": [False, True, True], "tanh": [True, False, True]},
+    )
+    assert (verdict_text(found), effect_text(found)) == ("open", "–")
+    unknown = "the ratio of seeds 1, 2, 3 is unknown: runs of both configurations never reached the error"
+    assert notes(found) == [f"lab scale: {unknown}"]
+    found = replace(found, trials=found.trials.assign(epochs=6))
+    ledger = [(found.claim, [found])]
+    assert counts(ledger) == "1 claims: 1 open."
+    assert list(overview(ledger, measured_only=True)["verdict"]) == ["open"]
+    planned = replace(found.claim, seeds={"lab": 3, "full": 3})
+    reserved = reservations([(planned, [replace(found, claim=planned)])])
+    assert reserved == {"Measured at one scale, planned at the other as well": "a (full)"}
+    settled = speed({"relu": [2.0, 2.5, 2.2], "tanh": [4.0, 6.0, 5.0]})
+    settled = replace(settled, claim=planned, trials=found.trials)
+    both = [(planned, [settled, replace(found, claim=planned, scale="full")])]
+    assert reservations(both) == {"Settled at one scale and open at the other": "a (full)"}
+    assert list(overview(both)["verdict"]) == ["direction confirmed, smaller than published; full: open"]
+    lacking = speed({"relu": [2.0], "tanh": [4.0, 6.0, 5.0]})
+    assert notes(lacking)[0] == "lab scale: seeds 2, 3 are left out, which lack a run"
 
 
 def test_an_effect_that_is_there_but_too_small_to_matter_is_told():
@@ -332,6 +364,12 @@ def test_the_forest_plot_shows_intervals_and_published_values(monkeypatch, resul
     assert [list(bar) for bar in bars] == [pytest.approx([-2.048, -1.552], abs=1e-3)]
     assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "D"] == [[-1.0], [-1.0]]
     assert [-1.25, -0.75] in [list(line.get_xdata()) for line in axes.lines]
+    bounds = speed({"relu": [2.0, 2.5], "tanh": [4.0, 6.0]}, {"relu": [False, True], "tanh": [True, False]})
+    path = results / "claims" / "norms-lab.csv"
+    bounds.trials.assign(config_hash="x", epochs=6, seconds=1.0, **{"test/error": 0.3}).to_csv(path, index=False)
+    write_claims([bounds.claim], results)
+    ((unknown,),) = filter(None, shown[-1].values())
+    assert (unknown.label, unknown.measured, unknown.verdict) == ("a (lab, n = 0)", None, "open")
     figure = forest_figure({"ratio of epochs": [replace(measured, measured=None, margin=(0.9, 1.1), published=6)]})
     figure.draw_without_rendering()
     (axes,) = figure.axes

@@ -326,6 +326,39 @@ def test_of_two_trials_with_the_same_settings_the_later_counts(make_study):
     ]
 
 
+def test_the_latest_of_two_trials_is_the_one_started_last(make_study):
+    """Not the one whose files are newer: copying a study and cloning a repository change the times of files."""
+    root = make_study("s", [*norms({"none": [0.7]}), *norms({"none": [0.8]})])
+    first, second = (root / f"trial-000000000{index}" for index in (0, 1))
+    os.utime(first / "result.json", (1, 1))
+    (first / "commands.txt").write_text(
+        "2020-01-01 00:00:00 UTC\tpython train.py\n2020-01-03 00:00:00 UTC\tpython train.py resume=x\n"
+    )
+    (second / "commands.txt").write_text("2020-01-02 00:00:00 UTC\tpython train.py\n")
+    assert [trial.result["val/acc"] for trial in tabulate([root]).counted] == [0.7]
+    (second / "commands.txt").write_text("yesterday\tpython train.py\n")  # the time of its file counts
+    assert [trial.result["val/acc"] for trial in tabulate([root]).counted] == [0.8]
+
+
+def test_a_default_of_null_is_no_level_of_its_own(make_study):
+    trials = [({"seed": 1}, result(0.7, 1)), ({"seed": 2, "model.without": "null"}, result(0.7, 2))]
+    root = make_study("s", trials, model={"num_classes": 10, "without": None})
+    table = tabulate([root])
+    assert (table.factors, table.common["model.without"]) == ([], "None")
+    unknown = [({"seed": 1}, result(0.7, 1)), ({"seed": 2, "x.y": "null"}, result(0.7, 2))]
+    levels = [factor.levels for factor in tabulate([make_study("unknown", unknown)]).factors]
+    assert levels == [["default", "None"]]  # no config says what the default is
+
+
+def test_places_and_machines_are_no_factors(make_study):
+    trials = [
+        ({"seed": 1, "local": "none"}, result(0.7, 1)),
+        ({"seed": 2, "local": "mine", "data_dir": "/a"}, result(0.7, 2)),
+    ]
+    table = tabulate([make_study("s", trials)])
+    assert (table.factors, table.common) == ([], {})
+
+
 @pytest.mark.parametrize(
     ("errors", "said"),
     [

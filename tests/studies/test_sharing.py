@@ -1,7 +1,9 @@
 """Sharing of trials between studies: what is taken over, when not, and that either study may be deleted."""
 
+import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from alexnet_pl.runtime.system import NUMERICS
+from alexnet_pl.studies import runner
 from alexnet_pl.studies.sharing import running_elsewhere, take_over
 from alexnet_pl.studies.store import Study, config_hash
 
@@ -124,6 +127,50 @@ def test_a_trial_that_a_neighbor_is_running_is_left_to_it(cfg, make_source, own)
     (source.parent / ".locks").mkdir()
     with neighbor.lock(HASH):
         assert running_elsewhere(cfg, study, run_dir) == "a"
+
+
+def test_a_trial_that_is_running_on_another_copy_of_the_data_is_not_left_to_it(cfg, make_source, own):
+    """It could not be taken over when it has finished. Before a run has written its config, nothing is known of it."""
+    source, (study, run_dir) = make_source(root="/another/copy", status="failed"), own
+    (source.parent / ".locks").mkdir()
+    with Study(source.parent).lock(HASH):
+        assert running_elsewhere(cfg, study, run_dir) is None
+        (source / "config.yaml").unlink()
+        assert running_elsewhere(cfg, study, run_dir) == "a"
+
+
+def test_of_two_studies_that_start_a_shared_trial_at_once_one_runs_it(cfg, tmp_path, monkeypatch):
+    """Both hold the lock of their own trial before either looks for the other's."""
+    both_hold, both_looked, ran = threading.Barrier(2), threading.Barrier(2), []
+    asked: dict[str, int] = {}
+
+    def finished_score(run_dir: Path) -> None:
+        asked[run_dir.parent.name] = asked.get(run_dir.parent.name, 0) + 1
+        if asked[run_dir.parent.name] == 2:  # the second time is after the lock
+            both_hold.wait(timeout=60)
+
+    def look(*arguments: object) -> str | None:
+        found = running_elsewhere(*arguments)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_looked.wait(timeout=1)  # which is over without the other, if one looks after the other
+        return found
+
+    monkeypatch.setattr(runner, "finished_score", finished_score)
+    monkeypatch.setattr(runner, "running_elsewhere", look)
+    monkeypatch.setattr(runner, "_run_or_record", lambda cfg, run_dir: ran.append(run_dir.parent.name) or 0.5)
+    threads = []
+    for name in "ab":
+        run_dir = tmp_path / "multirun" / name / f"seed_1-{HASH}"
+        run_dir.mkdir(parents=True)
+        (run_dir.parent / ".locks").mkdir()
+        trials = {HASH: {"run_dir": run_dir.name, "overrides": {}, "choices": {}}}
+        (run_dir.parent / "study.json").write_text(json.dumps({"axes": [], "trials": trials, "commands": []}))
+        threads.append(threading.Thread(target=runner._run_locked, args=(cfg, Study(run_dir.parent), run_dir, [HASH])))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ran) == 1
 
 
 @pytest.mark.slow
