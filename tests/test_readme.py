@@ -312,6 +312,12 @@ def test_what_a_step_of_the_ladder_costs_is_that_of_its_file() -> None:
     )
     earlier = pd.read_csv(REPOSITORY / "docs/results/ladder/record_16_epochs/results.csv")["images_per_second"]
     assert f"two at a time, trained {earlier.min():.0f} to {earlier.max():.0f} images/s on one thread each" in page
+    here = pd.read_csv(REPOSITORY / "docs/results/ladder/machines.csv").set_index(["recipe", "threads"])
+    speeds = here[["images_per_second 1", "images_per_second 2"]].mean(axis=1)
+    then, now = speeds.loc["tutorial", 2]
+    assert re.search(rf"1,145 images/s for the tutorial's network trains {then:.0f},\sand today's {now:.0f} \(", page)
+    one, two = (speeds.loc["batch_size", threads].item() for threads in (1, 2))
+    assert f"here one thread trains {one:.0f}, and two {two:.0f}." in page
     cpu, gpu = (means[device].xs("default", level="compile") for device in ("cpu", "cuda"))
     assert (
         f"{round(gpu['tutorial'], -2):,.0f} images/s for `tutorial`, and {round(gpu['regularization'], -2):,.0f}"
