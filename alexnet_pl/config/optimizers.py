@@ -106,8 +106,6 @@ def parameter_groups(
             raise ConfigError(
                 f"optimizer.layers.{pattern} is invalid: no layer matches.{did_you_mean(pattern, layers)}"
             )
-    # Weights that do not decay either stay apart, so that the groups are the same after a change of the decay.
-    separate = weights_apart or not grouping.decay_biases_and_norms
     groups: dict[tuple[float, float, str, bool], dict[str, Any]] = {}
     for name, parameter in named:
         label, multiplier, decay = _rule(name, parameter, weight_decay, grouping)
@@ -116,7 +114,7 @@ def parameter_groups(
         if weights_apart:
             empty["are_weights"] = is_weight
         own = label if grouping.layers.get(label.rpartition(" ")[0]) == {} else ""
-        group = groups.setdefault((multiplier, decay, own, separate and is_weight), empty)
+        group = groups.setdefault((multiplier, decay, own, weights_apart and is_weight), empty)
         group["params"].append(parameter)
         group["name"] += [label] * (label not in group["name"])
     ordered = sorted(groups.items(), key=lambda item: item[0][0] != 1)

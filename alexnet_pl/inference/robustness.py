@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from alexnet_pl.data.cifar10 import CLASS_NAMES
+from alexnet_pl.data.cifar10 import CLASS_NAMES, official_dir
 from alexnet_pl.data.class_folders import ClassFolders
 from alexnet_pl.data.in_memory import TensorDataModule
 from alexnet_pl.data.robustness import KINDS, ArrayDataModule, TestSet, corrupted, read_published
@@ -18,6 +19,9 @@ from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.runtime.errors import DataError, os_reason
 from alexnet_pl.runtime.files import write_atomic
 from alexnet_pl.runtime.run_folder import CORRUPTIONS, RESULT
+
+SAME = 0.005
+"""Difference in accuracy that another device or precision may make on the same images."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,14 @@ def evaluate_corruptions(run: TrainedRun, data_root: str | Path | None = None) -
     """
     data: Any = find_data(run, "test", data_root, run.preprocess)
     if isinstance(data, ClassFolders):
-        if is_own_data(run, data_root):  # as class folders, whose images the data module reads in their own resolution
-            data = find_data(run, "val", data_root, run.preprocess)
-        else:  # the crop to the network's input comes after the corruption
-            side = run.preprocess.resize_size or run.preprocess.image_size
-            data.preprocess = replace(run.preprocess, image_size=side, resize_size=None)
+        # The crop to the network's input comes after the corruption.
+        side = run.preprocess.resize_size or run.preprocess.image_size
+        data.preprocess = replace(run.preprocess, image_size=side, resize_size=None)
+        if is_own_data(run, data_root):  # whose data module reads images in their own resolution
+            with suppress(DataError):  # images of other sizes than the dataset's
+                own: Any = find_data(run, "val", data_root, run.preprocess)
+                own.load()
+                data = own
     if isinstance(data, TensorDataModule):
         test = data.load().test
         images, labels = torch.from_numpy(test.images).permute(0, 3, 1, 2), torch.from_numpy(test.labels)
@@ -94,8 +101,15 @@ def _evaluate(run: TrainedRun, part: TestSet, is_limited: bool = True) -> Part:
 
 
 def is_own_data(run: TrainedRun, data_root: str | Path | None) -> bool:
-    """Return True if ``data_root`` is where the run's own dataset is now, not other images of the same classes."""
-    return data_root is None or run.data_class.is_in(data_root)
+    """Return True if ``data_root`` is where the run's own dataset is now, not other images of the same classes.
+
+    That takes the training images as well: ``DIR/test/<class>/*`` alone may be anyone's.
+    """
+    if data_root is None:
+        return True
+    kind, root = run.data_class, Path(data_root)
+    is_whole = kind.classes_from_files or official_dir(root).is_dir() or (root / "train").is_dir()
+    return "root" in run.config["data"] and is_whole and kind.is_in(data_root)
 
 
 def record(run: TrainedRun, parts: list[Part]) -> Path | None:
@@ -105,13 +119,15 @@ def record(run: TrainedRun, parts: list[Part]) -> Path | None:
         parts: of the run's own test set.
 
     Returns:
-        The file; None if there is no result that it belongs to, as of a run from a hub or of another checkpoint than
-        the run's best.
+        The file; None if there is no result that it belongs to, as of a run from a hub, of another checkpoint than the
+        run's best, or of images on which it has another accuracy.
 
     Raises:
         DataError: the file cannot be written.
     """
     if run.result is None or not (run.folder / RESULT).is_file():
+        return None
+    if abs(parts[0].figures["test/acc"] - run.result["test/acc"]) > SAME:
         return None
     rows = [
         {"corruption": part.corruption, "severity": part.severity, "images": part.images, **part.figures}

@@ -18,7 +18,7 @@ from alexnet_pl.data.datamodule import ImageDataModule, logit_names
 from alexnet_pl.data.image_io import Preprocess
 from alexnet_pl.inference.hub import is_hub_address, pull
 from alexnet_pl.runtime.errors import UserError, one_line
-from alexnet_pl.runtime.run_folder import finished_result
+from alexnet_pl.runtime.run_folder import read_result
 from alexnet_pl.training.checkpoint_io import read_checkpoint
 
 CHECKPOINT = "checkpoints/best.ckpt"
@@ -103,7 +103,8 @@ def load_run(run: str | Path, trust: Sequence[str] = ()) -> TrainedRun:
         return assemble(str(run), file, checkpoint, result, trust)
     path = checkpoint_file(Path(run))
     checkpoint, file = read_run_checkpoint(path), path.resolve()
-    result = finished_result(file.parents[1]) if file.parts[-2:] == Path(CHECKPOINT).parts else None
+    result = read_result(file.parents[1]) if file.parts[-2:] == Path(CHECKPOINT).parts else None
+    result = result if result is not None and result.get("status") == "finished" else None  # a trial may have failed
     return assemble(str(path), file, checkpoint, result, trust)
 
 

@@ -104,7 +104,7 @@ def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
             "version": __version__,
         },
     )
-    check_batch_size(model.net, data.batch_size // get_world().size)
+    check_batch_size(model.net, data.batch_size // get_world().size, bool(cfg.trainer.get("sync_batchnorm")))
     if cfg.channels_last:
         model.net.to(memory_format=torch.channels_last)
     raise_malloc_thresholds()
@@ -113,21 +113,25 @@ def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
     return RunObjects(data, model, callbacks)
 
 
-def check_batch_size(net: nn.Module, per_rank: int) -> None:
+def check_batch_size(net: nn.Module, per_rank: int, synchronized: bool) -> None:
     """Check that a batch is large enough for a network that normalizes units over the images of a batch.
 
+    Args:
+        per_rank: images per batch and rank.
+        synchronized: BatchNorm sees the images of all ranks.
+
     Raises:
-        ConfigError: one image per batch and rank, of which BatchNorm has no variance.
+        ConfigError: one image, of which BatchNorm has no variance.
     """
-    of_units = (PerUnit, nn.BatchNorm1d)
-    if per_rank == 1 and any(
-        isinstance(module, of_units) and isinstance(getattr(module, "norm", module), _BatchNorm)
-        for module in net.modules()
-    ):
-        raise ConfigError(
-            f"data.batch_size={get_world().size} is invalid for {type(net).__name__} with BatchNorm after its fully "
-            "connected layers: expected 2 images or more per rank. Set data.batch_size, or model/norm=none."
-        )
+    world = get_world().size
+    norms = [module.norm for module in net.modules() if isinstance(module, PerUnit)]
+    synchronized = synchronized or any(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    if per_rank > 1 or (synchronized and world > 1) or not any(isinstance(norm, _BatchNorm) for norm in norms):
+        return
+    raise ConfigError(
+        f"data.batch_size={per_rank * world} is invalid for {type(net).__name__} with BatchNorm after its fully "
+        "connected layers: expected 2 images or more per rank. Set data.batch_size, or model/norm=none."
+    )
 
 
 WHITENED = 5_000

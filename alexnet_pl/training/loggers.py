@@ -32,8 +32,11 @@ class MetricsCSV(Logger):
         self._lines: dict[int, str] = {}
         self._last, self._size = 0, 0
 
-    def resume(self, epochs: int) -> None:
+    def resume(self, epochs: int, required: int = 0) -> None:
         """Restore the rows of the first ``epochs`` epochs. Later ones are computed again, and so are test metrics.
+
+        Args:
+            required: epochs that the run has trained to their end, whose rows must be there.
 
         Raises:
             UserError: the file is corrupt, or lacks one of them.
@@ -42,7 +45,7 @@ class MetricsCSV(Logger):
             if {"epoch", "step"} <= row.keys() and row["epoch"] <= epochs:
                 kept = {name: value for name, value in row.items() if not name.startswith("test/")}
                 self.rows[int(row["epoch"])] = {**kept, "epoch": int(row["epoch"]), "step": int(row["step"])}
-        for epoch in range(1, epochs + 1):
+        for epoch in range(1, required + 1):
             if "epoch_seconds" not in self.rows.get(epoch, {}):
                 raise UserError(
                     f"{self.path} lacks epoch {epoch}, which this run has trained. Restore the file, or start a new "

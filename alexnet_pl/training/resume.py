@@ -32,6 +32,9 @@ CALL_KEYS = ("resume", "allow_changes", "run_dir", "study", "trust")
 PLACES = ("data.root",)
 """Keys that say where something lies: a resumed run uses their current values and is still the same run."""
 
+KEEPING_THE_SPLIT = ("root", "shards", "cache", "workers", "batch_size", "seed", "augment", "mean", "std", "test_crops")
+"""Keys of ``data`` that change neither which images form a split nor their order in it."""
+
 OUTPUT_SECTIONS = ("callbacks", "logger", "trainer")
 """Sections whose paths are written to."""
 
@@ -369,8 +372,10 @@ def apply_changes(saved: DictConfig, changed: Changes, allowed: bool) -> None:
                 node[last] = now
 
 
-def changes_since(checkpoint: Mapping[str, Any], cfg: DictConfig) -> Changes:
-    """Return what differs in the optimizer and the schedule between the config that saved a checkpoint and ``cfg``.
+def changes_since(
+    checkpoint: Mapping[str, Any], cfg: DictConfig, sections: Sequence[str] = ("optimizer", "scheduler")
+) -> Changes:
+    """Return what differs in some sections between the config that saved a checkpoint and ``cfg``.
 
     It is what this command line changes, and what an earlier one did that was stopped before it saved a checkpoint.
     ``optimizer.fused`` is no difference: it follows from the machine and the precision.
@@ -380,7 +385,7 @@ def changes_since(checkpoint: Mapping[str, Any], cfg: DictConfig) -> Changes:
     """
     saved: Any = checkpoint["hyper_parameters"]
     now: Any = OmegaConf.to_container(cfg, resolve=True)
-    before, after = ({name: config.get(name) for name in ("optimizer", "scheduler")} for config in (saved, now))
+    before, after = ({name: config.get(name) for name in sections} for config in (saved, now))
     for path, value in walk(before):  # within its limits
         if not isinstance(value, dict | list | tuple | str | int | float | None):
             raise ConfigError(f"the checkpoint's {'.'.join(map(str, path))} is corrupt: expected plain values.")
@@ -448,18 +453,30 @@ def remote_loggers(saved: DictConfig, run_dir: Path) -> list[str]:
     return found
 
 
-def check_images(saved: str | None, data: ImageDataModule, changed: Changes) -> None:
-    """Check that a resumed run has the images that it began with, unless its settings of the data have changed.
+def saved_images(checkpoint: Mapping[str, Any], cfg: DictConfig) -> str | None:
+    """Return the ``digest`` of the images that a checkpoint was saved with.
+
+    None if settings that may change the split differ since then, as an allowed change of ``split_seed``, or in a
+    checkpoint of an earlier version.
+    """
+    differences = changes_since(checkpoint, cfg, ("data",))
+    if any(_parts(key)[1] not in KEEPING_THE_SPLIT for key in differences):
+        return None
+    return checkpoint.get("images")
+
+
+def check_images(saved: str | None, data: ImageDataModule) -> None:
+    """Check that a resumed run has the images that it began with.
 
     With one image more, the split is another one: images that the run has trained on would validate it.
 
     Args:
-        saved: ``data.digest`` when the checkpoint was written; None in an earlier version.
+        saved: ``data.digest`` when the checkpoint was written; None if it may differ.
 
     Raises:
         DataError: images were added, removed or moved to another class.
     """
-    if saved in (None, data.digest) or any(key.startswith("data.") for key in changed):
+    if saved in (None, data.digest):
         return
     raise DataError(
         f"the images of {data.name} have changed since this run began, and with them its split. Restore them, or start "
@@ -497,10 +514,14 @@ def check_not_passed(max_epochs: int | None, max_steps: int, position: Position)
 def saved_lengths(checkpoint: Mapping[str, Any]) -> SavedLengths | None:
     """Return the lengths that a checkpoint records; None if it was written before they were, or they are unreadable."""
     schedule: Any = checkpoint.get("run_length")
-    try:
-        return SavedLengths(RunLength(**(checkpoint.get("planned_length") or schedule)), RunLength(**schedule))
-    except TypeError:
-        return None
+    found = []
+    for length in (checkpoint.get("planned_length") or schedule, schedule):
+        if not isinstance(length, dict) or set(length) != {"epochs", "steps"}:
+            return None
+        if not all(type(count) is int and 1 <= count <= MAX_COUNT for count in length.values()):
+            return None
+        found.append(RunLength(**length))
+    return SavedLengths(*found)
 
 
 def schedule_start(checkpoint: Mapping[str, Any]) -> float:
@@ -529,8 +550,18 @@ def check_length(
                 "scheduler.warmup_epochs", schedule.warmup_epochs, f"at most {left.epochs}, what is left"
             )
         return left
-    if schedule is None or not schedule.auto or saved is None:
+    if saved is None:
         return whole
+    if schedule is None or not schedule.auto:  # it may have started within the run
+        return RunLength(
+            *(
+                max(1, n)
+                for n in (
+                    whole.epochs - saved.run.epochs + saved.schedule.epochs,
+                    whole.steps - saved.run.steps + saved.schedule.steps,
+                )
+            )
+        )
     unit = "steps" if schedule.interval == "step" else "epochs"
     before, now = getattr(saved.run, unit), getattr(whole, unit)
     if before != now:

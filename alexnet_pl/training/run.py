@@ -76,6 +76,7 @@ from alexnet_pl.training.resume import (
     relocated,
     restarts_schedule,
     saved_config,
+    saved_images,
     saved_lengths,
     schedule_start,
     without_places,
@@ -318,7 +319,7 @@ def find_start(plan: Plan, objects: RunObjects) -> Start:
         path,
         position,
         len(inside) if isinstance(inside, list) and inside else None,
-        checkpoint.get("images"),
+        saved_images(checkpoint, cfg),
         saved_lengths(checkpoint),
         schedule_start(checkpoint),
         changes_since(checkpoint, cfg),
@@ -342,7 +343,7 @@ def restore(
         DataError: the images have changed.
     """
     model, position, loader = objects.model, start.position, objects.data.train_dataloader()
-    check_images(start.images, objects.data, plan.changed)
+    check_images(start.images, objects.data)
     check_ranks(start.ranks, get_world().size)
     check_not_passed(trainer.max_epochs, trainer.max_steps, position)
     loader.start_image = position.images
@@ -370,7 +371,7 @@ def restore(
     set_position(trainer, position.epoch, batch, position.step)
     if plan.resuming:
         has_ended = 0 < trainer.max_steps <= position.step  # perhaps inside an epoch, whose row is complete then
-        metrics.resume(position.epoch + has_ended)
+        metrics.resume(position.epoch + has_ended, required=position.epoch)
 
 
 def record_start(plan: Plan, objects: RunObjects, start: Start, trainer: Trainer) -> None:

@@ -119,9 +119,3 @@ def test_a_decay_of_what_is_exempt_is_refused(pattern):
     found = rules(Grouping(layers=layers))
     name = "features.norm1.weight" if pattern == "norm1" else "classifier.fc8.bias"
     assert found[name] == (0.1, 0.1)
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.01])
-def test_weights_and_what_is_exempt_are_groups_of_their_own_whatever_the_decay(decay):
-    groups = parameter_groups(network().named_parameters(), 0.1, decay, Grouping(decay_biases_and_norms=False))
-    assert [group["name"] for group in groups] == ["weights", "biases, norms"]

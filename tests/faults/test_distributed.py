@@ -148,7 +148,7 @@ def test_signal_to_one_rank(tmp_path):
     assert pair.wait() == [143, 143], pair.text
     position = latest_valid(tmp_path / "run" / "checkpoints")[1]["position"]
     assert position["epoch"] == 1
-    assert position["batch"] in range(10, 161, 10)
+    assert position["batch"] in range(0, 161, 10)  # 0 on a busy machine, on which the epoch has not begun
     assert Pair("resume=here", run_dir=tmp_path / "run").wait() == [0, 0]
     assert_same(tmp_path / "run", whole)
 

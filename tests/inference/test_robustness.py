@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import SHORT_RUN, config, make_image_folder
+from PIL import Image
 
 from alexnet_pl.cli import evaluate as command
 from alexnet_pl.data.robustness import SEVERITIES, STRENGTHS
@@ -51,21 +52,28 @@ def test_moved_class_folders_are_corrupted_in_their_own_resolution(class_folders
     moved = root.rename(tmp_path / "moved")
     assert [part.figures for part in evaluate_corruptions(run, moved)] == expected
     assert expected[0]["test/loss"] == finished_result(tmp_path / "run")["test/loss"]
+    lone = tmp_path / "lone"  # DIR/test/<class>/* without training images
+    shutil.copytree(moved / "test", lone / "test")
+    assert not is_own_data(run, lone)
+    assert next(evaluate_corruptions(run, lone)).images == 20
+    for path in (moved / "test").rglob("*.png"):
+        Image.open(path).resize((48, 48)).save(path)
+    assert next(evaluate_corruptions(run, moved)).images == 20
     others = tmp_path / "others"  # the same images without the training images: other data, for all the program knows
     (moved / "test").rename(others)
-    clean, *_ = evaluate_corruptions(run, others)
-    assert clean.figures["test/loss"] == pytest.approx(expected[0]["test/loss"], rel=1e-3)
+    assert next(evaluate_corruptions(run, others)).images == 20
     assert is_own_data(run, moved)
     assert not is_own_data(run, others)
 
 
 def test_only_the_runs_own_result_is_recorded(folder: Path, run, tmp_path: Path) -> None:
-    parts = [Part("", 0, 360, {"test/error": 0.5})]
+    parts, others = ([Part("", 0, 360, {"test/acc": acc})] for acc in (run.result["test/acc"], 0.5))
     shutil.copytree(folder, tmp_path / "run")
     other = tmp_path / "run" / "checkpoints" / "latest.ckpt"
     shutil.copy(folder / "checkpoints" / "best.ckpt", other)
     (other.parent / "SHA256SUMS").unlink()
     assert record(load_run(other), parts) is None
+    assert record(load_run(tmp_path / "run"), others) is None
     assert record(load_run(tmp_path / "run"), parts) == tmp_path / "run" / CORRUPTIONS
     result = tmp_path / "run" / "result.json"
     result.write_text('{"status": "failed"}')
