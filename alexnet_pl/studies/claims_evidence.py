@@ -35,7 +35,7 @@ from alexnet_pl.studies.statistics import (
     verdict,
 )
 from alexnet_pl.studies.store import STUDY, Study
-from alexnet_pl.studies.table import Trial, curves_of, factors_of, last_start, read_study, versions
+from alexnet_pl.studies.table import Trial, curves_of, factors_of, is_factor, last_start, read_study, versions
 
 FACTOR = "factor "
 """Prefix of the columns that hold the levels of what a study varies."""
@@ -79,7 +79,7 @@ def collect(claims: Sequence[Claim], multirun: Path, directory: Path) -> list[st
         # One row for each command that has finished.
         counted = _latest((trial for trial in trials if trial.config_hash in planned), commands)
         factors_of(counted, study.axes)  # completes the trials' settings
-        axes = [key for key in study.axes if key != SEED]
+        axes = [key for key in study.axes if is_factor(key)]
         rows = {trial.config_hash: row_of(trial, given[trial.config_hash], scale, axes, testing) for trial in counted}
         finished = {commands[digits] for digits in rows}
         planned = [digits for digits in planned if digits in rows or commands[digits] not in finished]
@@ -276,8 +276,8 @@ class Finding:
         compared: configuration → mean of its measure over the seeds behind the effect, as a fraction or in epochs. Over
             all seeds if none has every run.
         left_out: seeds that lack a run.
-        unknown: seeds with every run whose ratio is not even bounded, because runs of both configurations never got as
-            far as the measure counts.
+        unknown: seeds with every run that say nothing about the ratio: runs of both configurations never got as far as
+            the measure counts, of one seed or of different ones.
         planned: number of seeds in the claim's file.
         trials: rows of the study's file.
     """

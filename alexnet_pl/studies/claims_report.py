@@ -406,8 +406,8 @@ def notes(finding: Finding) -> list[str]:
         found.append(f"{scale} scale: {words} a run")
     if finding.unknown:
         seeds = f"seed{'s' * (len(finding.unknown) > 1)} {', '.join(map(str, finding.unknown))}"
-        words = "is unknown: runs of both configurations never reached the error"
-        found.append(f"{scale} scale: the ratio of {seeds} {words}")
+        words = "runs of both configurations never reached the error"
+        found.append(f"{scale} scale: {seeds} {'say' if len(finding.unknown) > 1 else 'says'} nothing, because {words}")
     for name, column in MIXED.items():
         column_of_text = finding.trials.get(column, pd.Series(dtype=str)).dropna().astype(str)
         groups = finding.trials.loc[column_of_text.index].groupby(column_of_text, sort=False)

@@ -25,7 +25,7 @@ from alexnet_pl.studies.store import LOCKS, Study, config_hash, trial_entry
 
 log = logging.getLogger(__name__)
 
-REMOVED_BEFORE_RETRY = ("checkpoints", METRICS, "tensorboard", CONFIG, RESULT, CORRUPTIONS)
+REMOVED_BEFORE_RETRY = ("checkpoints", METRICS, "tensorboard", CONFIG, CORRUPTIONS, RESULT)
 """Files of a failed attempt; result.json, which records the failure, is removed last."""
 
 
@@ -107,9 +107,9 @@ def _run_locked(cfg: DictConfig, study: Study, run_dir: Path, trials: list[str])
         if score is not None:
             print_line(f"{run_dir.name} has already finished: val acc {score:.4f}")
             return score
-        with deciding(cfg, study, run_dir):
+        with deciding(cfg, study, run_dir) as has_neighbors:
             source = take_over(cfg, study, run_dir)
-            elsewhere = None if source else running_elsewhere(cfg, study, run_dir)
+            elsewhere = running_elsewhere(cfg, study, run_dir) if has_neighbors and source is None else None
             if elsewhere is not None:
                 lock.release()  # before a neighbor looks, or it would leave the trial to this study
         if source is not None:

@@ -28,23 +28,33 @@ COPIED = ("checkpoints", "figures", "tensorboard", METRICS, "report.html", "comm
 """Files and directories of a run that are taken over, in this order. result.json, which makes it finished, is last."""
 
 
+DECIDING = 60
+"""Seconds to wait for another study's decision, which may copy a run; a process that was stopped does not end it."""
+
+
 @contextmanager
-def deciding(cfg: DictConfig, study: Study, run_dir: Path) -> Iterator[None]:
+def deciding(cfg: DictConfig, study: Study, run_dir: Path) -> Iterator[bool]:
     """Hold the lock under which neighboring studies decide, one after the other, which of them runs a shared trial.
 
     This process holds the lock of its own trial by then, keeps it while it runs the trial, and releases it in the block
     if it leaves the trial to a neighbor. Two that looked for each other at once would leave the trial to each other.
 
     A neighbor that nothing is seen of yet will hold its own trial's lock later than this process and see it. So the
-    lock, which is in the studies' common directory, is taken only if a neighbor has the trial.
+    lock, which is in the studies' common directory, is taken only if a neighbor has the trial, and only then does this
+    process look for a run that it could leave the trial to.
+
+    Yields:
+        True if a neighbor has the trial.
     """
     with ExitStack() as held:
-        if is_shared(cfg) and any(_same_trials(study, run_dir)):
+        has_neighbors = is_shared(cfg) and any(_same_trials(study, run_dir))
+        if has_neighbors:
             locks = study.root.absolute().parent / LOCKS
-            with suppress(OSError):  # the directory is read-only: the neighbors are another user's
+            # The directory is read-only: the neighbors are another user's. Or a process was stopped inside.
+            with suppress(OSError):
                 locks.mkdir(exist_ok=True)
-                held.enter_context(FileLock(locks / f"{run_dir.name.rpartition('-')[2]}.lock"))
-        yield
+                held.enter_context(FileLock(locks / f"{run_dir.name.rpartition('-')[2]}.lock", timeout=DECIDING))
+        yield has_neighbors
 
 
 def take_over(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
@@ -74,7 +84,7 @@ def take_over(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
 def running_elsewhere(cfg: DictConfig, study: Study, run_dir: Path) -> str | None:
     """Return the name of a neighboring study in which a process is running the same trial, or None.
 
-    One that reads another copy of the data does not count, because its trial will not be taken over.
+    One whose config.yaml names another copy of the data does not count, because its trial will not be taken over.
     """
     digits = run_dir.name.rpartition("-")[2]
     for source in _same_trials(study, run_dir) if is_shared(cfg) else ():

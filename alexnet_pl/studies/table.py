@@ -149,6 +149,11 @@ def _exclusion_reason(result: dict[str, Any]) -> str:
     return ""
 
 
+def is_factor(key: str) -> bool:
+    """Return True if an override of ``key`` may change what a trial computes, other than through its seed."""
+    return not any(key == no or key.startswith(f"{no}.") for no in NOT_FACTORS)
+
+
 def factors_of(trials: Sequence[Trial], axes: Sequence[str]) -> tuple[list[Factor], dict[str, str]]:
     """Return the factors that vary over the trials, and the settings they have in common.
 
@@ -159,7 +164,7 @@ def factors_of(trials: Sequence[Trial], axes: Sequence[str]) -> tuple[list[Facto
         axes: keys in the order to show them in; others follow.
     """
     given = dict.fromkeys([*axes, *(key for trial in trials for key in trial.settings)])
-    keys = [key for key in given if not any(key == no or key.startswith(f"{no}.") for no in NOT_FACTORS)]
+    keys = [key for key in given if is_factor(key)]
     for trial in trials:
         trial.settings |= {key: _setting(trial, key) for key in keys}
     varied: list[Factor] = []

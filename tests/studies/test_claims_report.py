@@ -187,7 +187,7 @@ def test_ratios_bounded_from_both_sides_are_open_and_not_unmeasured(results):
         {"relu": [False, True, True], "tanh": [True, False, True]},
     )
     assert (verdict_text(found), effect_text(found)) == ("open", "–")
-    unknown = "the ratio of seeds 1, 2, 3 is unknown: runs of both configurations never reached the error"
+    unknown = "seeds 1, 2, 3 say nothing, because runs of both configurations never reached the error"
     assert notes(found) == [f"lab scale: {unknown}"]
     found = replace(found, trials=found.trials.assign(epochs=6))
     ledger = [(found.claim, [found])]

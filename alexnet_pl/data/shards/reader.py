@@ -17,7 +17,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Shards:
         self.remote = is_url(self.root)
         self.is_written_by_runs = is_written_by_runs
         self._locks: dict[str, threading.Lock] = {}
+        self._kept: dict[str, Path] = {}
         self._guard = threading.Lock()
         if self.remote:
             key = hashlib.sha256(self.root.encode()).hexdigest()[:16]
@@ -200,6 +201,8 @@ class Shards:
         path = self.folder / name
         if not self.remote or path.exists():
             return path
+        if name in self._kept or self._is_kept(name, described.bytes[shard], described.sha256[shard]):
+            return path if path.exists() else self._kept[name]
         with self._guard:
             lock = self._locks.setdefault(name, threading.Lock())
         try:
@@ -215,6 +218,17 @@ class Shards:
                 f"{path} cannot be written: {error.strerror}. Choose another directory with data.cache=DIR."
             ) from error
         return path
+
+    def _is_kept(self, name: str, size: int, sha256: str) -> bool:
+        """Return True if the cache has this shard where earlier versions kept it, and move it if that is allowed."""
+        former = self.folder.parent / name
+        if not has_size(former, size) or sha256_of(former) != sha256:
+            return False
+        self._kept[name] = former
+        with suppress(OSError):  # a read-only cache is used as it is
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.replace(former, self.folder / name)
+        return True
 
     def _download(self, name: str, size: int, sha256: str, path: Path) -> None:
         filesystem, root = _filesystem(self.root)
@@ -272,9 +286,13 @@ class Shards:
     def _failed(self, path: Path, problem: str) -> DataError:
         """Return the error for a shard that is not found or corrupt, with its repair."""
         if self._is_rewritten():
+            fix = (
+                "Each run that writes shards needs its own data.shards=DIR."
+                if self.is_written_by_runs
+                else ("Start again when it has finished.")
+            )
             return DataError(
-                f"{path} {problem}: another process has rewritten the shards in {self.root}, or is doing so. Each run "
-                "that writes shards needs its own data.shards=DIR."
+                f"{path} {problem}: another process has rewritten the shards in {self.root}, or is doing so. {fix}"
             )
         if self.remote:
             repair = "Delete it to download it again."

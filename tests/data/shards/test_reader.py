@@ -55,6 +55,25 @@ def test_shards_that_were_created_again_are_fetched_again(store, images, out, tm
     assert len(list(make_loader(old))) == 5  # a run that is not finished keeps its own
 
 
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_cache_of_an_earlier_version_is_used(store, out, tmp_path, monkeypatch, is_writable):
+    """Shards lay beside the directories that are named after their index now."""
+    shards = Shards(store[0], tmp_path / "cache")
+    shards.folder.mkdir(parents=True, exist_ok=True)
+    for path in out.glob("*.tar"):
+        shutil.copy(path, shards.folder.parent)
+    if not is_writable:
+        monkeypatch.setattr("alexnet_pl.data.shards.reader.os.replace", refuse)
+    monkeypatch.setattr(Shards, "_download", refuse)
+    for ours, theirs in zip(make_loader(shards), make_loader(Shards(out)), strict=True):
+        assert torch.equal(ours[0], theirs[0])
+    assert bool([*shards.folder.glob("*.tar")]) is is_writable
+
+
+def refuse(*_) -> None:
+    raise PermissionError("refused")
+
+
 @pytest.mark.parametrize(("damage", "message"), [(flip, "is corrupt: its SHA-256"), (Path.unlink, "not found")])
 def test_faults_of_the_store_are_named(store, out, tmp_path, damage, message):
     url, _ = store
@@ -146,7 +165,7 @@ def test_shards_that_another_process_rewrites_are_recognized(images, out, is_fin
         (out / UNFINISHED).mkdir()
     message = read_all(shards)
     assert re.search(rf"train-0000\d.tar is corrupt: another process has rewritten the shards in {out}", message)
-    assert message.endswith("Each run that writes shards needs its own data.shards=DIR.")
+    assert message.endswith("or is doing so. Start again when it has finished.")
     (out / "train-00000.tar").unlink()
     assert "train-00000.tar not found: another process has rewritten" in read_all(shards)
 
