@@ -236,6 +236,22 @@ def test_the_record_on_two_cores_is_that_of_its_file() -> None:
     assert f"{epochs:.0f} epochs take {seconds / 60:.0f} minutes: {views:.2%} with six views, {center:.2%}" in header
 
 
+def test_the_run_in_the_tutorials_time_is_that_of_its_file() -> None:
+    frame = pd.read_csv(REPOSITORY / "docs/results/ladder/tutorials-time.csv").query("counts")
+    views, center = frame["test/acc_shifted_mirror"].mean(), frame["test/acc"].mean()
+    page = re.sub(r"\s+", " ", text("docs/ladder.md"))
+    epochs = re.findall(r"trainer.max_epochs=(\d+) data.test_crops=6` classifies", page)
+    assert f"{frame['epochs'].max():.0f}" == epochs[0]
+    assert f"classifies {views:.2%} of the test images with six views, {center:.2%} with one, in " in page
+    assert (
+        f"in {frame['seconds'].max() / 60:.0f} minutes of training and validation on two cores (n = {len(frame)},"
+        in page
+    )
+    speeds = pd.read_csv(REPOSITORY / "docs/results/ladder/machines.csv").query("recipe == 'tutorial' and threads == 2")
+    speed = speeds[["images_per_second 1", "images_per_second 2"]].iloc[-1].mean()
+    assert f"makes its recipe {30 * 45_000 / speed / 60:.0f} minutes long" in page
+
+
 def test_the_tables_of_the_ladder_are_those_of_its_report() -> None:
     page, report = text("docs/ladder.md"), text("docs/results/ladder/h100/report.md")
     tables = report.partition("## Ladder")[2].partition("![")[0].strip().split("\n\n")[1:]
