@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 CALL_KEYS = ("resume", "allow_changes", "run_dir", "study", "trust")
 """Keys that say how a run is called, not what it computes."""
 
+OF_A_START = ("data_dir", "init_from")
+"""Keys that say what a run starts from; an experiment beside ``resume`` leaves them as they were."""
+
 PLACES = ("data.root",)
 """Keys that say where something lies: a resumed run uses their current values and is still the same run."""
 
@@ -262,7 +265,8 @@ def diff_configs(saved: DictConfig, now: DictConfig, named: Sequence[str]) -> Ch
     for key in {*before, *target}:
         if key in CALL_KEYS or (key == "threads" and target.get(key) == "auto"):  # the run has chosen already
             continue
-        if everything or any(_is_in(key, prefix) for prefix in prefixes):
+        is_named = any(_is_in(key, prefix) for prefix in prefixes)
+        if is_named or (everything and key not in OF_A_START):
             _set(after, key, target.get(key, ABSENT))
     for pattern, source in COPIES:
         for key in sorted({pattern, *(key for key in after if fnmatchcase(key, pattern))}):
