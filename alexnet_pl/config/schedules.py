@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -73,8 +74,8 @@ class ScheduleFactory:
 
         Raises:
             ConfigError: a plateau schedule per step, a per-step schedule per epoch, a schedule shorter than the run, a
-                cycle whose warm-up is a single step, a cycle of the momentum that its own value has no part in, a
-                final rate above the first.
+                cycle whose warm-up is a single step or leaves nothing to fall in, a cycle of the momentum that its own
+                value has no part in, a final rate above the first, a warm-up longer than the run.
         """
         total = REHEARSED if length is None else length.steps if self.interval == "step" else length.epochs
         before = [dict(group) for group in optimizer.param_groups]
@@ -88,6 +89,7 @@ class ScheduleFactory:
             ) from error
         check_momentum(optimizer, scheduler, before)
         check_final_rate(optimizer, scheduler)
+        check_cycle(getattr(self.make, "keywords", {}))
         name = type(scheduler).__name__
         if self.interval == "step" and isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigError(
@@ -104,6 +106,9 @@ class ScheduleFactory:
                 f"scheduler.total_steps={last} is invalid: expected at least {total}, the {self.interval}s of this "
                 "run. Set scheduler.total_steps=auto"
             )
+        warmup_epochs = max(self.warmup_epochs, getattr(scheduler, "warmup_epochs", 0))
+        if length is not None and warmup_epochs > length.epochs:
+            raise invalid_value("scheduler.warmup_epochs", warmup_epochs, f"at most {length.epochs}, those of this run")
         return scheduler
 
 
@@ -127,6 +132,19 @@ def check_momentum(optimizer: Optimizer, scheduler: LRScheduler, before: list[di
                 f"optimizer.{key}={value} is invalid with a schedule that moves it between {low} and {high}: to keep "
                 "it, set scheduler.cycle_momentum=false"
             )
+
+
+def check_cycle(settings: Mapping[str, Any]) -> None:
+    """Check that a cycle leaves steps in which its learning rate falls, which torch does not.
+
+    Raises:
+        ConfigError: ``pct_start`` is 1, or above 0.5 in a cycle of three phases, the second as long as the first.
+    """
+    part = settings.get("pct_start")
+    if isinstance(part, int | float) and settings.get("three_phase") and part > 0.5:
+        raise invalid_value("scheduler.pct_start", part, "at most 0.5 with scheduler.three_phase=true")
+    if isinstance(part, int | float) and part >= 1:
+        raise invalid_value("scheduler.pct_start", part, "a number below 1, because the learning rate must fall again")
 
 
 def check_final_rate(optimizer: Optimizer, scheduler: LRScheduler) -> None:
@@ -167,6 +185,9 @@ def schedule_factory(configured: Any) -> ScheduleFactory | None:
     if interval not in INTERVALS:
         raise ConfigError(f"scheduler.interval={interval} is invalid: expected epoch or step.")
     auto = tuple(name for name in LENGTHS if keywords.get(name) == "auto")
+    if keywords.get("last_epoch", -1) != -1:
+        fix = "A resumed run continues its schedule by itself."
+        raise invalid_value("scheduler.last_epoch", keywords["last_epoch"], "no such key", fix)
     fixed = {name: value for name, value in keywords.items() if name not in auto}
     make = functools.partial(configured.func, *configured.args, **fixed)
     return ScheduleFactory(make, cast(Literal["epoch", "step"], interval), auto, warmup_epochs)

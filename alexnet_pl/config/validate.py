@@ -288,8 +288,12 @@ def check_monitors(watching: Settings) -> None:
         ConfigError: names the key.
     """
     for path, settings in watching.items():
-        monitor = settings.get("monitor")
-        if monitor is None:
+        parameters = inspect.signature(locate(path, settings["_target_"])).parameters if settings else {}
+        by_default = parameters["monitor"].default if "monitor" in parameters else None
+        if settings.get("_target_") == PLATEAU:  # which has no such argument
+            by_default = "val/loss"
+        monitor = settings.get("monitor", by_default)
+        if not isinstance(monitor, str):  # none, or required and reported as missing
             continue
         logged = LOGGED_BEFORE_SAVING if settings["_target_"] in AFTER_VALIDATION else MONITORS
         if monitor not in logged:
@@ -298,12 +302,11 @@ def check_monitors(watching: Settings) -> None:
                 f"{did_you_mean(monitor, logged)}\nLogged: {', '.join(logged)}."
             )
         best = "max" if "/acc" in monitor else "min" if "/" in monitor else None
-        parameters = inspect.signature(locate(path, settings["_target_"])).parameters
         mode = settings.get("mode", parameters["mode"].default if "mode" in parameters else best)
         if best and mode != best:
-            plus, by_default = ("", "") if "mode" in settings else ("+", " (the default)")
+            plus, origin = ("", "") if "mode" in settings else ("+", " (the default)")
             fix = f"It would keep the worst {monitor}. Set {plus}{path}.mode={best}"
-            raise invalid_value(f"{path}.mode", f"{mode}{by_default}", best, fix)
+            raise invalid_value(f"{path}.mode", f"{mode}{origin}", best, fix)
 
 
 def check_augment(augment: Settings) -> None:
@@ -326,14 +329,14 @@ def check_augment(augment: Settings) -> None:
         )
 
 
-WARMUP_PLATEAU = "alexnet_pl.training.WarmupPlateau"
+WARMUP_PLATEAU, PLATEAU = "alexnet_pl.training.WarmupPlateau", "torch.optim.lr_scheduler.ReduceLROnPlateau"
 
 
 def check_warmup(scheduler: Settings, optimizer: Settings, max_epochs: int | None) -> None:
     """Check that the linear warm-up of a schedule ends within the run, which would never reach ``optimizer.lr``.
 
-    ``WarmupPlateau``'s begins at ``warmup_lr``, and an optimizer whose learning rate is not above that has none. A run
-    that ``trainer.max_steps`` ends is not checked.
+    ``WarmupPlateau``'s begins at ``warmup_lr``, and an optimizer whose learning rate is not above that has none. In a
+    run that ``trainer.max_steps`` ends, the schedule checks it once the number of images is known.
 
     Raises:
         ConfigError: names the key and the number of epochs.

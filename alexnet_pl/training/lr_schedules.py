@@ -27,8 +27,8 @@ class WarmupPlateau(ReduceLROnPlateau):
         warmup_epochs: 0 or more; may be fractional.
         warmup_lr: learning rate of the first step, above 0; of the first parameter group, others in proportion.
         max_reductions: 0 or more.
-        factor, patience, mode: see ``ReduceLROnPlateau``: what the learning rate is multiplied by, how many epochs may
-            pass without improvement, and whether less (``min``) or more (``max``) is better.
+        factor, patience, mode: see ``ReduceLROnPlateau``: what the learning rate is multiplied by, how many epochs with
+            validation may pass without improvement, and whether less (``min``) or more (``max``) is better.
         monitor: logged metric to watch.
         **settings: passed to ``ReduceLROnPlateau``.
 
@@ -62,8 +62,8 @@ class WarmupPlateau(ReduceLROnPlateau):
         self.monitor = monitor
         self.warmup_epochs, self.warmup_lr, self.full_rates = warmup_epochs, warmup_lr, rates
         self.warming = False
-        if warmup_lr < rates[0]:
-            self.cooldown_counter = math.ceil(warmup_epochs)  # epochs in which torch's class does not reduce it
+        if warmup_lr >= rates[0]:
+            self.warmup_epochs = 0
 
     def warm_up(self, progress: float) -> None:
         """Set the learning rate of the next step if the warm-up determines it.
@@ -75,6 +75,7 @@ class WarmupPlateau(ReduceLROnPlateau):
         """
         if progress < self.warmup_epochs:
             fraction, self.warming = progress / self.warmup_epochs, True
+            self.cooldown_counter = 1  # torch's class does not reduce it after the next validation
         elif self.warming:
             fraction, self.warming = 1.0, False
         else:

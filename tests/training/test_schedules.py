@@ -109,6 +109,13 @@ def test_the_rates_of_a_resumed_run_are_those_of_an_uninterrupted_one(overrides,
         (["scheduler=cosine", "+scheduler.eta_min=-1"], "scheduler.eta_min=-1 is invalid: expected a number ≥ 0"),
         (["~optimizer.lr", "scheduler=cosine", "scheduler.warmup_epochs=4"],
          "scheduler.warmup_epochs=4 is invalid: expected at most 3"),
+        (["scheduler=one_cycle", "scheduler.pct_start=1.0"], "scheduler.pct_start=1.0 is invalid: expected a number b"),
+        (["scheduler=one_cycle", "scheduler.pct_start=0.7", "+scheduler.three_phase=true"],
+         "scheduler.pct_start=0.7 is invalid: expected at most 0.5 with scheduler.three_phase=true"),
+        (["scheduler=cosine", "+scheduler.last_epoch=3"], "scheduler.last_epoch=3 is invalid: expected no such key"),
+        (["+scheduler.mode=max"], "scheduler.mode=max is invalid: expected min. It would keep the worst val/loss"),
+        (["scheduler=warmup_plateau", "scheduler.warmup_epochs=0", "~scheduler.monitor", "+scheduler.mode=max"],
+         "scheduler.mode=max is invalid: expected min. It would keep the worst val/error"),
         (["scheduler=step", "scheduler.step_size=0"], "scheduler.step_size=0 is invalid: expected a number of interv"),
         (["scheduler=step", "scheduler.gamma=-1"], "scheduler.gamma=-1 is invalid: expected a number above 0"),
         (["scheduler=one_cycle", "scheduler.max_lr=-1"], "scheduler.max_lr=-1 is invalid: expected a number above 0"),
@@ -127,6 +134,19 @@ def test_a_cycle_shorter_than_the_run_is_refused(tmp_path):
         ConfigError, match="scheduler.total_steps=20 is invalid: expected at least 30, the steps of this"
     ):
         run(config(*RUN, "scheduler=one_cycle", "scheduler.total_steps=20", run_dir=tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("scheduler=cosine", "scheduler.warmup_epochs=4"),
+     ("optimizer=sgd", "optimizer.lr=0.08", "scheduler=warmup_plateau", "scheduler.warmup_epochs=4")],
+)  # fmt: skip
+def test_a_warm_up_longer_than_the_run_is_refused_however_it_ends(overrides, tmp_path):
+    length = ("trainer.max_epochs=-1", "+trainer.max_steps=30")
+    with pytest.raises(
+        ConfigError, match="scheduler.warmup_epochs=4 is invalid: expected at most 3, those of this run"
+    ):
+        run(config(*RUN, *overrides, *length, run_dir=tmp_path / "run"))
 
 
 def test_a_schedule_of_the_users_own_needs_no_interval():
@@ -176,11 +196,22 @@ def test_a_momentum_that_the_cycle_would_replace_is_refused(overrides, message):
     validate(config("scheduler=one_cycle", "optimizer=muon", "optimizer.betas=[0.8,0.95]"))
 
 
-def test_a_plateau_schedule_without_a_warm_up_waits_for_none():
-    """The first five epochs are the warm-up's only if there is one: ``warmup_lr`` is below the optimizer's rate."""
-    for rate, blocked in ((0.001, 0), (0.08, 5)):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
-        assert WarmupPlateau(optimizer, warmup_epochs=5, warmup_lr=0.01).cooldown_counter == blocked
+@pytest.mark.parametrize(
+    ("rate", "period", "blocked", "reductions"),
+    [(0.001, 1, 0, [0, 0, 1, 1, 2, 2, 3, 3]), (0.08, 1, 5, [0, 1, 1]), (0.08, 4, 2, [0, 1, 1, 2, 2, 3])],
+)
+def test_a_plateau_schedule_waits_for_its_warm_up_and_for_no_other(rate, period, blocked, reductions):
+    """Issue: a rate below ``warmup_lr`` had its reductions undone for five epochs; validations counted as epochs."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    plateau = WarmupPlateau(optimizer, warmup_epochs=5, warmup_lr=0.01, patience=1)
+    rates = []  # after each of eight validations, none of which is better than the first
+    for epoch in range(8 * period):
+        for batch in range(3):
+            plateau.warm_up(epoch + batch / 3)
+        if (epoch + 1) % period == 0:
+            plateau.step(0.5)
+            rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[blocked:] == pytest.approx([rate * 0.1**count for count in reductions])
 
 
 # --- milestones -----------------------------------------------------------------------------------------------------
