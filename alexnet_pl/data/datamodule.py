@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from alexnet_pl.data.draws import EpochDraws
 from alexnet_pl.data.loaders import BatchLoader
 from alexnet_pl.data.transforms import (
+    VIEW_NAMES,
     apply_transform,
     center_crop,
     is_mixing,
@@ -82,6 +83,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise invalid_value(f"data.{name}", value, "an integer, 1 or more")
         if resize_size < image_size:
             raise invalid_value("data.resize_size", resize_size, f"data.image_size={image_size} or more, or null")
+        if test_crops not in (1, *VIEW_NAMES):
+            raise invalid_value("data.test_crops", test_crops, f"1 or one of: {', '.join(map(str, VIEW_NAMES))}")
         if test_crops == 10 and resize_size == image_size:
             raise ConfigError(
                 f"data.test_crops={test_crops} is invalid: ten crops need images larger than "

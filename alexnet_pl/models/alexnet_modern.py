@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from alexnet_pl.models.checks import check_image_size, check_whole, check_widths
 from alexnet_pl.models.layers import (
     ActivationFactory,
+    LocalResponseNorm,
     NonOverlappingMaxPool2d,
     NormFactory,
     PoolFactory,
+    SpatialResponseNorm,
     conv_block,
     pooled_size,
 )
 from alexnet_pl.runtime.errors import invalid_value
+
+KEEPS_MEAN = (nn.Identity, LocalResponseNorm, SpatialResponseNorm, nn.LocalResponseNorm, nn.RMSNorm)
+"""Norm layers that do not subtract a mean, so that a bias before them is not in vain."""
 
 
 class AlexNetModern(nn.Module):
@@ -33,12 +38,13 @@ class AlexNetModern(nn.Module):
         image_size: side of the square input in pixels, which sizes fc6; at least 16 with the defaults.
         channels: feature maps of conv1 … conv5.
         fc_width: units in fc6 and fc7.
-        conv1_stride: 1, or more for larger images: 4 for 224 pixels leaves 7×7 feature maps at fc6.
+        conv1_stride: 1, or more for larger images: 4 for 224 pixels leaves 6×6 feature maps at fc6.
         pool_after: numbers of the convolutions that are followed by pooling, in increasing order.
         pool_padding: 0, where 31 pixels become 15, 7 and 3, or 1, where they become 16, 8 and 4.
         whitening: side in pixels of the patches that are whitened, 2 or 3; 0 for no whitening.
         norm: factory of the norm layer in every block but the last, called with the number of channels or units.
-        bias_before_norm: give the layers before a norm layer a bias; before ``nn.Identity`` they have one anyway.
+        bias_before_norm: give the layers before a norm layer a bias. Without a norm layer, or before one that keeps the
+            mean, such as LRN, they have one anyway.
         pool: factory of the pooling layers, called with the padding.
         activation: factory of the nonlinearity after every hidden layer.
         dropout: probability of dropping an output of fc6 and fc7, in [0, 1).
@@ -81,7 +87,7 @@ class AlexNetModern(nn.Module):
         smallest = next(size for size in count(1) if feature_map_size(size, *sizing) >= 1)
         check_image_size("AlexNetModern", image_size, smallest)
 
-        has_bias = bias_before_norm or isinstance(norm(channels[0]), nn.Identity)
+        has_bias = bias_before_norm or isinstance(norm(channels[0]), KEEPS_MEAN)
         layers: list[tuple[str, nn.Module]] = []
         if whitening:
             layers += [("whitening", Whitening(whitening)), ("act0", activation())]

@@ -25,7 +25,7 @@ from alexnet_pl.data.datamodule import ImageDataModule
 from alexnet_pl.data.loaders import BatchLoader
 from alexnet_pl.distributed.environment import get_world
 from alexnet_pl.models.alexnet_modern import PerUnit
-from alexnet_pl.runtime.errors import ConfigError, one_line
+from alexnet_pl.runtime.errors import ConfigError, invalid_value, one_line
 from alexnet_pl.runtime.run_folder import METRICS
 from alexnet_pl.runtime.system import raise_malloc_thresholds
 from alexnet_pl.training.callbacks.averaging import check_supported
@@ -104,6 +104,9 @@ def build(cfg: DictConfig, named: Sequence[str], resuming: bool) -> RunObjects:
             "version": __version__,
         },
     )
+    ignored = getattr(model.loss, "ignore_index", -1)
+    if data.mixing is not None and ignored >= 0:
+        raise invalid_value("loss.ignore_index", ignored, "no such key with mixup or cutmix")
     check_batch_size(model.net, data.batch_size // get_world().size, bool(cfg.trainer.get("sync_batchnorm")))
     if cfg.channels_last:
         model.net.to(memory_format=torch.channels_last)

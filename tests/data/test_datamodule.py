@@ -102,6 +102,7 @@ def test_values_out_of_range_are_named(setting):
         ("data.resize_size=31", "data.resize_size=31 is invalid: expected data.image_size=32 or more, or null"),
         ("data.resize_size=0", "data.resize_size=0 is invalid: expected an integer, 1 or more"),
         ("data.test_crops=10", "data.test_crops=10 is invalid: ten crops need images larger than .*=32.*37"),
+        ("data.test_crops=3", "data.test_crops=3 is invalid: expected 1 or one of: 2, 6, 10"),
         ("augment=crop_flip augment.crop.size=30", "at least data.image_size=32 pixels a side, and it leaves 30"),
         ("augment=crop_flip augment.crop.padding=0 augment.crop.size=40", "augment size=40 is invalid: expected at"),
     ],

@@ -33,6 +33,14 @@ def test_five_convolutions_and_three_fully_connected_layers_have_learned_weights
     assert sum(p.numel() for p in net.parameters()) == weights + 2 * (64 + 4 * 256 + 2 * 512) == 3_381_898
 
 
+@pytest.mark.parametrize(("norm", "has_bias"), [("lrn", True), ("within_map", True), ("batch", False), ("none", True)])
+def test_layers_before_a_norm_that_keeps_the_mean_have_biases(norm, has_bias):
+    """Issue: with LRN, the network had no bias but that of the last layer."""
+    net = instantiate(config("model=alexnet_modern", f"model/norm={norm}").model)
+    hidden = [net.get_submodule(name) for name in ("features.conv1", "features.conv5", "classifier.fc7")]
+    assert [layer.bias is not None for layer in hidden] == [has_bias] * 3
+
+
 @pytest.mark.parametrize("size", [16, 31, 32, 33, 64, 224])
 @pytest.mark.parametrize("sizing", [{}, {"conv1_stride": 2, "pool_padding": 1}, {"whitening": 0, "pool_after": [1, 3]}])
 @pytest.mark.parametrize("pool", [None, OverlappingMaxPool2d])

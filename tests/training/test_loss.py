@@ -52,6 +52,12 @@ def test_settings_of_the_loss_are_not_ignored(loss):
     assert float(objective) != pytest.approx(float(F.cross_entropy(model(images).detach(), labels)))
 
 
+def test_mixed_labels_exclude_a_class_that_is_ignored(tmp_path):
+    """Issue: torch's refusal came with the first batch, as a traceback."""
+    with pytest.raises(ConfigError, match="loss.ignore_index=0 is invalid: expected no such key with mixup or cutmix"):
+        run(config(*SHORT_RUN, "augment=mixup", "+loss.ignore_index=0", run_dir=tmp_path / "run"))
+
+
 @pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(label_smoothing=0.1)])
 def test_soft_labels_go_through_loss_and_metrics(loss):
     model = classifier(loss)
