@@ -1,9 +1,10 @@
 """Hydra callback of studies: registers the trials before the first one runs and writes the report after the last."""
 
+import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,16 +17,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from alexnet_pl.runtime.commands import train_command
 from alexnet_pl.runtime.errors import ConfigError, UserError, one_line_errors, printable
-from alexnet_pl.runtime.run_folder import Leftovers, read_trial
+from alexnet_pl.runtime.run_folder import Leftovers, read_config, read_trial
 from alexnet_pl.runtime.system import usable_cores
 from alexnet_pl.studies.disk import disk_estimate
 from alexnet_pl.studies.forecast import trial_costs
 from alexnet_pl.studies.internals import compose_sweeps_fast, expand_sweep
 from alexnet_pl.studies.session import RESUME_HINT, Session, current_session, print_line, print_resume_hint
-from alexnet_pl.studies.store import Study, config_hash, trial_entry
+from alexnet_pl.studies.store import Study, hash_of, numeric_settings, trial_entry
 
 TRIAL_DIRECTORIES = {"hydra.sweep.subdir": "${trial_dir:}", "run_dir": "${hydra:runtime.output_dir}"}
 """Settings that make a trial run where its study looks for it, as ``conf/train.yaml`` has them."""
+
+DATASETS_BY_ROOT = ("alexnet_pl.data.ImageFolderDataModule", "alexnet_pl.data.ShardedDataModule")
+"""Data modules of any images: another directory is another dataset, not a copy."""
 
 
 class StudyCallback(Callback):
@@ -75,8 +79,8 @@ def register_trials(config: DictConfig) -> None:
     """Compose every trial of the sweep, record it in ``study.json``, and open the session.
 
     Raises:
-        ConfigError: two trials compute the same numbers, an override makes no sense in a sweep, trials would run
-            elsewhere than the study looks for them, or a trial has several ranks.
+        ConfigError: two trials compute the same numbers, finished ones have other data, an override makes no sense in a
+            sweep, trials would run elsewhere than the study looks for them, or a trial has several ranks.
         UserError: ``study.json`` is corrupt.
     """
     refuse_resume(config)
@@ -90,6 +94,7 @@ def register_trials(config: DictConfig) -> None:
     trials = {
         digits: trial_entry(cfg.hydra.overrides.task, cfg.hydra.runtime.choices) for digits, cfg in configs.items()
     }
+    refuse_other_data(study, configs)
     if any(study.state(digits) != "finished" for digits in trials):
         from alexnet_pl.config.validate import refuse_in_sweep  # here for start-up time: it loads torch
 
@@ -196,12 +201,14 @@ def compose_trials(config: DictConfig) -> dict[str, DictConfig]:
     """Return the config of every trial of the sweep by its hash.
 
     Raises:
-        ConfigError: two trials have the same hash or different sweep directories, or one is to resume another run.
+        ConfigError: two trials compute the same numbers, have different sweep directories, or are those of experiments
+            that sweep other keys; or one is to resume another run.
     """
     if config.hydra.launcher._target_.endswith(".BasicLauncher"):
         compose_sweeps_fast()  # other launchers send the loader to their workers
     loader = GlobalHydra.instance().config_loader()
     configs: dict[str, DictConfig] = {}
+    spelled: dict[str, str] = {}
     before = HydraConfig.instance().cfg
     try:
         for overrides in expand_sweep(config):
@@ -213,16 +220,56 @@ def compose_trials(config: DictConfig) -> dict[str, DictConfig]:
                     f"hydra.sweep.dir={cfg.hydra.sweep.dir} is invalid: expected one directory for all trials. Name "
                     "the study with study=NAME, or set hydra.sweep.dir to a directory that no trial changes."
                 )
-            digits = config_hash(cfg)
-            if digits in configs:
-                same = " ".join(configs[digits].hydra.overrides.task)
+            if cfg.hydra.sweeper != config.hydra.sweeper:
                 raise ConfigError(
-                    f"{same}\nand {' '.join(overrides)}\nare the same trial: they compute the same numbers."
+                    f"{' '.join(overrides)} is invalid in this sweep: what it sweeps by itself would be ignored. Run "
+                    "each experiment with a command of its own, with the same study=NAME if they belong together."
                 )
+            settings = numeric_settings(cfg)
+            digits, numbers = hash_of(settings), _without_spelling(settings)
+            if numbers in spelled:
+                same = " ".join(configs[spelled[numbers]].hydra.overrides.task)
+                raise ConfigError(
+                    f"{same}\nand {' '.join(overrides)}\nare the same trial: they compute the same numbers. "
+                    "(data.root, of which a study has one, does not tell trials apart.)"
+                )
+            spelled[numbers] = digits
             configs[digits] = cfg
     finally:
         HydraConfig.instance().cfg = before
     return configs
+
+
+def _without_spelling(value: Any) -> str:
+    """Return settings as text in which 0 and 0.0 are the same."""
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_without_spelling(below)}' for key, below in sorted(value.items()))}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_without_spelling, value))}]"
+    return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def refuse_other_data(study: Study, configs: Mapping[str, DictConfig]) -> None:
+    """Refuse to go on with trials that were trained on other data, where ``data.root`` is what the dataset is.
+
+    Raises:
+        ConfigError: a trial has another ``data.root``, which still exists: the images have not moved.
+    """
+    for digits, cfg in configs.items():
+        if cfg.data.get("_target_") not in DATASETS_BY_ROOT or study.state(digits) not in ("finished", "stopped"):
+            continue
+        try:
+            before = (read_config(study.run_dir(digits)).get("data") or {}).get("root")
+        except UserError:  # resuming or reading it says why
+            continue
+        now = cfg.data.get("root")
+        if before is None or now is None or os.path.realpath(before) == os.path.realpath(now):
+            continue
+        if "://" in str(before) or Path(before).exists():
+            raise ConfigError(
+                f"data.root={now} is invalid: expected {before}, the data of {study.run_dir(digits)}. Name another "
+                "study with study=NAME."
+            )
 
 
 def summarize() -> None:

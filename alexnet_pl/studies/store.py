@@ -34,6 +34,9 @@ PASSIVE_CALLBACKS = (
 )
 """Callbacks that draw, save or abort: their options do not change the numbers of a run that finishes."""
 
+ORDERED = ("augment", "optimizer.layers", "scheduler.layers")
+"""Sections whose entries count in their order: steps of the augmentation, patterns of which the last one applies."""
+
 
 # --- identity -------------------------------------------------------------------------------------------------------
 
@@ -44,8 +47,19 @@ def config_hash(cfg: DictConfig) -> str:
     They are the start of the SHA-256 of the resolved config without ``UNHASHED``, ``data.root`` (another directory may
     hold the same data; the report lists the copies used) and passive callbacks. Values that are left to the machine are
     hashed as written, so a study with ``trainer.precision=auto`` may continue on another machine, which the report
-    notes. Commit and version are not hashed. A new key in ``conf/`` changes the hash, whatever its value.
+    notes. Commit and version are not hashed. A new key in ``conf/`` changes the hash, whatever its value. The order of
+    keys counts where the run's numbers depend on it (``ORDERED``) and it is not that of the alphabet.
     """
+    return hash_of(numeric_settings(cfg))
+
+
+def hash_of(settings: Mapping[str, Any]) -> str:
+    """Return the hash of what :func:`numeric_settings` returns."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def numeric_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that :func:`config_hash` identifies a trial by, as plain values."""
     left = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     OmegaConf.set_struct(left, False)
     for key in UNHASHED:
@@ -60,7 +74,16 @@ def config_hash(cfg: DictConfig) -> str:
         for name, callback in callbacks.items()
         if callback and callback.get("_target_") not in PASSIVE_CALLBACKS
     }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+    orders = {key: order for key in ORDERED if (order := _order(settings, key)) != sorted(order)}
+    return {**settings, **({"order": orders} if orders else {})}
+
+
+def _order(settings: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names of the entries of a section, in order, without its plain values."""
+    section: Any = settings
+    for part in key.split("."):
+        section = (section or {}).get(part)
+    return [str(name) for name, entry in (section or {}).items() if isinstance(entry, dict)]
 
 
 def trial_name(overrides: Mapping[str, str], axes: Sequence[str]) -> str:
@@ -138,8 +161,15 @@ class Study:
         content = {"study": self.root.name, "axes": self.axes, "trials": self.trials, "commands": self.commands}
         write_atomic(self.root / STUDY, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    def add(self, command: str, launcher: str, axes: Sequence[str], trials: Mapping[str, dict[str, Any]]) -> None:
-        """Record a command and its trials (config hash → entry), and name the run directories of new ones."""
+    def add(
+        self, command: str, launcher: str, axes: Sequence[str], trials: Mapping[str, dict[str, Any]],
+        renews: bool = False,
+    ) -> None:  # fmt: skip
+        """Record a command and its trials (config hash → entry), and name the run directories of new ones.
+
+        Args:
+            renews: also replace the overrides of known trials, to which this command may add a key.
+        """
         (self.root / LOCKS).mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / LOCKS / "study.lock"):
             self.read()
@@ -148,8 +178,11 @@ class Study:
                 if digits not in self.trials:
                     name = "-".join(filter(None, (trial_name(trial["overrides"], self.axes), digits)))
                     self.trials[digits] = {"run_dir": self._find(digits) or name, **trial}
-                elif "cost" in trial:
+                    continue
+                if "cost" in trial:
                     self.trials[digits]["cost"] = trial["cost"]
+                if renews:
+                    self.trials[digits]["overrides"] = trial["overrides"]
             self.commands = [known for known in self.commands if known["command"] != command]
             started = {"command": command, "launcher": launcher, "started": time.time(), "trials": [*trials]}
             self.commands.append(started)

@@ -68,7 +68,7 @@ def ten_crop_study(source: Path, out: Path, data_root: Path | None = None) -> St
             overrides = {**settings, CROPS_FACTOR: str(crops), "seed": str(trial.seed)}
             entries[digits] = {"overrides": overrides, "choices": {}}
     study = Study(out)
-    study.add(train_command(*sys.argv[1:]), "basic", [*keys, CROPS_FACTOR, "seed"], entries)
+    study.add(train_command(*sys.argv[1:]), "basic", [*keys, CROPS_FACTOR, "seed"], entries, renews=True)
     session = Session(study, [*wanted], resume_hint=RESUME_HINT)
     for digits, (trial, crops) in wanted.items():
         run_dir = study.run_dir(digits)

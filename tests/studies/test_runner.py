@@ -19,6 +19,7 @@ from alexnet_pl.config.trust import check_targets
 from alexnet_pl.runtime.errors import ConfigError, UserError
 from alexnet_pl.runtime.signals import exit_on_signal, raise_if_interrupted
 from alexnet_pl.studies.forecast import progress
+from alexnet_pl.studies.hydra_callback import refuse_other_data
 from alexnet_pl.studies.runner import prepare
 from alexnet_pl.studies.store import STUDY, Study
 from alexnet_pl.training.checkpoint_io import LATEST, read_checkpoint
@@ -212,6 +213,8 @@ def test_lost_study_json_is_rewritten_and_corrupt_one_refused(study, tmp_path):
         (["-m", "study=s", "run_dir=x", "seed=1,2"], "run_dir=x is invalid in a sweep: expected no override, because"),
         (["-m", "hydra.sweep.dir=s", "hydra.job.chdir=true"], "hydra.job.chdir=true is invalid in a sweep: expected"),
         (["-m", "study=s", "data.root=a,b", "data=cifar10"], "are the same trial: they compute the same numbers"),
+        (["-m", "study=s", "model.dropout=0,0.0"], "are the same trial: they compute the same numbers"),
+        (["-m", "study=s", "experiment=dropout,augmentation"], "experiment=dropout is invalid in this sweep: what it"),
         (["-m", "study=../s", "seed=1,2"], "study=../s is invalid"),
         (["study=s"], "study=s is invalid: expected a sweep. Put -m before the overrides."),
         (["-m", "study=s", "model/norm=lrn,layer"], "model/norm=layer is invalid: expected one of: batch, lrn, "),
@@ -226,6 +229,23 @@ def test_invalid_studies_are_refused(overrides, message, tmp_path):
     assert message in command.text
     assert "Traceback" not in command.text
     assert not [path for path in tmp_path.glob("**/config.yaml") if path.parent.name != ".hydra"]
+
+
+def test_a_study_of_image_folders_keeps_to_its_images(tmp_path):
+    """Issue: the results of one dataset were shown as those of another."""
+    trials = {"a1": {"run_dir": "a1", "overrides": {}, "choices": {}}}
+    cfg = config("data=image_folder", f"data.root={tmp_path / 'cats'}")
+    study = Study(tmp_path / "s", trials=trials)
+    run_dir = tmp_path / "s" / "a1"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(f"data:\n  root: {tmp_path / 'flowers'}\n")
+    refuse_other_data(study, {"a1": cfg})  # the images have moved
+    (tmp_path / "flowers").mkdir()
+    with pytest.raises(ConfigError, match="cats is invalid: expected .*flowers, the data of .*Name another study"):
+        refuse_other_data(study, {"a1": cfg})
+    refuse_other_data(study, {"a1": config("data=cifar10", "data.root=/b")})
+    cfg.data.root = f"{tmp_path}/x/../flowers"
+    refuse_other_data(study, {"a1": cfg})
 
 
 @pytest.mark.slow

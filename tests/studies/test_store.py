@@ -40,6 +40,22 @@ def test_hash_changes_with_everything_that_changes_a_number():
     assert len(set(names)) == len(settings)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("augment=[crop_flip,cutout]", "augment=[cutout,crop_flip]"),
+        ("+optimizer.layers={conv*:{lr_multiplier:2},conv1:{lr_multiplier:0}}",
+         "+optimizer.layers={conv1:{lr_multiplier:0},conv*:{lr_multiplier:2}}"),
+    ],
+)  # fmt: skip
+def test_hash_changes_with_the_order_of_what_applies_in_order(one, other):
+    """Issue: the second of two studies that differ in it printed the numbers of the first."""
+    assert config_hash(config(one)) != config_hash(config(other))
+    plain = config(one)
+    plain.optimizer = dict(reversed(plain.optimizer.items()))  # whose order is of no consequence
+    assert config_hash(plain) == config_hash(config(one))
+
+
 def test_directory_names_are_short_and_safe():
     overrides = {"model/pool": "overlapping", "seed": "3", "optimizer.lr": "1e-3", "model.channels": "[1, 2]/../x"}
     axes = ["seed", "model/pool", "optimizer.lr", "model.channels", "trainer"]

@@ -65,6 +65,15 @@ def test_stopped_evaluation_continues_and_finished_one_is_skipped(trained):
     assert [path.name for path in trained.iterdir() if path.suffix != ".log"] == ["multirun"], "a run directory"
 
 
+def test_an_axis_that_the_source_gains_is_known_of_earlier_evaluations(tmp_path):
+    """Issue: seeds evaluated before and after counted as two configurations."""
+    study = Study(tmp_path)
+    study.add("first", "basic", ["seed"], {"a": {"overrides": {"seed": "1"}, "choices": {}}})
+    more = {"overrides": {"optimizer.lr": "0.001", "seed": "1"}, "choices": {}}
+    study.add("second", "basic", ["optimizer.lr", "seed"], {"a": more}, renews=True)
+    assert Study(tmp_path).trials["a"] == {"run_dir": "seed_1-a", **more}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
