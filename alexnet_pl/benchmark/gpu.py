@@ -1,4 +1,4 @@
-"""Everything that is to be proved on a GPU, in one call: ``alexnet benchmark --device cuda --everything``."""
+"""Everything that is to be proved on a GPU, in one call: ``alexnet benchmark --device cuda``."""
 
 import tempfile
 import time

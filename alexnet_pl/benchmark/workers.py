@@ -17,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from alexnet_pl.benchmark.loops import peak_memory, random_data
 from alexnet_pl.benchmark.timing import note
 from alexnet_pl.runtime.errors import UserError
-from alexnet_pl.runtime.run_folder import read_metrics
+from alexnet_pl.runtime.run_folder import read_config, read_metrics
 from alexnet_pl.runtime.system import usable_cores
 
 SCALES = {
@@ -97,7 +97,9 @@ def train_side_by_side(
                 reason = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
                 raise UserError(f"a run of the benchmark failed: {' '.join(reason) or f'exit code {code}'}")
         seconds = [statistics.median(row["epoch_seconds"] for row in read_metrics(run)[1:]) for run in runs]
-        return [count * 9 // 10 / taken for taken in seconds]
+        batch_size = int(read_config(runs[0])["data"]["batch_size"])
+        images = count * 9 // 10 // batch_size * batch_size  # without the incomplete batch, which is dropped
+        return [images / taken for taken in seconds]
 
 
 class StartTogether(Callback):

@@ -67,6 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--largest", type=positive_int, default=10**6, metavar="N", help="with --growth: counts above it are left out"
     )
     args = parser.parse_args(arguments)
+    mode = next((name for name in ("input", "load", "workers", "growth", "page") if getattr(args, name)), None)
+    for name in ("device", "compile", "full"):
+        if mode and getattr(args, name):
+            parser.error(f"--{mode} excludes --{name}: it measures on the CPU, in its own way")
+    if mode in ("growth", "page") and args.repeats:
+        parser.error(f"--{mode} excludes --repeats")
+    if args.device == "cuda" and (args.compile or args.full):
+        parser.error("--device cuda excludes --compile and --full: it measures both in one call")
     if args.page:
         results, readme = args.page.parent / "results", args.page.parent.parent / "README.md"
         write_output(args.page, render.page(results))

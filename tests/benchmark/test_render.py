@@ -108,7 +108,7 @@ def test_the_page_is_written_beside_its_results(tmp_path, capsys):
     assert "190 images/s on cpu (a CPU, 2 cores) in 32-true" in speed_line(results)
     text = page_file.read_text(encoding="utf-8")
     assert "### mine" in text
-    assert "Not measured yet." in text
+    assert "No file of `alexnet benchmark --input` is committed yet" in text
 
 
 def test_the_committed_page_is_that_of_the_committed_results():
