@@ -1,9 +1,8 @@
 """Model card command: ``alexnet card RUN``."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from alexnet_pl.cli.parser import add_run, make_parser, write_output
+from alexnet_pl.cli.parser import add_run, make_parser, output_file, write_output
 
 DESCRIPTION = """\
 Write a model card in Markdown with the usual sections (Mitchell et al. 2019): model, intended use, data, recipe,
@@ -18,7 +17,7 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("card", DESCRIPTION, EPILOG)
     add_run(parser, "run directory")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="default: standard output")
     args = parser.parse_args(arguments)
     from alexnet_pl.inference.model_card import card  # here for start-up time: --help needs no torch
     from alexnet_pl.inference.trained_run import load_run

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alexnet_pl.cli.parser import make_parser, write_output
+from alexnet_pl.cli.parser import make_parser, output_file, write_output
 from alexnet_pl.config.compose import CONF, compose
 from alexnet_pl.config.hydra_versions import instantiate
 from alexnet_pl.runtime.commands import shell_join
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("color_pca", DESCRIPTION, EPILOG)
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="as for train.py: data=…, data.root=…")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to write, such as conf/augment/color/NAME.yaml"
+        "--output", type=output_file, metavar="FILE", help="file to write, such as conf/augment/color/NAME.yaml"
     )
     args = parser.parse_args(arguments)
     if args.output:

@@ -6,11 +6,12 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, write_output
+from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, output_file, write_output
 from alexnet_pl.runtime.errors import csv_safe, printable
 
 if TYPE_CHECKING:
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
 CROPS = (1, 2, 6, 10)
 """Views per image to choose from: one, or a key of :data:`alexnet_pl.data.transforms.VIEW_NAMES`."""
 
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+"""The corruptions over which papers average: CIFAR-10-C has four more (Hendrycks and Dietterich 2019, section 4.1)."""
+
 MAX_CONFUSION_CLASSES = 40
 """Largest number of classes whose confusion matrix fits on a terminal; --json has it for any number."""
 
 DESCRIPTION = """\
 Compute loss, top-1 and top-5 error, per-class accuracy, calibration error and confusion matrix of a trained run.
 
-On the run's own data, batch size, precision and device type the metrics equal those of result.json exactly, and --json
-uses the same names. --data-root points to a copy of the run's data, or to any ImageFolder layout with the run's class
-names, DIR/test/<class>/* or DIR/<class>/*, with images of any size."""
+On the run's own data, with its precision, device type and number of threads, the metrics equal those of result.json
+exactly, unless the run was compiled. --json uses the same names. --data-root points to a copy of the run's data, or to
+any ImageFolder layout with the run's class names, DIR/test/<class>/* or DIR/<class>/*, with images of any size."""
 
 EPILOG = """\
   --crops 10 is the paper's test: the softmax is averaged over the four corner crops, the center crop and their mirror
@@ -82,7 +89,8 @@ def compare(run: TrainedRun, result: Evaluation, crops: int) -> str:
     if all(run.result[name] == value for name, value in here.items()):
         return "identical to the metrics in result.json"
     recorded = ", ".join(f"{name} {run.result[name]:.6g} (here {value:.6g})" for name, value in here.items())
-    return printable(f"result.json has {recorded}, from {run.result['device']} in {run.result['precision']}")
+    origin = f"on the run's own images, from {run.result['device']} in {run.result['precision']}"
+    return printable(f"result.json has {recorded}, {origin}")
 
 
 def as_json(run: TrainedRun, result: Evaluation, crops: int) -> dict[str, Any]:
@@ -125,11 +133,15 @@ def robustness_report(run: TrainedRun, parts: Sequence[Part]) -> str:
             table.setdefault(part.corruption, []).append(part.figures["test/error"])
     if not table:
         return "\n".join(lines)
-    table["mean"] = [sum(column) / len(column) for column in zip(*table.values(), strict=True)]
+    has_benchmark = table.keys() >= set(CORRUPTIONS)
+    counted = {name: errors for name, errors in table.items() if name in CORRUPTIONS or not has_benchmark}
+    table["mean"] = [sum(column) / len(column) for column in zip(*counted.values(), strict=True)]
     width = max(len("severity"), *map(len, table))
     lines += ["", f"{'severity':{width}}" + "".join(f"{place:>9}" for place in (1, 2, 3, 4, 5, "mean"))]
     for name, errors in table.items():
         lines.append(f"{printable(name):{width}}" + "".join(f"{e:9.4f}" for e in (*errors, sum(errors) / len(errors))))
+    if left := [printable(name) for name in table if name not in (*counted, "mean")]:
+        lines += ["", f"mean: of the benchmark's {len(counted)} corruptions, without {', '.join(left)}"]
     return "\n".join(lines)
 
 
@@ -142,15 +154,22 @@ def evaluate_robustness(run: TrainedRun, args: argparse.Namespace) -> None:
         record,
     )
 
+    path, is_own = None, args.data is None and is_own_data(run, args.data_root)
     if args.data is None:
         parts = list(evaluate_corruptions(run, args.data_root))
-        path = record(run, parts) if is_own_data(run, args.data_root) else None
+        path = record(run, parts) if is_own else None
     else:
-        parts, path = list(evaluate_published(run, args.data[0], Path(args.data[1]))), None
+        parts = list(evaluate_published(run, args.data[0], Path(args.data[1])))
     rows = [{"corruption": p.corruption, "severity": p.severity, "images": p.images, **p.figures} for p in parts]
     print(json.dumps(rows, indent=2) if args.json else robustness_report(run, parts))
     if path is not None and not args.json:
         print(f"\n{path}")
+    if path is None and is_own:
+        print(
+            "corruptions.json was not written: it belongs to the best checkpoint of a finished run, and to test images "
+            "on which the run has the accuracy that its result.json records.",
+            file=sys.stderr,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--corruptions", action="store_true", help="test set under noise, blur, low contrast, JPEG, in five severities"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="also write labels and probabilities as CSV")
+    parser.add_argument(
+        "--predictions", type=output_file, metavar="FILE", help="also write labels and probabilities as CSV"
+    )
     args = parser.parse_args(arguments)
     from alexnet_pl.data.robustness import KINDS  # here for start-up time: --help needs no torch
     from alexnet_pl.inference.evaluation import evaluate
@@ -178,6 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     excluded = args.crops != 1 or args.split != "test" or args.predictions or (args.data and args.corruptions)
     if is_robustness and excluded:
         parser.error("--data and --corruptions exclude each other, --crops, --split and --predictions")
+    if args.data and args.data_root:
+        parser.error("--data names its own directory and excludes --data-root")
+    if args.predictions and not args.predictions.parent.is_dir():
+        parser.error(f"--predictions {args.predictions} is invalid: its directory does not exist")
     run = load_run(args.run, args.trust)
     if is_robustness:
         evaluate_robustness(run, args)

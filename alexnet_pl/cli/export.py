@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_pl.cli.parser import add_run, make_parser
+from alexnet_pl.cli.parser import add_run, make_parser, output_file
 from alexnet_pl.inference.options import SUFFIXES
 from alexnet_pl.runtime.errors import printable
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=tuple(SUFFIXES), required=True)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help="default: model.onnx, .pt2 or .safetensors in the run directory, or here for a run from a hub",
     )

@@ -3,16 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_pl.cli.parser import make_parser
+from alexnet_pl.cli.parser import make_parser, output_file
 from alexnet_pl.figures.charts import plot_learning_curves, read_curves
 from alexnet_pl.runtime.errors import UserError
+from alexnet_pl.runtime.files import replacing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("figures", "Draw the learning curves of finished or running runs.")
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="run directory and its name in the legend")
     parser.add_argument(
-        "--out", type=Path, default=Path("learning-curves.png"), metavar="FILE", help="image to write: png, svg or pdf"
+        "--out",
+        type=output_file,
+        default=Path("learning-curves.png"),
+        metavar="FILE",
+        help="image to write: png, svg or pdf",
     )
     parser.add_argument(
         "--published", nargs="*", default=[], metavar="NAME=ACCURACY", help="published accuracies to compare with"
@@ -23,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figure = plot_learning_curves({name: read_curves(run) for name, run in runs.items()}, published)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=130)
+        with replacing(args.out) as scratch:
+            figure.savefig(scratch, dpi=130)
     except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not write
         raise UserError(f"{args.out} cannot be written: {error}") from error
     print(args.out)

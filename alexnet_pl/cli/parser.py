@@ -81,6 +81,22 @@ def positive_int(text: str) -> int:
     return value
 
 
+def tcp_port(text: str) -> int:
+    """Return ``text`` as the number of a TCP port, from 1 to 65535; a type for argparse."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= value <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is invalid: expected a number from 1 to 65535")
+    return value
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file to write, which no directory is in the place of; a type for argparse."""
+    path = Path(text)
+    if not path.name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is invalid: expected a file, and it is a directory")
+    return path
+
+
 def write_output(path: Path, text: str) -> None:
     """Write the file that the user asked for, atomically and as UTF-8.
 

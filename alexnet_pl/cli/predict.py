@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alexnet_pl.cli.parser import add_run, make_parser, positive_int
+from alexnet_pl.cli.parser import add_run, make_parser, output_file, positive_int
 from alexnet_pl.inference.options import MAX_DRAWN
 from alexnet_pl.runtime.errors import UserError, csv_safe, printable
 
@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     form.add_argument("--json", action="store_const", const="json", dest="form", help="one JSON object per line")
     form.add_argument("--csv", action="store_const", const="csv", dest="form", help="one CSV row per file")
     parser.add_argument(
-        "--bars", type=Path, metavar="FILE", help=f"also draw the first {MAX_DRAWN} images with bars: png, svg or pdf"
+        "--bars",
+        type=output_file,
+        metavar="FILE",
+        help=f"also draw the first {MAX_DRAWN} images with bars: png, svg or pdf",
     )
     args = parser.parse_args(arguments)
     from alexnet_pl.data.image_io import image_files  # here for start-up time: --help needs no torch

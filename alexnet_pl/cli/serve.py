@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, wait_for_stop
+from alexnet_pl.cli.parser import add_data_root, add_run, make_parser, tcp_port, wait_for_stop
 from alexnet_pl.inference.options import MAX_PIXELS, MAX_UPLOAD
 from alexnet_pl.runtime.errors import UserError
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("serve", DESCRIPTION, EPILOG)
     add_run(parser)
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--port", type=tcp_port, default=7860, help="default: 7860")
     add_data_root(parser, "current location of the training data")
     parser.add_argument(
         "--neighbors", type=int, default=10_000, metavar="N", help="training images to search (default: 10000; 0: none)"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_pl.cli.parser import make_parser, wait_for_stop
+from alexnet_pl.cli.parser import make_parser, tcp_port, wait_for_stop
 from alexnet_pl.runtime.errors import UserError
 
 DEFAULT_FOLDERS = ("runs", "multirun")
@@ -82,7 +82,7 @@ def start(folders: Sequence[Path], port: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("tensorboard", DESCRIPTION)
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="default: runs/ and multirun/")
-    parser.add_argument("--port", type=int, default=6006, help="default: 6006")
+    parser.add_argument("--port", type=tcp_port, default=6006, help="default: 6006")
     args = parser.parse_args(arguments)
     folders = log_folders(args.folders)
     check_port(args.port)

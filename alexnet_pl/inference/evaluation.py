@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from alexnet_pl.config.resolve import default_precision
+from alexnet_pl.data.class_folders import ClassFolders
 from alexnet_pl.data.image_io import Preprocess
 from alexnet_pl.data.transforms import make_views
 from alexnet_pl.figures.run_figures import confusion_counts
-from alexnet_pl.inference.run_data import find_data
+from alexnet_pl.inference.run_data import check_classes, find_data
 from alexnet_pl.inference.trained_run import TrainedRun
-from alexnet_pl.runtime.errors import DataError
+from alexnet_pl.runtime.errors import DataError, one_line
 from alexnet_pl.training.build import quiet_lightning
 from alexnet_pl.training.classifier import ImageClassifier, average_views
 
@@ -76,6 +78,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluate the network on a split as the run's own test did: same batches, and same precision if supported here.
 
+    Limits of the run, such as ``trainer.limit_test_batches``, are not applied to other data than its own.
+
     Args:
         split: ``val`` or ``test``; ``val`` is the run's own part of the training images, given by its ``split_seed``.
         crops: 1 for the center crop; 2, 6 or 10 for the views of :func:`~alexnet_pl.data.transforms.make_views`.
@@ -85,7 +89,7 @@ def evaluate(
         DataError: the data is missing or corrupt, or has other classes than the run.
     """
     data = find_data(run, split, data_root, uncropped(run.preprocess) if crops == 10 else run.preprocess)
-    return evaluate_on(run, data, split, crops)
+    return evaluate_on(run, data, split, crops, is_limited=not isinstance(data, ClassFolders))
 
 
 def evaluate_on(
@@ -107,12 +111,16 @@ def evaluate_on(
     hook = net.register_forward_hook(lambda module, inputs, output: logits.append(output.float().cpu()))
     source: Any = data
     source.setup()
-    if tuple(source.class_names) != run.class_names:
-        raise DataError(f"the data has other classes than the run: {', '.join(source.class_names)}.")
+    check_classes(run, source)
     test = trainer.test if split == "test" else trainer.validate
-    figures = test(model, datamodule=data, verbose=False)[0]
-    hook.remove()
-    run.net.cpu()
+    run.net.to(memory_format=torch.channels_last if run.config.get("channels_last") else torch.contiguous_format)
+    try:
+        figures = test(model, datamodule=data, verbose=False)[0]
+    except MisconfigurationException as error:  # a limit in fractions of very few batches
+        raise DataError(f"{one_line(error)}\nThis limit is the run's.") from error
+    finally:
+        hook.remove()
+        run.net.cpu().to(memory_format=torch.contiguous_format)
     probabilities = torch.cat(logits).softmax(1)
     loader = source.test_dataloader() if split == "test" else source.val_dataloader()
     labels = loader.labels[loader.indices][: len(probabilities)].cpu()

@@ -59,6 +59,13 @@ DATA_SOURCES = {
 """Name of a data module → description, source and license of its dataset, as Markdown."""
 
 
+AVERAGES = ("EMA", "EMAWeightAveraging")
+"""Classes of callbacks whose averaged weights the best checkpoint holds."""
+
+PLAIN_LOSSES = ("CrossEntropyLoss", "CrossEntropyLoss (label_smoothing 0.0)")
+"""Objectives that a card need not describe."""
+
+
 class Markdown(str):
     """Text that is Markdown already and is not escaped again."""
 
@@ -90,6 +97,9 @@ def _values(run: TrainedRun, result: Mapping[str, Any]) -> dict[str, Any]:
     size = preprocess.image_size
     best = (config.get("callbacks") or {}).get("best") or {}
     monitor = str(best.get("monitor", "val/acc"))
+    loss = config.get("loss") or {"_target_": "CrossEntropyLoss"}
+    callbacks = [callback for callback in (config.get("callbacks") or {}).values() if callback]
+    averages = [callback for callback in callbacks if str(callback.get("_target_")).rpartition(".")[2] in AVERAGES]
     cropped = f", and only the middle {size}×{size} of that is used" if size < side else ""
     low, high = wilson_interval(result["test/acc"], data["test"])
     unknown = f"{escape(data['name'])}; its source and license are not known to this program."
@@ -113,6 +123,8 @@ def _values(run: TrainedRun, result: Mapping[str, Any]) -> dict[str, Any]:
         "limits": ", ".join(f"{key}={value}" for key, value in (data.get("limits") or {}).items()),
         "optimizer": describe(config["optimizer"]),
         "scheduler": describe(config["scheduler"]) if config.get("scheduler") else "constant",
+        "loss": "" if describe(loss) in PLAIN_LOSSES else describe(loss),
+        "averaged": describe(averages[0]) if averages else "",
         "batch_size": config["data"]["batch_size"],
         "augmentation": describe(config["augment"]),
         "versions": ", ".join(f"{package} {version}" for package, version in result["versions"].items()),

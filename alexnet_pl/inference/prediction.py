@@ -12,6 +12,7 @@ from alexnet_pl.figures.image_grids import plot_top5
 from alexnet_pl.inference.options import MAX_DRAWN
 from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.runtime.errors import DataError, UserError
+from alexnet_pl.runtime.files import replacing
 
 MAX_BATCH_SIZE, MAX_BATCH_PIXELS = 256, 2_000_000
 """Limits of a batch, which bound the memory of a forward pass: 256 images of 32×32 pixels, 39 of 224×224."""
@@ -80,6 +81,7 @@ def draw(predictions: Sequence[Prediction], path: Path) -> None:
         raise UserError(f"{path} was not written: no image could be classified.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        plot_top5(drawn).savefig(path, dpi=110)
+        with replacing(path) as scratch:
+            plot_top5(drawn).savefig(scratch, dpi=110)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error

@@ -12,7 +12,7 @@ from alexnet_pl.data.transforms import is_mixing, per_image
 from alexnet_pl.figures.html_report import FIGURES
 from alexnet_pl.figures.run_figures import DRAWN_BY, NUM_AUGMENTED, FigureInputs, draw, save
 from alexnet_pl.inference.evaluation import make_trainer
-from alexnet_pl.inference.run_data import find_data
+from alexnet_pl.inference.run_data import check_classes, find_data
 from alexnet_pl.inference.trained_run import TrainedRun, load_run
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.training.callbacks.dashboard import Dashboard
@@ -41,6 +41,7 @@ def redraw(run_dir: Path, data_root: str | Path | None = None, trust: Sequence[s
 def _redraw_with_data(run: TrainedRun, run_dir: Path, data_root: str | Path | None) -> dict[str, str]:
     data: Any = find_data(run, "val", data_root, run.preprocess)
     data.setup()
+    check_classes(run, data)
     settings = (run.config.get("callbacks") or {}).get("dashboard") or {}
     count = settings.get("num_neighbor_images", 10_000)
     dashboard = Dashboard(run_dir / FIGURES, histogram_every_n_epochs=0, num_neighbor_images=count)

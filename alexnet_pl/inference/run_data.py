@@ -1,6 +1,7 @@
 """Data of a trained run: where it is now, or other data with the same classes."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningDataModule
 
@@ -15,6 +16,8 @@ from alexnet_pl.runtime.errors import DataError
 _NOT_REUSED = ("_target_", "augment", "test_crops", "shards", "cache")
 """Keys of the data section that evaluation sets itself. ``shards`` and ``cache`` name directories that are written to,
 which an untrusted checkpoint must not choose."""
+
+OWN_IMAGES = "Figures, neighbors and --split val come from the run's own images"
 
 
 def find_data(run: TrainedRun, split: str, data_root: str | Path | None, preprocess: Preprocess) -> LightningDataModule:
@@ -45,9 +48,22 @@ def find_data(run: TrainedRun, split: str, data_root: str | Path | None, preproc
     if has_root and (official_dir(data_root).is_dir() or split == "val"):
         has_copy = official_dir(data_root).is_dir() or (data_root / "train").is_dir()
         if kind.classes_from_files or not has_copy:  # of those, kind.is_in was False above
-            raise DataError(f"{data_root} has no copy of the run's training images, which --split val is a part of.")
+            raise DataError(f"{data_root} has no copy of the run's training images. {OWN_IMAGES}.")
         return kind(**{**settings, "root": data_root})
     if split == "val":
-        raise DataError("--split val is a part of the run's own data. Omit --data-root, or use --split test.")
+        raise DataError(f"{data_root} is not where the run's data comes from. {OWN_IMAGES}. Omit --data-root.")
     folder = data_root / "test" if (data_root / "test").is_dir() else data_root
     return ClassFolders(folder, run.class_names, preprocess, settings["batch_size"])
+
+
+def check_classes(run: TrainedRun, data: Any) -> None:
+    """Check that data has the run's classes: else other names would stand under its predictions.
+
+    Args:
+        data: data module, set up.
+
+    Raises:
+        DataError: it has other classes, or in another order.
+    """
+    if tuple(data.class_names) != run.class_names:
+        raise DataError(f"the data has other classes than the run: {', '.join(data.class_names)}.")

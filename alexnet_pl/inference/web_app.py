@@ -18,7 +18,7 @@ from alexnet_pl.figures.features import FeatureBank, capture_activations, extrac
 from alexnet_pl.figures.image_grids import response_grid
 from alexnet_pl.inference.model_card import escape
 from alexnet_pl.inference.options import MAX_PIXELS, MAX_UPLOAD
-from alexnet_pl.inference.run_data import find_data
+from alexnet_pl.inference.run_data import check_classes, find_data
 from alexnet_pl.inference.trained_run import TrainedRun
 from alexnet_pl.inference.web_guard import RequestGuard
 from alexnet_pl.runtime.errors import DataError, UserError, printable
@@ -58,11 +58,12 @@ def training_images(run: TrainedRun, count: int, data_root: str | Path | None = 
     """Return ``count`` of the run's training images with their features.
 
     Raises:
-        DataError: the data is neither at its recorded location nor in ``data_root``.
+        DataError: the data is neither at its recorded location nor in ``data_root``, or has other classes.
         UserError: the network has no linear layer.
     """
     data: Any = find_data(run, "val", data_root, run.preprocess)
     data.setup()
+    check_classes(run, data)
     found = extract_features(
         run.net, plain_batches(data, data.train_dataloader()), run.preprocess.mean, run.preprocess.std, count
     )

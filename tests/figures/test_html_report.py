@@ -12,8 +12,10 @@ from helpers import read_report
 from PIL import Image
 
 from alexnet_pl.cli import report
+from alexnet_pl.data import DigitsDataModule
 from alexnet_pl.figures.html_report import describe_variant, open_command, write_report
 from alexnet_pl.figures.run_figures import TITLES
+from alexnet_pl.inference.redraw import redraw
 from alexnet_pl.runtime.errors import UserError
 from alexnet_pl.runtime.run_folder import record_command
 
@@ -67,6 +69,21 @@ def test_the_report_command_redraws_from_the_checkpoint(copied, capsys):
     assert set(after) == set(before)
     same = [name for name in before if after[name] == before[name]]
     assert set(same) >= {"conv1_kernels.png", "confusion_matrix.png", "mistakes.png", "top5.png", "learning_curves.png"}
+
+
+def test_figures_are_not_drawn_from_data_with_other_classes(copied, tmp_path, monkeypatch):
+    """Issue: other classes got the run's names, in figures that replaced the run's own."""
+    before = (copied / "figures" / "confusion_matrix.png").read_bytes()
+    setup = DigitsDataModule.setup
+
+    def other_classes(self, stage=None):
+        setup(self, stage)
+        self.class_names = ("zero", *self.class_names[1:])
+
+    monkeypatch.setattr(DigitsDataModule, "setup", other_classes)
+    missing = redraw(copied)
+    assert "the data has other classes than the run: zero, 1" in missing["confusion_matrix"]
+    assert (copied / "figures" / "confusion_matrix.png").read_bytes() == before
 
 
 def test_a_run_killed_half_way_has_a_report(copied, capsys):

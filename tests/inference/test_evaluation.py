@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,6 +83,29 @@ def test_another_image_folder_with_the_same_classes(run, tmp_path):
     (tmp_path / "3").rename(tmp_path / "three")
     with pytest.raises(DataError, match="missing 3; unexpected three"):
         evaluate(run, data_root=tmp_path)
+
+
+def test_limits_of_a_run_are_not_those_of_other_images(run, tmp_path):
+    """Issue: a twentieth of very few batches is none, which ended in a traceback; others were cut short."""
+    limited = replace(run, config={**run.config, "trainer": {**run.config["trainer"], "limit_test_batches": 0.05}})
+    for name in run.class_names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (16, 16), (int(name) * 20, 0, 0)).save(tmp_path / name / "0.png")
+    assert len(evaluate(limited, data_root=tmp_path).labels) == 10
+    with pytest.raises(DataError, match="This limit is the run's"):
+        evaluate(replace(limited, config={**limited.config, "data": {**run.config["data"], "batch_size": 512}}))
+
+
+def test_evaluation_uses_the_runs_memory_format(run):
+    seen = []
+    hook = run.net.register_forward_pre_hook(
+        lambda net, inputs: seen.append(net.features.conv1.weight.is_contiguous(memory_format=torch.channels_last))
+    )
+    other = replace(run, config={**run.config, "channels_last": True})
+    evaluate(other)
+    hook.remove()
+    assert all(seen)
+    assert run.net.features.conv1.weight.is_contiguous()
 
 
 def test_ten_crop_is_the_papers():

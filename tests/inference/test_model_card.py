@@ -34,6 +34,15 @@ def test_the_card_has_the_runs_numbers(run, folder, tmp_path):
         card(load_run(shutil.copy(folder / "checkpoints/best.ckpt", tmp_path / "lone.ckpt")))
 
 
+def test_the_card_names_what_trained_the_weights(run):
+    assert "| weights |" not in card(run)
+    ema = {"_target_": "alexnet_pl.training.EMA", "decay": 0.99}
+    loss = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.1}
+    text = card(replace(run, config={**run.config, "loss": loss, "callbacks": {**run.config["callbacks"], "ema": ema}}))
+    assert "| weights | averaged: EMA (decay 0.99) |" in text
+    assert "| loss | CrossEntropyLoss (label_smoothing 0.1) |" in text.replace("\\", "")
+
+
 def test_wilsons_interval_is_the_tabulated_one():
     assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson 1927
     assert wilson_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)

@@ -88,6 +88,14 @@ def test_the_command_prints_a_table_and_keeps_it(folder: Path, capsys) -> None:
     rows = read_corruptions(folder)
     assert len(rows) == 1 + 5 * len(STRENGTHS)
     (folder / CORRUPTIONS).unlink()
+    result = (folder / "result.json").read_text()
+    try:
+        (folder / "result.json").unlink()
+        command.main([str(folder), "--corruptions", "--json"])
+    finally:
+        (folder / "result.json").write_text(result)
+    assert "corruptions.json was not written: it belongs to the best checkpoint" in capsys.readouterr().err
+    assert not (folder / CORRUPTIONS).exists()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +130,22 @@ def test_published_sets_on_a_run_of_cifar10(class_folders, tmp_path: Path, capsy
     command.main([str(run_dir), "--data", "cifar10_1", str(tmp_path)])
     assert "top-1 error on 100 images" in capsys.readouterr().out
     assert load_run(run_dir).class_names[0] == "airplane"
+
+
+def test_the_mean_is_the_benchmarks(run) -> None:
+    """Issue: the archive of CIFAR-10-C has four more corruptions than papers average over."""
+    errors = {**dict.fromkeys(command.CORRUPTIONS, 0.5), "saturate": 0.1}
+    parts = [
+        Part(name, severity, 10, {"test/error": error}) for name, error in errors.items() for severity in SEVERITIES
+    ]
+    text = command.robustness_report(run, parts)
+    (mean,) = (line for line in text.splitlines() if line.startswith("mean "))
+    assert set(mean.split()[1:]) == {"0.5000"}
+    assert text.endswith("mean: of the benchmark's 15 corruptions, without saturate")
+    (mean,) = (
+        line for line in command.robustness_report(run, parts[:5] + parts[-5:]).splitlines() if "mean " in line[:5]
+    )
+    assert set(mean.split()[1:]) == {"0.3000"}
 
 
 @pytest.mark.parametrize(
