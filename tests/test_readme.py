@@ -223,10 +223,8 @@ def test_the_record_on_two_cores_is_that_of_its_file() -> None:
     frame = pd.read_csv(REPOSITORY / "docs/results/ladder/record-two-cores.csv")
     views, center = estimate(frame["test/acc_shifted_mirror"]), estimate(frame["test/acc"])
     seconds, epochs, n = frame["seconds"], frame["epochs"].max(), len(frame)
-    interval, minutes = (
-        f"[{views.low:.4f}, {views.high:.4f}]",
-        f"{seconds.min() / 60:.0f} to {seconds.max() / 60:.0f} minutes",
-    )
+    interval = f"[{views.low:.4f}, {views.high:.4f}]"
+    minutes = f"{seconds.min() / 60:.0f} to {seconds.max() / 60:.0f} minutes"
     page = re.sub(r"\s+", " ", text("docs/ladder.md"))
     assert f"over {epochs:.0f} epochs (`trainer.max_epochs={epochs:.0f}`) classifies" in page
     assert f"**{views.mean:.2%} of the test images {interval}** with six views, {center.mean:.2%} with one" in page
@@ -235,9 +233,14 @@ def test_the_record_on_two_cores_is_that_of_its_file() -> None:
     assert f"It takes {minutes} of training and validation" in page
     assert f"18 epochs would take {seconds.max() / epochs * 18 / 60:.0f} at the speed of the slowest run" in page
     header = text("conf/experiment/record.yaml").replace("\n# ", " ")
-    assert (
-        f"{epochs:.0f} epochs take {minutes}: {views.mean:.2%} {interval} with six views, {center.mean:.2%}" in header
+    said = (
+        f"{epochs:.0f} epochs take {minutes}: {views.mean:.2%} {interval} with six views, {center.mean:.2%} with one,"
     )
+    assert f"{said} n = {n}." in header
+    cells = table_row("README.md", f"the same, `trainer.max_epochs={epochs:.0f}`")
+    tested = f"{center.mean:.4f}; six views {views.mean:.4f} {interval}, n = {n}"
+    assert cells[1:4] == [f"{epochs:.0f}", f"{frame['val/acc'].mean():.4f}", tested]
+    assert cells[-1].strip("| ") == f"2 CPU cores, {minutes.removesuffix('utes')}"
 
 
 def test_the_runs_in_the_tutorials_time_are_those_of_their_file() -> None:

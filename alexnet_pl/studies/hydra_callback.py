@@ -250,7 +250,7 @@ def _without_spelling(value: Any) -> str:
 
 
 def refuse_other_data(study: Study, configs: Mapping[str, DictConfig]) -> None:
-    """Refuse to go on with trials that were trained on other data, where ``data.root`` is what the dataset is.
+    """Refuse trials that were trained on another dataset, for data modules whose dataset is the directory itself.
 
     Raises:
         ConfigError: a trial has another ``data.root``, which still exists: the images have not moved.
